@@ -1,0 +1,13 @@
+//! tether: a SPIFFE workload identity agent that tethers identity to the runtime that earned it.
+//!
+//! The modules stand in layer order: a file imports only from its own module and from rows above it, and
+//! `tests/layering.rs` enforces that. A request flows down the same list, and each arrow is a type with a private
+//! constructor, so the order cannot be got wrong:
+//!
+//! ```text
+//! connection -> PeerConn -> Instance -> Attested -> &Entry -> Grant -> Svid -> ledger + audit -> stream
+//!               (kernel)    (pidfd)     (selectors)          (policy)  (authority)
+//! ```
+
+pub mod base;
+pub mod id;
