@@ -9,5 +9,11 @@
 //!               (kernel)    (pidfd)     (selectors)          (policy)  (authority)
 //! ```
 
+#[cfg(feature = "agent")]
+pub mod attest;
 pub mod base;
 pub mod id;
+pub mod proto;
+pub mod selector;
+#[cfg(feature = "agent")]
+pub mod sys;

@@ -1,1 +1,2 @@
-fn main(){}
+//! The `tether` command.
+fn main() {}

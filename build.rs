@@ -1,0 +1,29 @@
+//! Compiles `proto/` into `OUT_DIR` with a compiler written in Rust, so that no protoc is needed; nothing else.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    let files = ["proto/workload.proto", "proto/admin.proto"];
+    let descriptors = protox::compile(files, ["proto"])?;
+    std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
+
+    let mut config = prost_build::Config::new();
+    // Certificates and bundles are shared between streams: reference-counted buffers, not copies.
+    config.bytes(["."]);
+    tonic_prost_build::configure()
+        .build_server(std::env::var_os("CARGO_FEATURE_AGENT").is_some())
+        .compile_fds_with_config(descriptors, config)?;
+
+    println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rustc-env=TETHER_COMMIT={}", commit().unwrap_or_default());
+    println!("cargo:rerun-if-changed=.git/HEAD");
+    Ok(())
+}
+
+/// The commit this is built from, for `--version`; none in a source archive.
+fn commit() -> Option<String> {
+    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

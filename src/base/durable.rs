@@ -1,0 +1,177 @@
+//! The only file writer. What it has written is whole, on disk and visible in that order, whatever dies meanwhile.
+//!
+//! A replacement is written to a temporary file in the same directory, synced, renamed over the target, and the
+//! directory is synced: a reader sees the old or the new content, never a mixture. Links are not followed.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// A file operation that failed, with the path and what to do about it.
+#[derive(Debug, Error)]
+pub enum DurableError {
+    /// The operating system refused.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The refusal.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory that must be private is not ours or is open to others.
+    #[error("`{}` must be a directory owned by uid {uid} with no access for others; it is not: {what}", path.display())]
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
+        /// The owner it must have.
+        uid: u32,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DurableError + 'a {
+    move |source| DurableError::Io { action, path: path.to_owned(), source }
+}
+
+/// Replaces the content of `path` atomically and durably; the file has exactly `mode` whatever the umask is.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), DurableError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = write_new(&temporary, content, mode)
+        .and_then(|()| fs::rename(&temporary, path).map_err(io_error("rename into place", path)));
+    if written.is_err() {
+        // The target is untouched; a left-over temporary file would only confuse.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_parent(path)
+}
+
+fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), DurableError> {
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .mode(0o600)
+        .open(path)
+        .map_err(io_error("create", path))?;
+    file.write_all(content).map_err(io_error("write", path))?;
+    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))?;
+    file.sync_all().map_err(io_error("sync", path))
+}
+
+/// Removes a file durably; a file that is not there is fine.
+pub fn remove(path: &Path) -> Result<(), DurableError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error("remove", path)(error)),
+        Ok(()) => sync_parent(path),
+    }
+}
+
+fn sync_parent(path: &Path) -> Result<(), DurableError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(io_error("sync", parent))
+}
+
+/// Makes sure that `path` is a directory of ours that nobody else can enter, creating it with mode 0700.
+///
+/// An existing directory is checked, never repaired: in a shared place somebody else may have made it.
+pub fn private_dir(path: &Path) -> Result<(), DurableError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => return sync_parent(path),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(io_error("create the directory", path)(error)),
+    }
+    let uid = nix::unistd::geteuid().as_raw();
+    let meta = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let what = if !meta.is_dir() {
+        "it is not a directory".to_owned()
+    } else if meta.uid() != uid {
+        format!("it is owned by uid {}", meta.uid())
+    } else if meta.mode() & 0o077 != 0 {
+        format!("its mode is {:04o}; run chmod 0700 on it if it is yours", meta.mode() & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(DurableError::NotPrivate { path: path.to_owned(), uid, what })
+}
+
+/// Makes sure that `path` is a directory with `mode`, creating it when it is missing.
+pub fn shared_dir(path: &Path, mode: u32) -> Result<(), DurableError> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(io_error("create the directory", path)(error)),
+    }
+}
+
+/// Reads a whole file of at most `limit` bytes.
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DurableError> {
+    use io::Read;
+    let mut content = Vec::new();
+    let file = File::open(path).map_err(io_error("open", path))?;
+    file.take(limit + 1).read_to_end(&mut content).map_err(io_error("read", path))?;
+    if content.len() as u64 > limit {
+        let too_big = io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes"));
+        return Err(io_error("read", path)(too_big));
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replacement_is_whole_has_its_mode_and_leaves_nothing_else_behind() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("svid.pem");
+        replace(&path, b"old", 0o600).expect("first");
+        replace(&path, b"new", 0o644).expect("second");
+        assert_eq!(fs::read(&path).expect("there"), b"new");
+        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o7777, 0o644);
+        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 1);
+    }
+
+    #[test]
+    fn a_directory_open_to_others_is_refused_with_its_mode() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state");
+        private_dir(&path).expect("created");
+        private_dir(&path).expect("accepted when it is ours");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        let error = private_dir(&path).expect_err("refused").to_string();
+        assert!(error.contains("0755"), "{error}");
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_target_is_replaced_and_not_followed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (victim, path) = (dir.path().join("victim"), dir.path().join("key"));
+        fs::write(&victim, "keep").expect("written");
+        std::os::unix::fs::symlink(&victim, &path).expect("linked");
+        replace(&path, b"secret", 0o600).expect("replaced");
+        assert_eq!(fs::read(&victim).expect("there"), b"keep");
+        assert!(!fs::symlink_metadata(&path).expect("there").is_symlink());
+    }
+
+    #[test]
+    fn a_file_over_the_limit_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("big");
+        fs::write(&path, [0; 11]).expect("written");
+        assert_eq!(read(&path, 11).expect("fits").len(), 11);
+        assert!(read(&path, 10).is_err());
+    }
+}

@@ -1,0 +1,11 @@
+//! The ground everything stands on: time, entropy, secrets, durable files, stopping. Nothing here knows SPIFFE.
+
+#[cfg(feature = "agent")]
+pub mod backoff;
+pub mod clock;
+#[cfg(feature = "agent")]
+pub mod drain;
+#[cfg(feature = "agent")]
+pub mod durable;
+pub mod entropy;
+pub mod secret;

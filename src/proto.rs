@@ -1,0 +1,16 @@
+//! Code generated from `proto/`: the SPIFFE Workload API and tether's own services. No hand-written logic.
+#![allow(missing_docs, reason = "generated; the protos carry the documentation")]
+#![allow(clippy::all, reason = "generated")]
+
+/// The SPIFFE Workload API. Its proto has no package, so neither does this module's wire name.
+pub mod workload {
+    include!(concat!(env!("OUT_DIR"), "/_.rs"));
+}
+
+/// `tether.admin.v1`.
+pub mod admin {
+    include!(concat!(env!("OUT_DIR"), "/tether.admin.v1.rs"));
+}
+
+/// The encoded descriptors of all services, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
