@@ -16,4 +16,6 @@ pub mod id;
 pub mod proto;
 pub mod selector;
 #[cfg(feature = "agent")]
+pub mod store;
+#[cfg(feature = "agent")]
 pub mod sys;
