@@ -18,4 +18,8 @@ pub mod selector;
 #[cfg(feature = "agent")]
 pub mod store;
 #[cfg(feature = "agent")]
+pub mod metrics;
+#[cfg(feature = "agent")]
+pub mod audit;
+#[cfg(feature = "agent")]
 pub mod sys;
