@@ -12,8 +12,11 @@
 #[cfg(feature = "agent")]
 pub mod attest;
 pub mod base;
+pub mod bundle;
 pub mod id;
+pub mod jwt;
 pub mod proto;
 pub mod selector;
 #[cfg(feature = "agent")]
 pub mod sys;
+pub mod x509;
