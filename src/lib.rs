@@ -12,7 +12,9 @@
 #[cfg(feature = "agent")]
 pub mod attest;
 pub mod base;
+pub mod bundle;
 pub mod id;
+pub mod jwt;
 pub mod proto;
 pub mod selector;
 #[cfg(feature = "agent")]
@@ -23,3 +25,4 @@ pub mod metrics;
 pub mod audit;
 #[cfg(feature = "agent")]
 pub mod sys;
+pub mod x509;
