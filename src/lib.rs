@@ -13,6 +13,8 @@
 pub mod attest;
 pub mod base;
 pub mod id;
+#[cfg(feature = "agent")]
+pub mod peer;
 pub mod proto;
 pub mod selector;
 #[cfg(feature = "agent")]

@@ -1,0 +1,3 @@
+//! Whole connections through [`Inbound`](super::Inbound) and [`Outbound`](super::Outbound).
+
+pub(super) mod encoder;
