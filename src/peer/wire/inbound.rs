@@ -12,7 +12,7 @@ const MAX_QUEUE: usize = 1024 * 1024;
 /// What one read came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-pub struct Read {
+pub struct ReadOutcome {
     /// Where the bytes for the server are.
     pub passed: Passed,
     /// What this read completed.
@@ -74,7 +74,7 @@ impl Inbound {
     /// The server must first be given everything in [`Self::queued`] before the socket is read again; that is also what
     /// bounds the queue. An error is final: the same one comes back for every later read, and nothing that is still
     /// queued needs to reach the server.
-    pub fn accept(&mut self, read: &[u8]) -> Result<Read, WireError> {
+    pub fn accept(&mut self, read: &[u8]) -> Result<ReadOutcome, WireError> {
         if let Some(error) = self.failed {
             return Err(error);
         }
@@ -96,7 +96,7 @@ impl Inbound {
         self.last_stream
     }
 
-    fn advance(&mut self, read: &[u8]) -> Result<Read, WireError> {
+    fn advance(&mut self, read: &[u8]) -> Result<ReadOutcome, WireError> {
         let mut event = None;
         // As long as the server gets exactly `read[..at]` nothing is copied. The first byte that is held back, dropped
         // or replaced ends that: what came before it is queued, and all that follows.
@@ -161,7 +161,7 @@ impl Inbound {
                 return Err(WireError::Expansion);
             }
         }
-        Ok(Read { passed: if as_read { Passed::AsRead } else { Passed::Queued }, event })
+        Ok(ReadOutcome { passed: if as_read { Passed::AsRead } else { Passed::Queued }, event })
     }
 
     /// How many of the next bytes are preface or the payload of a passing frame.

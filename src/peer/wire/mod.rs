@@ -30,8 +30,8 @@ mod scan;
 mod tests;
 
 pub use hpack::HpackError;
-pub use inbound::{Event, Inbound, Passed, Read};
-pub use outbound::{Outbound, Write};
+pub use inbound::{Event, Inbound, Passed, ReadOutcome};
+pub use outbound::{Outbound, WriteAction};
 
 /// Why a connection cannot go on. Its text is fit for the debug data of a GOAWAY frame: it holds nothing the peer sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -11,7 +11,7 @@ const MAX_DEBUG: usize = 256;
 /// What to do with bytes the server wants to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-pub enum Write {
+pub enum WriteAction {
     /// The first so many are taken: tell the server that they are written, and write [`Outbound::pending`] as soon as
     /// there is something.
     Taken(usize),
@@ -55,11 +55,11 @@ impl Outbound {
     }
 
     /// Says what to do with the next bytes of the server.
-    pub fn accept(&mut self, bytes: &[u8]) -> Result<Write, WireError> {
+    pub fn accept(&mut self, bytes: &[u8]) -> Result<WriteAction, WireError> {
         match self.state {
-            State::Opening => self.open(bytes).map(Write::Taken),
-            State::Challenging => Ok(Write::FlushFirst),
-            State::Open => Ok(Write::Through),
+            State::Opening => self.open(bytes).map(WriteAction::Taken),
+            State::Challenging => Ok(WriteAction::FlushFirst),
+            State::Open => Ok(WriteAction::Through),
             State::Closed { .. } => Err(WireError::Closed),
         }
     }
@@ -82,7 +82,7 @@ impl Outbound {
         }
     }
 
-    /// Says that the socket took exactly `bytes` of what was [`Write::Through`].
+    /// Says that the socket took exactly `bytes` of what was [`WriteAction::Through`].
     pub fn wrote(&mut self, bytes: &[u8]) {
         self.boundary.advance(bytes);
     }

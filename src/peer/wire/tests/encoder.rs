@@ -80,7 +80,7 @@ fn put_string(text: &[u8], huffman: bool, out: &mut Vec<u8>) {
         let (code, length) = code_of(usize::from(byte));
         bits.push_str(&format!("{code:0width$b}", width = length as usize));
     }
-    while bits.len() % 8 != 0 {
+    while !bits.len().is_multiple_of(8) {
         bits.push('1');
     }
     put_integer(out, 0x80, 7, bits.len() / 8);
