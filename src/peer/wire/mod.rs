@@ -4,8 +4,9 @@
 //! does I/O, knows a clock, or learns who sent what: the I/O type around them does, and acts on what they report.
 //!
 //! # What it promises
-//! - A request whose `:authority` is no URI authority reaches the server as one for `localhost`. gRPC clients on Unix
-//!   sockets send the socket's path there, which RFC 9113 section 8.3.1 does not allow and the server refuses.
+//! - A request whose `:authority` (or `host`) is no URI authority reaches the server as one for `localhost`. gRPC
+//!   clients on Unix sockets send the socket's path there, which RFC 9113 section 8.3.1 does not allow and the server
+//!   refuses.
 //! - The challenge, a PING with a secret payload, leaves in one piece with the server's first SETTINGS. Its answer is
 //!   kept from the server and reported with the very read that held its last byte: whoever sent that read has read
 //!   what we wrote to this connection.

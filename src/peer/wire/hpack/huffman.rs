@@ -51,7 +51,8 @@ fn first_symbol(window: u32) -> (u16, u32) {
 #[cfg(test)]
 pub(crate) fn code_of(symbol: usize) -> (u32, u32) {
     let length = usize::from(LENGTHS[symbol]);
-    let rank = CODE.symbols[CODE.offset[length]..].iter().position(|&s| usize::from(s) == symbol).expect("every symbol");
+    let rank =
+        CODE.symbols[CODE.offset[length]..].iter().position(|&s| usize::from(s) == symbol).expect("every symbol");
     (CODE.first[length] + rank as u32, length as u32)
 }
 
@@ -74,7 +75,8 @@ static CODE: Code = derive();
 static SHORT: [(u16, u8); 256] = derive_short(&derive());
 
 const fn derive() -> Code {
-    let mut code = Code { symbols: [0; SYMBOLS], offset: [0; LONGEST + 1], first: [0; LONGEST + 1], end: [0; LONGEST + 1] };
+    let mut code =
+        Code { symbols: [0; SYMBOLS], offset: [0; LONGEST + 1], first: [0; LONGEST + 1], end: [0; LONGEST + 1] };
     let mut placed = 0;
     let mut next: u32 = 0;
     let mut length = 1;

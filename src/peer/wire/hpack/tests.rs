@@ -10,7 +10,8 @@ fn every_example_of_rfc_7541_appendix_c_decodes() {
     const DATES: [&str; 2] = ["Mon, 21 Oct 2013 20:13:21 GMT", "Mon, 21 Oct 2013 20:13:22 GMT"];
     const COOKIE: &str = "foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1";
     let get = |scheme, path, rest: &[(&'static str, &'static str)]| {
-        let mut fields = vec![(":method", "GET"), (":scheme", scheme), (":path", path), (":authority", "www.example.com")];
+        let mut fields =
+            vec![(":method", "GET"), (":scheme", scheme), (":path", path), (":authority", "www.example.com")];
         fields.extend(rest);
         fields
     };
@@ -34,7 +35,12 @@ fn every_example_of_rfc_7541_appendix_c_decodes() {
 
     type Blocks<'a> = &'a [(Vec<(&'static str, &'static str)>, usize)];
     let rows: [(&str, usize, &[&str], Blocks<'_>); 8] = [
-        ("C.2.1", 4096, &["400a637573746f6d2d6b65790d637573746f6d2d686561646572"], &one("custom-key", "custom-header", 55)),
+        (
+            "C.2.1",
+            4096,
+            &["400a637573746f6d2d6b65790d637573746f6d2d686561646572"],
+            &one("custom-key", "custom-header", 55),
+        ),
         ("C.2.2", 4096, &["040c2f73616d706c652f70617468"], &one(":path", "/sample/path", 0)),
         ("C.2.3", 4096, &["100870617373776f726406736563726574"], &one("password", "secret", 0)),
         ("C.2.4", 4096, &["82"], &one(":method", "GET", 0)),

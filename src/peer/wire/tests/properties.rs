@@ -11,9 +11,20 @@ use super::{CHALLENGE, Connection, ILLEGAL, Seen, Server};
 /// Something a client does.
 #[derive(Debug, Clone)]
 enum Act {
-    Request { fields: Vec<(String, String, How, bool)>, end_stream: bool, padding: Option<u8>, priority: bool, cuts: Vec<u8> },
+    Request {
+        fields: Vec<(String, String, How, bool)>,
+        end_stream: bool,
+        padding: Option<u8>,
+        priority: bool,
+        cuts: Vec<u8>,
+    },
     Resize(usize),
-    Frame { kind: u8, flags: u8, stream: u32, payload: Vec<u8> },
+    Frame {
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: Vec<u8>,
+    },
 }
 
 fn act() -> impl Strategy<Value = Act> {
