@@ -12,11 +12,14 @@
 #[cfg(feature = "agent")]
 pub mod attest;
 pub mod base;
-pub mod bundle;
-pub mod id;
-pub mod jwt;
+#[cfg(feature = "agent")]
+pub mod sys;
 pub mod proto;
+pub mod id;
 pub mod selector;
+pub mod x509;
+pub mod jwt;
+pub mod bundle;
 #[cfg(feature = "agent")]
 pub mod store;
 #[cfg(feature = "agent")]
@@ -24,5 +27,6 @@ pub mod metrics;
 #[cfg(feature = "agent")]
 pub mod audit;
 #[cfg(feature = "agent")]
-pub mod sys;
-pub mod x509;
+pub mod peer;
+#[cfg(feature = "agent")]
+pub mod attest;
