@@ -9,3 +9,5 @@ pub mod drain;
 pub mod durable;
 pub mod entropy;
 pub mod secret;
+#[cfg(feature = "agent")]
+pub mod quota;
