@@ -19,8 +19,7 @@ use thiserror::Error;
 use super::JwtError;
 use super::jws::Algorithm;
 use crate::id::TrustDomain;
-use crate::x509::der::{Reader, Spki, tag, unsigned};
-use crate::x509::oid;
+use crate::x509::der::{Reader, Spki, oid, tag, unsigned};
 
 /// Why a public key cannot be used.
 #[derive(Debug, Error)]

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 
 use super::X509Error;
-use super::der::{Reader, tag, unsigned};
+use super::der::{Reader, oid, tag, unsigned};
 use super::pem;
 use crate::base::entropy::hex;
 use crate::id::SpiffeId;
@@ -426,29 +426,4 @@ fn extended_key_usage(value: Reader<'_>) -> Option<ExtendedKeyUsage> {
 
 fn ia5_string(content: &[u8]) -> Option<String> {
     content.is_ascii().then(|| String::from_utf8_lossy(content).into_owned())
-}
-
-pub(crate) mod oid {
-    //! The contents of object identifiers.
-    pub const SUBJECT_KEY_ID: &[u8] = &[0x55, 0x1d, 14];
-    pub const KEY_USAGE: &[u8] = &[0x55, 0x1d, 15];
-    pub const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
-    pub const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 19];
-    pub const CRL_NUMBER: &[u8] = &[0x55, 0x1d, 20];
-    pub const CRL_REASON: &[u8] = &[0x55, 0x1d, 21];
-    pub const AUTHORITY_KEY_ID: &[u8] = &[0x55, 0x1d, 35];
-    pub const EXT_KEY_USAGE: &[u8] = &[0x55, 0x1d, 37];
-    pub const KP_SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
-    pub const KP_CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
-    pub const COMMON_NAME: &[u8] = &[0x55, 4, 3];
-    pub const SERIAL_NUMBER: &[u8] = &[0x55, 4, 5];
-    pub const ORGANIZATION: &[u8] = &[0x55, 4, 10];
-    pub const RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
-    pub const SHA256_WITH_RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 11];
-    pub const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
-    pub const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
-    pub const P384: &[u8] = &[0x2b, 0x81, 0x04, 0, 34];
-    pub const P521: &[u8] = &[0x2b, 0x81, 0x04, 0, 35];
-    pub const ECDSA_WITH_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
-    pub const ECDSA_WITH_SHA384: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3];
 }

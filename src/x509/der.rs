@@ -1,9 +1,7 @@
-//! Just enough DER: a reader that refuses whatever is not distinguished encoding, and a writer for our own documents.
+//! Reads DER, and refuses whatever is not distinguished encoding.
 //!
-//! The reader exists because general certificate parsers are lenient inside extensions (trailing bytes, defaults
+//! It exists because general certificate parsers are lenient inside extensions (trailing bytes, defaults
 //! written out), and a lenient reading of a security extension is a different certificate than the one our peers see.
-
-use time::OffsetDateTime;
 
 pub(crate) mod tag {
     //! Identifier octets.
@@ -11,15 +9,8 @@ pub(crate) mod tag {
     pub const INTEGER: u8 = 0x02;
     pub const BIT_STRING: u8 = 0x03;
     pub const OCTET_STRING: u8 = 0x04;
-    pub const NULL: u8 = 0x05;
     pub const OID: u8 = 0x06;
-    pub const ENUMERATED: u8 = 0x0a;
-    pub const UTF8_STRING: u8 = 0x0c;
-    pub const PRINTABLE_STRING: u8 = 0x13;
-    pub const UTC_TIME: u8 = 0x17;
-    pub const GENERALIZED_TIME: u8 = 0x18;
     pub const SEQUENCE: u8 = 0x30;
-    pub const SET: u8 = 0x31;
     /// `[n]`, primitive: an implicitly tagged string.
     pub const fn context(n: u8) -> u8 {
         0x80 | n
@@ -116,63 +107,21 @@ impl<'a> Spki<'a> {
     }
 }
 
-/// One element around `content`.
-pub(crate) fn element(tag: u8, content: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(content.len() + 6);
-    out.push(tag);
-    match content.len() {
-        short @ 0..=0x7f => out.push(short as u8),
-        long => {
-            let octets = long.to_be_bytes();
-            let skip = long.leading_zeros() as usize / 8;
-            out.push(0x80 | (octets.len() - skip) as u8);
-            out.extend_from_slice(&octets[skip..]);
-        }
-    }
-    out.extend_from_slice(content);
-    out
-}
-
-/// One element around the concatenation of `parts`.
-pub(crate) fn constructed(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
-    element(tag, &parts.concat())
-}
-
-/// A SEQUENCE of `parts`.
-pub(crate) fn sequence(parts: &[&[u8]]) -> Vec<u8> {
-    constructed(tag::SEQUENCE, parts)
-}
-
-/// A non-negative INTEGER from big-endian octets.
-pub(crate) fn integer(octets: &[u8]) -> Vec<u8> {
-    let first = octets.iter().position(|&octet| octet != 0).unwrap_or(octets.len());
-    let octets = &octets[first..];
-    match octets.first() {
-        None => element(tag::INTEGER, &[0]),
-        Some(top) if top & 0x80 != 0 => element(tag::INTEGER, &[&[0], octets].concat()),
-        Some(_) => element(tag::INTEGER, octets),
-    }
-}
-
-/// A BIT STRING of whole octets.
-pub(crate) fn bit_string(octets: &[u8]) -> Vec<u8> {
-    element(tag::BIT_STRING, &[&[0], octets].concat())
-}
-
-/// A Time as certificates and CRLs write it: UTCTime through 2049, GeneralizedTime after (RFC 5280, section 4.1.2.5).
-///
-/// Fractions of a second are cut off, as the standard demands.
-pub(crate) fn time(at: OffsetDateTime) -> Vec<u8> {
-    let at = at.to_offset(time::UtcOffset::UTC);
-    let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
-    let (hour, minute, second) = at.to_hms();
-    if (1950..2050).contains(&year) {
-        let text = format!("{:02}{month:02}{day:02}{hour:02}{minute:02}{second:02}Z", year % 100);
-        element(tag::UTC_TIME, text.as_bytes())
-    } else {
-        let text = format!("{year:04}{month:02}{day:02}{hour:02}{minute:02}{second:02}Z");
-        element(tag::GENERALIZED_TIME, text.as_bytes())
-    }
+pub(crate) mod oid {
+    //! The contents of object identifiers.
+    pub const SUBJECT_KEY_ID: &[u8] = &[0x55, 0x1d, 14];
+    pub const KEY_USAGE: &[u8] = &[0x55, 0x1d, 15];
+    pub const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
+    pub const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 19];
+    pub const AUTHORITY_KEY_ID: &[u8] = &[0x55, 0x1d, 35];
+    pub const EXT_KEY_USAGE: &[u8] = &[0x55, 0x1d, 37];
+    pub const KP_SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
+    pub const KP_CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
+    pub const RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
+    pub const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
+    pub const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
+    pub const P384: &[u8] = &[0x2b, 0x81, 0x04, 0, 34];
+    pub const P521: &[u8] = &[0x2b, 0x81, 0x04, 0, 35];
 }
 
 #[cfg(test)]
@@ -195,36 +144,5 @@ mod tests {
         for (bytes, ok) in cases {
             assert_eq!(Reader::new(bytes).element().is_some(), *ok, "{bytes:02x?}");
         }
-    }
-
-    #[test]
-    fn what_is_written_is_read_back() {
-        for length in [0, 1, 127, 128, 255, 256, 65_535, 65_536] {
-            let content = vec![7; length];
-            let written = element(tag::OCTET_STRING, &content);
-            assert_eq!(Reader::new(&written).only(tag::OCTET_STRING), Some(&content[..]), "{length}");
-        }
-    }
-
-    #[test]
-    fn integers_are_minimal_and_never_negative() {
-        let cases: &[(&[u8], &[u8])] =
-            &[(&[], &[2, 1, 0]), (&[0, 0], &[2, 1, 0]), (&[0x7f], &[2, 1, 0x7f]), (&[0, 0x80], &[2, 2, 0, 0x80])];
-        for (octets, expected) in cases {
-            assert_eq!(integer(octets), *expected);
-        }
-        assert_eq!(unsigned(&[0, 0x80]), Some(&[0x80][..]));
-        assert_eq!(unsigned(&[0, 0x7f]), None, "not minimal");
-        assert_eq!(unsigned(&[0x80]), None, "negative");
-        assert_eq!(unsigned(&[]), None);
-        assert_eq!(unsigned(&[0]), Some(&[0][..]));
-    }
-
-    #[test]
-    fn times_change_form_in_2050() {
-        use time::macros::datetime;
-        assert_eq!(time(datetime!(2049-12-31 23:59:59.9 UTC)), [&[0x17, 13][..], b"491231235959Z"].concat());
-        assert_eq!(time(datetime!(2050-01-01 0:00 UTC)), [&[0x18, 15][..], b"20500101000000Z"].concat());
-        assert_eq!(time(datetime!(2026-01-01 1:00 +1)), [&[0x17, 13][..], b"260101000000Z"].concat());
     }
 }

@@ -74,7 +74,7 @@ impl FromStr for KeyType {
 
 /// How a key signs certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SignatureAlgorithm {
+pub(super) enum SignatureAlgorithm {
     EcdsaP256Sha256,
     EcdsaP384Sha384,
     RsaSha256,
@@ -193,7 +193,8 @@ impl PrivateKey {
     }
 
     /// How [`PrivateKey::sign`] signs.
-    pub(crate) fn algorithm(&self) -> SignatureAlgorithm {
+    #[cfg(feature = "agent")]
+    pub(super) fn algorithm(&self) -> SignatureAlgorithm {
         self.algorithm
     }
 }

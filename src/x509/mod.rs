@@ -11,18 +11,19 @@ mod authorities;
 mod certificate;
 mod chain;
 pub(crate) mod der;
+#[cfg(feature = "agent")]
+mod encode;
 mod key;
 mod pem;
 #[cfg(feature = "agent")]
 mod profile;
-#[cfg(test)]
+#[cfg(all(test, feature = "agent"))]
 mod tests;
 
 use thiserror::Error;
 use time::OffsetDateTime;
 
 pub use authorities::{Crl, VerifiedSvid, X509Authorities, verify};
-pub(crate) use certificate::oid;
 pub use certificate::{Certificate, ExtendedKeyUsage, KeyUsage, Serial};
 pub use chain::{Chain, MAX_CHAIN};
 pub use key::{KeyError, KeyType, PrivateKey};

@@ -19,8 +19,9 @@ use rustls_pki_types::CertificateDer;
 use thiserror::Error;
 use time::OffsetDateTime;
 
-use super::certificate::{Certificate, Serial, oid};
-use super::der::{self, Spki, tag};
+use super::certificate::{Certificate, Serial};
+use super::der::Spki;
+use super::encode::{self as der, oid, tag};
 use super::key::{KeyError, PrivateKey, SignatureAlgorithm};
 use super::{Crl, X509Error};
 use crate::id::{SpiffeId, TrustDomain};
