@@ -120,6 +120,18 @@ impl Audit {
         let _ = self.subscribers.send(event);
     }
 
+    /// Records an event that happens with every call: made only when somebody looks, and logged at debug level.
+    pub fn record_frequent(&self, event: impl FnOnce() -> Event) {
+        let logged = tracing::enabled!(target: "tether::audit", tracing::Level::DEBUG);
+        if !logged && self.subscribers.receiver_count() == 0 {
+            return;
+        }
+        let event = event();
+        let text = serde_json::to_string(&event).expect("events are plain data");
+        tracing::debug!(target: "tether::audit", "{text}");
+        let _ = self.subscribers.send(event);
+    }
+
     /// Every event from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.subscribers.subscribe()

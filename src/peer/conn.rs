@@ -80,6 +80,11 @@ impl PeerConn {
         self.0.id
     }
 
+    /// The user id that connected. What counts towards limits; what counts as evidence is asked anew each time.
+    pub fn uid(&self) -> u32 {
+        self.0.connected_by.uid
+    }
+
     /// Who is on the other end.
     pub fn instance(&self) -> &Arc<Instance> {
         &self.0.instance

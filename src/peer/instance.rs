@@ -8,6 +8,7 @@ use nix::libc;
 use thiserror::Error;
 use tokio::sync::watch;
 
+use super::attached::Attached;
 use super::id::InstanceId;
 use super::instances::Registration;
 use crate::sys::procfs::{FileId, ProcDir};
@@ -21,12 +22,13 @@ pub struct Instance {
     id: InstanceId,
     pid: i32,
     pidfd: WatchedPidFd,
-    proc_dir: ProcDir,
+    proc_dir: Arc<ProcDir>,
     executable: Result<FileId, String>,
     weak: Option<Weakness>,
     kernel: Kernel,
     /// The first end that was seen. It stays.
     end: watch::Sender<Option<InstanceEnd>>,
+    attached: Attached,
     _registration: Registration,
 }
 
@@ -129,11 +131,12 @@ impl Instance {
             id: parts.id,
             pid: parts.pid,
             pidfd: WatchedPidFd::new(parts.pidfd)?,
-            proc_dir: parts.proc_dir,
+            proc_dir: Arc::new(parts.proc_dir),
             executable: parts.executable,
             weak: parts.weak,
             kernel: parts.kernel,
             end: watch::Sender::new(None),
+            attached: Attached::default(),
             _registration: parts.registration,
         })
     }
@@ -172,8 +175,13 @@ impl Instance {
     }
 
     /// Its `/proc` directory. What was read there counts once [`Self::look`] succeeded afterwards.
-    pub fn proc_dir(&self) -> &ProcDir {
+    pub fn proc_dir(&self) -> &Arc<ProcDir> {
         &self.proc_dir
+    }
+
+    /// What the part that defined `T` keeps with this instance; made when it is first asked for.
+    pub fn attached<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        self.attached.get()
     }
 
     /// Whether the process has not exited. It may run another program; that is [`Self::look`]'s question.

@@ -12,11 +12,12 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::conn::{ConnId, PeerConn};
 use super::instances::Instances;
-use super::limits::{Admission, Limits};
+use super::limits::Limits;
 use super::refusal::{Observer, PeerInfo, Refusal};
 use super::stream::PeerStream;
 use super::wire::Outbound;
 use crate::base::entropy::Entropy;
+use crate::base::quota::{Place, Quota};
 use crate::sys::socket::{self, SocketError, SocketFile};
 
 /// How long no connection is accepted after the system ran out of descriptors or memory.
@@ -39,7 +40,7 @@ pub struct ListenerConfig {
 pub struct Listener {
     listener: UnixListener,
     config: ListenerConfig,
-    admission: Admission,
+    open: Quota,
     next: AtomicU64,
     _file: Option<SocketFile>,
 }
@@ -66,12 +67,13 @@ impl Listener {
         file: Option<SocketFile>,
     ) -> io::Result<Self> {
         let listener = UnixListener::from_std(listener)?;
-        Ok(Self { listener, config, admission: Admission::default(), next: AtomicU64::new(1), _file: file })
+        let open = Quota::new(config.limits.connections, config.limits.connections_per_uid);
+        Ok(Self { listener, config, open, next: AtomicU64::new(1), _file: file })
     }
 
-    /// How many connections are open.
-    pub fn open_connections(&self) -> usize {
-        self.admission.open()
+    /// The open connections.
+    pub fn open_connections(&self) -> Quota {
+        self.open.clone()
     }
 
     /// The next connection that is served. Those that are refused are told why, reported to the observer and closed
@@ -122,12 +124,12 @@ impl Listener {
         }
     }
 
-    fn admit(&self, socket: &UnixStream, info: &mut PeerInfo) -> Result<(PeerConn, super::limits::Place), Refusal> {
-        let ListenerConfig { instances, limits, observer, .. } = &self.config;
+    fn admit(&self, socket: &UnixStream, info: &mut PeerInfo) -> Result<(PeerConn, Place), Refusal> {
+        let ListenerConfig { instances, observer, .. } = &self.config;
         let unidentified = |error: io::Error| Refusal::Unidentified(error.to_string());
         let caller = socket::peer_credentials(socket).map_err(unidentified)?;
         (info.pid, info.uid, info.gid) = (caller.pid, caller.uid, caller.gid);
-        let place = self.admission.admit(caller.uid, limits)?;
+        let place = self.open.take(caller.uid)?;
         let instance = instances.of_peer(socket)?;
         // Inherited from the listener; once more, because everything rests on it.
         socket::label_messages(socket, instances.kernel()).map_err(unidentified)?;

@@ -18,6 +18,7 @@
 //! - A process that connects and then forks keeps the connection for itself: the child's bytes end it.
 //! - Where [`Instance::weak`] says so it promises less, and says what.
 
+mod attached;
 mod conn;
 mod id;
 mod instance;

@@ -13,7 +13,6 @@ use tonic::transport::server::Connected;
 
 use super::conn::PeerConn;
 use super::instance::InstanceEnd;
-use super::limits::Place;
 use super::refusal::Refusal;
 use super::wire::{Event, Inbound, Outbound, Passed, Write};
 use crate::sys::socket::{self, Received};

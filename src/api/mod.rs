@@ -1,0 +1,6 @@
+//! The sockets: thin, no decisions.
+
+pub mod admin;
+pub mod gate;
+pub mod status;
+pub mod workload;
