@@ -65,7 +65,10 @@ where
             }
             // Looked up and started under one lock: nobody can start a second one in between.
             match state.running.get(&key) {
-                Some(flight) => flight.clone(),
+                Some(flight) => {
+                    drop(compute); // it may hold an open file, and waiting may be long
+                    flight.clone()
+                }
                 None => {
                     let flight = self.start(key.clone(), compute);
                     state.running.insert(key, flight.clone());

@@ -28,8 +28,8 @@ pub use cgroup::Cgroup;
 pub use evidence::{Evidence, Findings, Gap, Note, Wanted};
 pub use lsm::Lsm;
 pub use subject::{ExecutableEvidence, Subject};
-pub use systemd::{Bus, Systemd, UnitAnswer, UnitFacts, UnitManager, UnitManagerError};
-pub use unix::{NameSource, Nss, Unix};
+pub use systemd::{Bus, Config as SystemdConfig, Systemd, UnitAnswer, UnitFacts, UnitManager, UnitManagerError};
+pub use unix::{Config as UnixConfig, NameSource, Nss, Unix};
 
 /// How attestation behaves; section `[attest]` of the configuration.
 #[derive(Clone, Debug)]
@@ -37,14 +37,14 @@ pub struct Config {
     /// How long each attestor may take; a late one becomes a gap.
     pub deadline: Duration,
     /// How users, groups and executables are looked at.
-    pub unix: unix::Config,
+    pub unix: UnixConfig,
     /// How systemd is asked.
-    pub systemd: systemd::Config,
+    pub systemd: SystemdConfig,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(1), unix: unix::Config::default(), systemd: systemd::Config::default() }
+        Self { deadline: Duration::from_secs(1), unix: UnixConfig::default(), systemd: SystemdConfig::default() }
     }
 }
 

@@ -17,7 +17,15 @@ impl Sleeper {
     }
 
     pub fn run(program: impl AsRef<std::ffi::OsStr>) -> Self {
-        Self(Command::new(program).arg("600").spawn().expect("it starts"))
+        let mut command = Command::new(program);
+        command.arg("600");
+        loop {
+            match command.spawn() {
+                // A child of another test, between fork and exec, still holds the file we have just written open.
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                started => return Self(started.expect("it starts")),
+            }
+        }
     }
 
     pub fn subject(&self) -> Subject {

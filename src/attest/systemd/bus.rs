@@ -176,3 +176,6 @@ where
 {
     reply.body().deserialize().map_err(|error| UnitManagerError::Refused(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -183,7 +183,8 @@ mod tests {
 
     #[test]
     fn names_are_taken_apart_as_systemd_writes_them() {
-        let cases: &[(&str, &str, Option<(&str, &str)>)] = &[
+        type Case = (&'static str, &'static str, Option<(&'static str, &'static str)>);
+        let cases: &[Case] = &[
             ("billing.service", "billing", None),
             ("a.b.service", "a.b", None),
             ("getty@tty1.service", "getty@tty1", Some(("getty", "tty1"))),

@@ -162,15 +162,19 @@ async fn an_executable_is_not_hashed_unless_an_entry_wants_its_digest() {
 #[tokio::test]
 async fn a_just_changed_executable_is_hashed_every_time() {
     let dir = tempfile::tempdir().expect("temporary");
-    let sleeper = Sleeper::run(copy_of_sleep(dir.path(), "program"));
-    let unix = Unix::new(&Config { patience: AMPLE, ..Config::default() }, Counted::default(), Clock::system());
+    let path = copy_of_sleep(dir.path(), "program");
+    let changed = std::os::unix::fs::MetadataExt::ctime(&path.metadata().expect("it exists"));
+    let (clock, hand) = Clock::manual(OffsetDateTime::from_unix_timestamp(changed).expect("in range"));
+    let unix = Unix::new(&Config { patience: AMPLE, ..Config::default() }, Counted::default(), clock);
+    let sleeper = Sleeper::run(path);
     let subject = sleeper.subject();
-    // The clock is the one the kernel wrote the file's time with, read by nobody else in this test.
-    let (stopped, _hand) = Clock::manual(OffsetDateTime::now_utc());
-    let unix = Unix { digests: Digests::new(stopped, u64::MAX), ..unix };
     attest(&unix, &subject).await;
     attest(&unix, &subject).await;
     assert_eq!(unix.hashed(), 2);
+    hand.advance(Duration::from_secs(3));
+    attest(&unix, &subject).await;
+    attest(&unix, &subject).await;
+    assert_eq!(unix.hashed(), 3);
 }
 
 #[tokio::test]
@@ -240,4 +244,30 @@ async fn a_process_that_changed_its_user_is_not_attested_as_the_old_one() {
     subject.uid += 1;
     let error = unix.attest(&subject, &Wanted::everything()).await.expect_err("refused");
     assert!(matches!(error, AttestError::Changed { what: "user", .. }));
+}
+
+#[tokio::test]
+async fn a_file_mounted_over_a_trusted_path_in_a_private_mount_namespace_does_not_get_that_path() {
+    let dir = tempfile::tempdir().expect("temporary");
+    let (trusted, evil) = (copy_of_sleep(dir.path(), "trusted"), copy_of_sleep(dir.path(), "evil"));
+    let script = "mount --bind \"$1\" \"$2\" && exec \"$2\" 600";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).args([&evil, &trusted]).stderr(std::process::Stdio::null());
+    let Ok(child) = command.spawn() else { return }; // no tool to make a namespace with
+    let mut sleeper = Sleeper(child);
+    let subject = loop {
+        if sleeper.0.try_wait().expect("it is ours").is_some() {
+            return; // this user may not make mount namespaces
+        }
+        let subject = sleeper.subject();
+        if subject.proc_dir.read_link("exe").is_ok_and(|link| link == trusted) {
+            break sleeper.subject();
+        }
+        std::thread::yield_now();
+    };
+    let (unix, _hand) = unix(Counted::default());
+    let evidence = attest(&unix, &subject).await;
+    assert_eq!(evidence.selectors.single_value("unix", "path"), None);
+    assert!(evidence.notes.iter().any(|note| note.text.contains("mount namespace of its own")), "{:?}", evidence.notes);
+    assert!(evidence.selectors.single_value("unix", "sha256").is_some(), "what runs can be said all the same");
 }
