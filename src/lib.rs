@@ -14,6 +14,8 @@ pub mod attest;
 pub mod base;
 pub mod id;
 pub mod proto;
+#[cfg(feature = "agent")]
+pub mod registry;
 pub mod selector;
 #[cfg(feature = "agent")]
 pub mod sys;
