@@ -9,8 +9,6 @@
 //!               (kernel)    (pidfd)     (selectors)          (policy)  (authority)
 //! ```
 
-#[cfg(feature = "agent")]
-pub mod attest;
 pub mod base;
 #[cfg(feature = "agent")]
 pub mod sys;
