@@ -14,7 +14,7 @@ use tonic::transport::server::Connected;
 use super::conn::PeerConn;
 use super::instance::InstanceEnd;
 use super::refusal::Refusal;
-use super::wire::{Event, Inbound, Outbound, Passed, Write};
+use super::wire::{Event, Inbound, Outbound, Passed, WriteAction};
 use crate::sys::socket::{self, Received};
 
 /// The most that is read at once. The caller's buffer is zeroed that far each time.
@@ -190,9 +190,9 @@ impl AsyncWrite for PeerStream {
         loop {
             match this.outbound.accept(bytes) {
                 Err(error) => return Poll::Ready(Err(this.cut(error.into()))),
-                Ok(Write::Taken(count)) => return Poll::Ready(Ok(count)),
-                Ok(Write::FlushFirst) => ready!(this.poll_flush_pending(cx))?,
-                Ok(Write::Through) => {
+                Ok(WriteAction::Taken(count)) => return Poll::Ready(Ok(count)),
+                Ok(WriteAction::FlushFirst) => ready!(this.poll_flush_pending(cx))?,
+                Ok(WriteAction::Through) => {
                     let count = ready!(Pin::new(&mut this.socket).poll_write(cx, bytes))?;
                     this.outbound.wrote(&bytes[..count]);
                     return Poll::Ready(Ok(count));
