@@ -1,6 +1,5 @@
 //! The sockets: thin, no decisions.
 
-pub mod admin;
 pub mod gate;
 pub mod status;
 pub mod workload;

@@ -63,7 +63,8 @@ pub fn authority(error: &AuthorityError) -> Status {
 /// A bundle could not be changed.
 pub fn trust(error: &TrustError) -> Status {
     match error {
-        TrustError::Bundle(_) => Status::invalid_argument(chain(error)),
+        TrustError::Bundle(_) | TrustError::Own(_) => Status::invalid_argument(chain(error)),
+        TrustError::Name(..) => Status::internal(chain(error)),
         TrustError::Unknown(_) => Status::not_found(error.to_string()),
         TrustError::Store(error) => store(error),
     }

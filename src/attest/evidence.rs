@@ -51,6 +51,11 @@ impl Evidence {
         self.gaps.iter().find(|gap| gap.kind == kind && (gap.keys.is_empty() || gap.keys.contains(&key)))
     }
 
+    /// Whether something is missing that somebody wanted, so that asking again may find it.
+    pub(super) fn has_failures(&self) -> bool {
+        self.gaps.iter().any(|gap| gap.why != NOT_WANTED)
+    }
+
     /// Adds what one attestor found.
     pub(super) fn add(&mut self, findings: Findings) {
         self.selectors.extend(findings.selectors);

@@ -15,6 +15,7 @@ use super::conn::PeerConn;
 use super::instance::InstanceEnd;
 use super::refusal::Refusal;
 use super::wire::{Event, Inbound, Outbound, Passed, WriteAction};
+use crate::base::quota::Place;
 use crate::sys::socket::{self, Received};
 
 /// The most that is read at once. The caller's buffer is zeroed that far each time.

@@ -15,9 +15,9 @@ use time::OffsetDateTime;
 use super::entry::{Entry, Origin};
 use super::judge::{Judgement, explain, judge};
 use super::keys::{Key, KeySet};
-use crate::attest::Evidence;
+use crate::attest::{Evidence, Wanted};
 use crate::id::SpiffeId;
-use crate::selector::Selector;
+use crate::selector::{KINDS, Selector};
 
 /// An identity a process has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +101,7 @@ pub struct Index {
     by_id: Box<[u32]>,
     ends: Box<[OffsetDateTime]>,
     used: KeySet,
+    wanted: Arc<Wanted>,
     hasher: RandomState,
 }
 
@@ -146,7 +147,9 @@ impl Index {
         let mut groups: Box<[Group]> =
             members.into_iter().map(|(kinds, members)| Group::new(kinds, members, &entries, &hasher)).collect();
         groups.sort_unstable_by_key(|group| group.kinds);
-        Self { generation, entries: entries.into(), groups, by_id, ends: ends.into(), used, hasher }
+        let used_keys = KINDS.iter().copied().filter(|(kind, key)| Key::find(kind, key).is_some_and(|key| used.contains(key)));
+        let wanted = Arc::new(Wanted::keys(used_keys));
+        Self { generation, entries: entries.into(), groups, by_id, ends: ends.into(), used, wanted, hasher }
     }
 
     /// Grows with every change.
@@ -168,6 +171,11 @@ impl Index {
     /// Whether any entry looks at selectors `kind:key`, so that costly ones are only found out when they matter.
     pub fn uses(&self, kind: &str, key: &str) -> bool {
         Key::find(kind, key).is_some_and(|key| self.used.contains(key))
+    }
+
+    /// What attestation has to find out for these entries.
+    pub fn wanted(&self) -> &Arc<Wanted> {
+        &self.wanted
     }
 
     /// When the next entry ends: an open stream looks again then.
