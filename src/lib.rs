@@ -12,6 +12,8 @@
 #[cfg(feature = "agent")]
 pub mod attest;
 pub mod base;
+#[cfg(feature = "agent")]
+pub mod config;
 pub mod id;
 pub mod proto;
 pub mod selector;
