@@ -4,6 +4,7 @@
 //! `tether config show` and the shipped `tether.toml` are all derived from them, so they cannot disagree.
 //! A [`Config`] that exists is complete and consistent: nothing later has to check it again.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -229,4 +230,11 @@ impl Config {
         config.admin = Admin { viewers: Vec::new(), operators: Vec::new(), approvers: Vec::new() };
         config
     }
+}
+
+/// Where an agent started with `--dev` by `uid` may have its directory; it takes the first one.
+pub fn dev_directories(env: &BTreeMap<String, String>, uid: u32) -> Vec<PathBuf> {
+    let runtime = env.get("XDG_RUNTIME_DIR").filter(|dir| dir.starts_with('/'));
+    let runtime = runtime.map(|dir| Path::new(dir).join("tether-dev"));
+    runtime.into_iter().chain([PathBuf::from(format!("/tmp/tether-dev-{uid}"))]).collect()
 }
