@@ -12,10 +12,17 @@
 #[cfg(feature = "agent")]
 pub mod attest;
 pub mod base;
+pub mod bundle;
+#[cfg(feature = "agent")]
+pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "agent")]
 pub mod config;
 pub mod id;
+pub mod jwt;
 pub mod proto;
 pub mod selector;
 #[cfg(feature = "agent")]
 pub mod sys;
+pub mod x509;
