@@ -5,7 +5,7 @@
 //! constructor, so the order cannot be got wrong:
 //!
 //! ```text
-//! connection -> PeerConn -> Instance -> Attested -> &Entry -> Grant -> Svid -> ledger + audit -> stream
+//! connection -> PeerConn -> Instance -> Attested -> &Entry -> Grant -> Svid -> audit -> stream
 //!               (kernel)    (pidfd)     (selectors)          (policy)  (authority)
 //! ```
 
@@ -46,3 +46,6 @@ pub mod telemetry;
 pub mod http;
 #[cfg(feature = "agent")]
 pub mod api;
+pub mod client;
+#[cfg(feature = "agent")]
+pub mod config;

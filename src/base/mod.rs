@@ -1,6 +1,5 @@
 //! The ground everything stands on: time, entropy, secrets, durable files, stopping. Nothing here knows SPIFFE.
 
-#[cfg(feature = "agent")]
 pub mod backoff;
 pub mod clock;
 #[cfg(feature = "agent")]

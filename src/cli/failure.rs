@@ -1,0 +1,138 @@
+//! Why a command failed: a message for a person and an exit code for a script.
+
+use std::error::Error;
+use std::io;
+
+use tonic::{Code, Status};
+
+use crate::base::durable::DurableError;
+use crate::client::{ClientError, Endpoint};
+use crate::config::Mistakes;
+
+/// The exit codes scripts rely on. 7 is kept for what waits for an approval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Ok = 0,
+    /// Anything without a code of its own.
+    Failure = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The caller has no identity.
+    NoIdentity = 3,
+    /// The agent cannot be reached or is not ready.
+    Unreachable = 4,
+    /// Invalid or expired.
+    Invalid = 5,
+    /// Denied.
+    Denied = 6,
+}
+
+/// A failed command.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What the script learns.
+    pub exit: Exit,
+    /// What the person learns: what happened and what to do about it. Empty when everything was said already.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with an exit code and a message.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into() }
+    }
+
+    /// An ending after which there is nothing left to say.
+    pub fn silent(exit: Exit) -> Self {
+        Self::new(exit, "")
+    }
+
+    /// What the admin API answered instead of doing what it was asked.
+    pub fn from_admin(endpoint: &Endpoint, status: &Status) -> Self {
+        let message = status.message();
+        if let Some(source) = status.source() {
+            return Self::new(
+                Exit::Unreachable,
+                format!(
+                    "cannot reach the agent at `{endpoint}`: {}; is it running, and may you open its socket?",
+                    innermost(source)
+                ),
+            );
+        }
+        match status.code() {
+            Code::Unavailable => Self::new(Exit::Unreachable, format!("the agent is not ready: {message}")),
+            Code::PermissionDenied | Code::Unauthenticated => Self::new(
+                Exit::Denied,
+                format!("denied: {message}; the groups under [admin] in the agent's configuration say who may do this"),
+            ),
+            Code::InvalidArgument => Self::new(Exit::Invalid, message),
+            Code::Unimplemented => {
+                Self::new(Exit::Failure, "the agent does not know this command; is it an older version?")
+            }
+            Code::NotFound | Code::AlreadyExists | Code::Aborted | Code::FailedPrecondition => {
+                Self::new(Exit::Failure, message)
+            }
+            code => Self::new(Exit::Failure, format!("the agent failed ({code:?}): {message}")),
+        }
+    }
+}
+
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
+}
+
+/// An error with all its causes on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let exit = match &error {
+            ClientError::Endpoint(_) => Exit::Usage,
+            ClientError::Unreachable { .. } | ClientError::NotReady(_) => Exit::Unreachable,
+            ClientError::NoIdentity(_) => Exit::NoIdentity,
+            ClientError::Denied(_) => Exit::Denied,
+            ClientError::Invalid(_) => Exit::Invalid,
+            ClientError::NotOffered(_)
+            | ClientError::Failed { .. }
+            | ClientError::Malformed(_)
+            | ClientError::Ended => Exit::Failure,
+        };
+        let advice = match exit {
+            Exit::NoIdentity => "; `tether explain` shows which entries match a process and why the others do not",
+            _ => "",
+        };
+        Self::new(exit, format!("{error}{advice}"))
+    }
+}
+
+impl From<Mistakes> for Failure {
+    fn from(mistakes: Mistakes) -> Self {
+        Self::new(Exit::Invalid, format!("the configuration is wrong\n{mistakes}"))
+    }
+}
+
+impl From<DurableError> for Failure {
+    fn from(error: DurableError) -> Self {
+        Self::new(Exit::Failure, chain(&error))
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// Of writing output. A reader that went away, as `head` does, has had what it wanted.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::silent(Exit::Ok),
+            _ => Self::new(Exit::Failure, format!("cannot write the output: {error}")),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The only place that prints: data to standard output, everything else to standard error.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use zeroize::Zeroizing;
+
+use super::args::Format;
+
+const RED: &str = "31";
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
+const BOLD: &str = "1";
+
+/// Where a command prints.
+pub struct Output {
+    data: Box<dyn Write + Send>,
+    chatter: Box<dyn Write + Send>,
+    format: Format,
+    data_style: Style,
+    chatter_style: Style,
+}
+
+/// How one of the two streams may look.
+#[derive(Clone, Copy, Default)]
+struct Style {
+    terminal: bool,
+    colour: bool,
+}
+
+/// What a word in the output says about its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    /// As it should be.
+    Good,
+    /// Works, with something lost.
+    Weak,
+    /// Does not work.
+    Bad,
+    /// Neither.
+    Plain,
+}
+
+impl Output {
+    /// The process's own streams. `no_color` is the environment's wish (`NO_COLOR`, any value but the empty one).
+    pub fn process(no_color: bool) -> Self {
+        let style = |terminal| Style { terminal, colour: terminal && !no_color };
+        Self {
+            data_style: style(io::stdout().is_terminal()),
+            chatter_style: style(io::stderr().is_terminal()),
+            data: Box::new(io::stdout()),
+            chatter: Box::new(io::stderr()),
+            format: Format::Text,
+        }
+    }
+
+    /// Streams the caller reads, as of no terminal.
+    pub fn captured(data: impl Write + Send + 'static, chatter: impl Write + Send + 'static) -> Self {
+        Self {
+            data: Box::new(data),
+            chatter: Box::new(chatter),
+            format: Format::Text,
+            data_style: Style::default(),
+            chatter_style: Style::default(),
+        }
+    }
+
+    /// Prints data in this format from now on.
+    pub fn set_format(&mut self, format: Format) {
+        self.format = format;
+    }
+
+    /// Whether data is to be JSON.
+    pub fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Whether data goes to a person's screen.
+    pub fn is_terminal(&self) -> bool {
+        self.data_style.terminal
+    }
+
+    /// Prints text as it is.
+    pub fn text(&mut self, text: &str) -> io::Result<()> {
+        self.data.write_all(text.as_bytes())?;
+        self.data.flush()
+    }
+
+    /// Prints a line.
+    pub fn line(&mut self, text: &str) -> io::Result<()> {
+        self.text(&format!("{text}\n"))
+    }
+
+    /// Prints a JSON document on one line. It may hold keys, so the buffer is wiped.
+    pub fn json(&mut self, document: &impl Serialize) -> io::Result<()> {
+        let mut text = Zeroizing::new(serde_json::to_vec(document).map_err(io::Error::other)?);
+        text.push(b'\n');
+        self.data.write_all(&text)?;
+        self.data.flush()
+    }
+
+    /// Prints rows in aligned columns under a header.
+    pub fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+        let widths: Vec<usize> = (0..header.len())
+            .map(|column| {
+                let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+                cells.chain([header[column].chars().count()]).max().unwrap_or(0)
+            })
+            .collect();
+        let aligned = |cells: &mut dyn Iterator<Item = &str>| {
+            let padded: Vec<_> = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            padded.join("  ").trim_end().to_owned()
+        };
+        let header = aligned(&mut header.iter().copied());
+        let mut text = format!("{}\n", self.data_style.paint(BOLD, &header));
+        for row in rows {
+            text.push_str(&aligned(&mut row.iter().map(String::as_str)));
+            text.push('\n');
+        }
+        self.text(&text)
+    }
+
+    /// Prints `label  value` lines with the values aligned.
+    pub fn fields(&mut self, fields: &[(&str, String)]) -> io::Result<()> {
+        let width = fields.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
+        let mut text = String::new();
+        for (label, value) in fields {
+            let label = self.data_style.paint(BOLD, &format!("{label:<width$}"));
+            text.push_str(&format!("{label}  {value}\n"));
+        }
+        self.text(&text)
+    }
+
+    /// A word of the data in the colour of its tone.
+    pub fn toned(&self, tone: Tone, word: &str) -> String {
+        match tone {
+            Tone::Good => self.data_style.paint(GREEN, word),
+            Tone::Weak => self.data_style.paint(YELLOW, word),
+            Tone::Bad => self.data_style.paint(RED, word),
+            Tone::Plain => word.to_owned(),
+        }
+    }
+
+    /// Says something that is not data. Nobody may be listening, which is no failure.
+    pub fn note(&mut self, text: &str) {
+        let _ = writeln!(self.chatter, "{text}");
+    }
+
+    /// Says what went wrong.
+    pub fn error(&mut self, text: &str) {
+        let label = self.chatter_style.paint(RED, "error:");
+        self.note(&format!("{label} {text}"));
+    }
+}
+
+impl Style {
+    fn paint(self, colour: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// RFC 3339 in UTC, to the second.
+pub fn time(at: OffsetDateTime) -> String {
+    let at = at.to_offset(time::UtcOffset::UTC);
+    let to_the_second = at.replace_nanosecond(0).unwrap_or(at);
+    // Years beyond 9999 have no RFC 3339 form.
+    to_the_second.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
+}
+
+/// How far `at` is from `now`, for people: `14m59s left`, `3h2m ago`.
+pub fn relative(at: OffsetDateTime, now: OffsetDateTime) -> String {
+    let distance = (at - now).unsigned_abs();
+    if at > now { format!("{} left", span(distance)) } else { format!("{} ago", span(distance)) }
+}
+
+/// The two largest units of a duration.
+fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let units = [("d", seconds / 86_400), ("h", seconds / 3_600 % 24), ("m", seconds / 60 % 60), ("s", seconds % 60)];
+    let first = units.iter().position(|(_, count)| *count > 0).unwrap_or(units.len() - 1);
+    let shown = units.iter().skip(first).take(2);
+    let parts: Vec<_> = shown.enumerate().filter(|(i, (_, count))| *i == 0 || *count > 0).map(|(_, unit)| unit).collect();
+    parts.iter().map(|(unit, count)| format!("{count}{unit}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_in_time_are_given_in_their_two_largest_units() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let cases = [(0, "0s ago"), (59, "59s left"), (899, "14m59s left"), (3600, "1h left"), (90_061, "1d1h left")];
+        for (seconds, expected) in cases {
+            assert_eq!(relative(now + Duration::from_secs(seconds), now), expected);
+        }
+        assert_eq!(relative(now, now + Duration::from_secs(61)), "1m1s ago");
+        assert_eq!(time(now + Duration::from_millis(1500)), "1970-01-01T00:00:01Z");
+    }
+}

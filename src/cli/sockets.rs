@@ -1,0 +1,78 @@
+//! Which agent a command talks to: the named one, else the installed one, else the caller's own `--dev` agent.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::client::{ENDPOINT_VARIABLE, Endpoint};
+use crate::config::{self, Config};
+
+use super::Host;
+use super::failure::{Exit, Failure};
+
+/// The environment variable that names the admin socket.
+pub const ADMIN_VARIABLE: &str = "TETHER_ADMIN_SOCKET";
+
+/// The workload socket. What the caller named is taken as named; a variable must be a URI (Workload Endpoint,
+/// section 4).
+pub fn workload(host: &Host, named: Option<&str>) -> Result<Endpoint, Failure> {
+    if let Some(text) = named {
+        return parse("--socket", text);
+    }
+    if let Some(uri) = host.variable(ENDPOINT_VARIABLE) {
+        return Endpoint::parse(uri)
+            .map_err(|error| Failure::new(Exit::Usage, format!("environment variable {ENDPOINT_VARIABLE}: {error}")));
+    }
+    find(host, ENDPOINT_VARIABLE, |config| &config.listen.workload)
+}
+
+/// The admin socket.
+pub fn admin(host: &Host, named: Option<&str>) -> Result<Endpoint, Failure> {
+    if let Some(text) = named {
+        return parse("--socket", text);
+    }
+    if let Some(text) = host.variable(ADMIN_VARIABLE) {
+        return parse(&format!("environment variable {ADMIN_VARIABLE}"), text);
+    }
+    find(host, ADMIN_VARIABLE, |config| &config.listen.admin)
+}
+
+/// A path, or an endpoint URI.
+fn parse(origin: &str, text: &str) -> Result<Endpoint, Failure> {
+    if text.starts_with('/') {
+        return Ok(Endpoint::Unix(PathBuf::from(text)));
+    }
+    Endpoint::parse(text).map_err(|error| Failure::new(Exit::Usage, format!("{origin}: {error}")))
+}
+
+fn find(host: &Host, variable: &str, socket: fn(&Config) -> &PathBuf) -> Result<Endpoint, Failure> {
+    let system = socket(&Config::default()).clone();
+    let system = host.root.as_ref().map_or_else(|| system.clone(), |root| root.join(relative_to_root(&system)));
+    if system.exists() {
+        return Ok(Endpoint::Unix(system));
+    }
+    let dev_dirs = config::dev_directories(&host.env, host.uid);
+    for dir in &dev_dirs {
+        let path = socket(&Config::for_dev(dir)).clone();
+        if is_private_to(dir, host.uid) && path.exists() {
+            return Ok(Endpoint::Unix(path));
+        }
+    }
+    let tried: Vec<_> = [system].iter().chain(&dev_dirs).map(|path| format!("`{}`", path.display())).collect();
+    Err(Failure::new(
+        Exit::Unreachable,
+        format!(
+            "no agent found (looked at {}); start one with `tether agent run --dev`, or set {variable}",
+            tried.join(", ")
+        ),
+    ))
+}
+
+fn relative_to_root(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+/// Whether nobody but `uid` can have put anything there. In `/tmp` somebody else may have made the directory.
+fn is_private_to(dir: &Path, uid: u32) -> bool {
+    fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid && meta.mode() & 0o077 == 0)
+}

@@ -1,0 +1,22 @@
+//! What a Rust workload links: the SPIFFE Workload API as a client, and none of the daemon's dependencies.
+//!
+//! Promises: documents are parsed before they are handed out, so an [`X509Svid`] has a chain, a key and a bundle that
+//! belong together; a [`Watch`] reconnects by the standard's rules and every update is the whole state. Keys stay in
+//! memory and are wiped when dropped.
+//!
+//! Does not: cache, refresh tokens, write files, or configure TLS.
+
+mod channel;
+mod endpoint;
+mod error;
+mod watch;
+mod workload;
+
+#[cfg(all(test, feature = "agent"))]
+mod tests;
+
+pub use channel::channel;
+pub use endpoint::{ENDPOINT_VARIABLE, Endpoint, EndpointError};
+pub use error::{ClientError, DENIAL_METADATA};
+pub use watch::{JwtBundleWatch, Watch, X509BundleWatch, X509Watch};
+pub use workload::{JwtSvid, ValidatedJwt, WorkloadApi, X509Context, X509Svid};

@@ -1,0 +1,103 @@
+//! What must hold between settings. Each rule names the setting to change.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{AuthorityKind, Config};
+
+/// The longest path a Unix socket address holds, in bytes (unix(7): `sun_path` has 108 with the final zero).
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// The broken rules: the setting's whole name and what is wrong with it.
+pub(super) fn mistakes(config: &Config, is_set: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    let mut rule = |holds: bool, path: &'static str, message: &str| {
+        if !holds {
+            found.push((path, message.to_owned()));
+        }
+    };
+
+    rule(
+        is_set("trust_domain"),
+        "trust_domain",
+        "it is required; write for example `trust_domain = \"example.org\"` at the top of the file",
+    );
+    authority(config, &mut rule);
+    lifetimes(config, &mut rule);
+    sockets(config, &mut rule);
+    limits(config, &mut rule);
+    let loopback = config.http.address.is_none_or(|address| address.ip().is_loopback());
+    rule(
+        loopback || config.http.allow_remote,
+        "http.address",
+        "other hosts can reach it, and the answers need no authentication; use 127.0.0.1, or set http.allow_remote",
+    );
+    found
+}
+
+fn authority(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
+    let authority = &config.authority;
+    match authority.kind {
+        AuthorityKind::Disk => {
+            rule(authority.cert_file.is_some(), "authority.cert_file", "kind \"disk\" needs it");
+            rule(authority.key_file.is_some(), "authority.key_file", "kind \"disk\" needs it");
+        }
+        AuthorityKind::Embedded => {
+            let unread = "only kind \"disk\" reads it; set authority.kind or leave it out";
+            rule(authority.cert_file.is_none(), "authority.cert_file", unread);
+            rule(authority.key_file.is_none(), "authority.key_file", unread);
+            rule(authority.bundle_file.is_none(), "authority.bundle_file", unread);
+        }
+    }
+    let issuer_is_url = authority.jwt_issuer.as_deref().is_none_or(|url| url.starts_with("https://"));
+    rule(issuer_is_url, "authority.jwt_issuer", "verifiers look for keys below it, so it begins with `https://`");
+}
+
+fn lifetimes(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
+    let authority = &config.authority;
+    let second = Duration::from_secs(1);
+    rule(config.svid.x509_ttl >= second, "svid.x509_ttl", "it is at least 1s");
+    rule(config.svid.jwt_ttl >= second, "svid.jwt_ttl", "it is at least 1s");
+    // A signing CA signs during the first half of its life, so that what it signs ends before it does.
+    rule(config.svid.x509_ttl <= authority.ca_ttl / 2, "svid.x509_ttl", "it is at most half of authority.ca_ttl");
+    rule(authority.ca_ttl <= authority.root_ttl / 2, "authority.ca_ttl", "it is at most half of authority.root_ttl");
+    rule(
+        config.svid.jwt_ttl <= authority.jwt_key_ttl / 2,
+        "svid.jwt_ttl",
+        "it is at most half of authority.jwt_key_ttl",
+    );
+    let shortest = authority.ca_ttl.min(authority.jwt_key_ttl);
+    rule(
+        authority.propagation <= shortest / 4,
+        "authority.propagation",
+        "it is at most a quarter of authority.ca_ttl and of authority.jwt_key_ttl",
+    );
+}
+
+fn sockets(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
+    let fits = |path: &Path| path.as_os_str().as_bytes().len() <= MAX_SOCKET_PATH_BYTES;
+    let too_long = "a socket's path has at most 107 bytes";
+    rule(fits(&config.listen.workload), "listen.workload", too_long);
+    rule(fits(&config.listen.admin), "listen.admin", too_long);
+    rule(
+        config.listen.workload.parent() != config.listen.admin.parent(),
+        "listen.admin",
+        "it shares a directory with listen.workload, which containers mount; put it into another one",
+    );
+}
+
+fn limits(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
+    let limits = &config.limits;
+    let zero = "0 would refuse everyone";
+    rule(limits.connections > 0, "limits.connections", zero);
+    rule(limits.connections_per_uid > 0, "limits.connections_per_uid", zero);
+    rule(limits.streams_per_connection > 0, "limits.streams_per_connection", zero);
+    rule(limits.attestations > 0, "limits.attestations", zero);
+    rule(limits.attestations_per_uid > 0, "limits.attestations_per_uid", zero);
+    rule(!limits.handshake.is_zero(), "limits.handshake", zero);
+    rule(!config.attest.deadline.is_zero(), "attest.deadline", zero);
+    let smallest = super::ByteSize::kib(1);
+    rule(limits.workload_message >= smallest, "limits.workload_message", "it is at least 1KiB");
+    rule(limits.admin_message >= smallest, "limits.admin_message", "it is at least 1KiB");
+}

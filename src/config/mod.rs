@@ -1,0 +1,240 @@
+//! The agent's configuration: one list of settings, each with its type, its default and its documentation.
+//!
+//! The structs below are the only place a setting is written down. The loader, the errors about unknown names,
+//! `tether config show` and the shipped `tether.toml` are all derived from them, so they cannot disagree.
+//! A [`Config`] that exists is complete and consistent: nothing later has to check it again.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::id::TrustDomain;
+
+mod check;
+mod example;
+mod load;
+mod settings;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use example::{Shown, example, show};
+pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source};
+pub use value::{AuthorityKind, ByteSize, KernelInterfaces, KeyType, LogFilter, LogFormat};
+
+use settings::settings;
+
+/// Where the configuration of an installed agent is.
+pub const SYSTEM_FILE: &str = "/etc/tether/tether.toml";
+/// The trust domain of an agent started with `--dev`.
+pub const DEV_TRUST_DOMAIN: &str = "dev.tether.internal";
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+settings! {
+    /// Configuration of the tether agent.
+    ///
+    /// Every setting is listed with its default. The environment variable TETHER_SECTION__KEY (for example
+    /// TETHER_SVID__X509_TTL, or TETHER_TRUST_DOMAIN for the settings before the first section) overrides the file,
+    /// and `--set section.key=value` overrides both. Names that do not exist are errors. `tether agent check` says
+    /// whether the file is right, `tether config show --origin` which value came from where.
+    pub struct Config {
+        /// The trust domain whose SPIFFE IDs this agent issues. Required.
+        trust_domain: TrustDomain = settings::unset_trust_domain();
+        /// Where authorities, stored entries and the ledger are kept. Created with mode 0700.
+        state_dir: PathBuf = PathBuf::from("/var/lib/tether");
+        /// Registration entries: every `*.toml` in this directory is loaded, and again when one changes.
+        entries_dir: PathBuf = PathBuf::from("/etc/tether/entries.d");
+        section authority: Authority;
+        section svid: Svid;
+        section listen: Listen;
+        section http: Http;
+        section limits: Limits;
+        section attest: Attest;
+        section admin: Admin;
+        section log: Log;
+        fixed dev: bool = false, "Whether this is `agent run --dev`, which has one built-in entry and needs no owners.";
+    }
+}
+
+settings! {
+    /// What signs.
+    pub struct Authority {
+        /// "embedded": a root made by this agent, kept in state_dir. "disk": a root or intermediate from files, so
+        /// that several nodes share one trust domain.
+        kind: AuthorityKind = AuthorityKind::Embedded;
+        /// The kind of key of authorities and of X509-SVIDs: "ec-p256", "ec-p384" or "rsa-2048".
+        key_type: KeyType = KeyType::EcP256;
+        /// The kind of key that signs JWT-SVIDs. Absent: as key_type.
+        jwt_key_type: Option<KeyType> = None;
+        /// The `iss` claim of JWT-SVIDs, a URL for verifiers that speak OpenID Connect. Absent: no `iss`.
+        jwt_issuer: Option<String> = None;
+        /// How long the embedded root is valid.
+        root_ttl: Duration = 365 * DAY;
+        /// How long a signing CA is valid. It signs for half of that; SVIDs never outlive it.
+        ca_ttl: Duration = DAY;
+        /// How long a JWT signing key is valid.
+        jwt_key_ttl: Duration = 30 * DAY;
+        /// How long a new authority is published in every bundle before it signs.
+        propagation: Duration = Duration::from_secs(10);
+        /// With kind "disk": the CA certificate in PEM, followed by those that lead to the root when it is an
+        /// intermediate.
+        cert_file: Option<PathBuf> = None;
+        /// With kind "disk": its private key, PKCS#8 in PEM, readable by the agent alone.
+        key_file: Option<PathBuf> = None;
+        /// With kind "disk": the roots in PEM, when cert_file is an intermediate.
+        bundle_file: Option<PathBuf> = None;
+    }
+}
+
+settings! {
+    /// The documents that are issued.
+    pub struct Svid {
+        /// How long an X509-SVID is valid. Renewed at half of it. An entry may say otherwise.
+        x509_ttl: Duration = 15 * MINUTE;
+        /// How long a JWT-SVID is valid. An entry may say otherwise.
+        jwt_ttl: Duration = 5 * MINUTE;
+    }
+}
+
+settings! {
+    /// The Unix sockets.
+    pub struct Listen {
+        /// The SPIFFE Workload API, open to everyone on this host: who may have what is decided by attestation.
+        /// Containers mount its directory, never the socket, so it shares that directory with nothing.
+        workload: PathBuf = PathBuf::from("/run/tether/workload/workload.sock");
+        /// Administration. Who may do what is decided by the [admin] groups.
+        admin: PathBuf = PathBuf::from("/run/tether/admin/admin.sock");
+    }
+}
+
+settings! {
+    /// Health and metrics over HTTP: /livez, /readyz, /readyz/{part}, /metrics.
+    pub struct Http {
+        /// Where to listen, for example "127.0.0.1:9465". Absent: nowhere.
+        address: Option<SocketAddr> = None;
+        /// Allow an address that other hosts can reach. The answers need no authentication.
+        allow_remote: bool = false;
+    }
+}
+
+settings! {
+    /// What one caller can take from the others. Reaching a limit refuses with a message and is counted.
+    pub struct Limits {
+        /// Open connections on the workload socket.
+        connections: u32 = 16_384;
+        /// Of these, how many one uid may have.
+        connections_per_uid: u32 = 4_096;
+        /// Calls in progress on one connection, streams included.
+        streams_per_connection: u32 = 256;
+        /// The largest request on the workload socket.
+        workload_message: ByteSize = ByteSize::kib(64);
+        /// The largest request on the admin socket: a whole set of entries has to fit.
+        admin_message: ByteSize = ByteSize::mib(64);
+        /// Attestations in progress at one time.
+        attestations: u32 = 64;
+        /// Of these, how many one uid may cause.
+        attestations_per_uid: u32 = 16;
+        /// How long a connection may take to show who sends on it before it is closed.
+        handshake: Duration = Duration::from_secs(5);
+        /// How long open calls may go on after the agent was told to stop.
+        drain: Duration = Duration::from_secs(5);
+    }
+}
+
+settings! {
+    /// How a process is examined.
+    pub struct Attest {
+        /// How long one attestor may take. Entries that need what it could not say are unavailable to the caller.
+        deadline: Duration = Duration::from_secs(2);
+        section unix: AttestUnix;
+        section systemd: AttestSystemd;
+        section peer: AttestPeer;
+    }
+}
+
+settings! {
+    /// Selectors unix:*.
+    pub struct AttestUnix {
+        /// Offer unix:sha256, the digest of the executable.
+        sha256: bool = true;
+        /// Executables above this size get no digest; entries that need one are unavailable to them.
+        sha256_limit: ByteSize = ByteSize::mib(512);
+        /// Digests remembered, by device, inode, size and times of the file.
+        sha256_cache: u32 = 1_024;
+    }
+}
+
+settings! {
+    /// Selectors systemd:*.
+    pub struct AttestSystemd {
+        /// Ask systemd over D-Bus. If not, the unit is read from the cgroup, and systemd:id, fragment_path and
+        /// invocation_id are not known.
+        dbus: bool = true;
+        /// The D-Bus address. Absent: DBUS_SYSTEM_BUS_ADDRESS, else the system bus.
+        bus_address: Option<String> = None;
+    }
+}
+
+settings! {
+    /// How the process behind a connection is held.
+    pub struct AttestPeer {
+        /// "auto": everything the kernel offers. "baseline": as if the kernel were older than 6.5, which makes every
+        /// instance weak; for tests.
+        kernel: KernelInterfaces = KernelInterfaces::Auto;
+    }
+}
+
+settings! {
+    /// Who may use the admin socket, by Unix group (name or number). Root, and the user the agent runs as, may do
+    /// everything.
+    pub struct Admin {
+        /// May look: status, entries, authorities, bundles, and explain for any process.
+        viewers: Vec<String> = vec!["tether-viewers".to_owned()];
+        /// May also change them.
+        operators: Vec<String> = vec!["tether-operators".to_owned()];
+        /// May approve what waits for a person. Nothing waits for one in this version.
+        approvers: Vec<String> = vec!["tether-approvers".to_owned()];
+    }
+}
+
+settings! {
+    /// The log, on standard error. Never holds keys or tokens.
+    pub struct Log {
+        /// A level (error, warn, info, debug, trace), or one for each part: "info,tether::peer=trace". `tether log
+        /// level` changes it until the next start.
+        level: LogFilter = LogFilter::info();
+        /// "text" or "json".
+        format: LogFormat = LogFormat::Text;
+    }
+}
+
+impl Config {
+    /// The configuration `agent run --dev` starts from: no file, no root, everything under `dir`.
+    ///
+    /// The one entry such an agent begins with is made by the agent, which sees [`Config::dev`].
+    pub fn for_dev(dir: &Path) -> Self {
+        let mut config = Self {
+            trust_domain: TrustDomain::parse(DEV_TRUST_DOMAIN).expect("the name is legal; a test starts from it"),
+            state_dir: dir.join("state"),
+            entries_dir: dir.join("entries.d"),
+            dev: true,
+            ..Self::default()
+        };
+        config.listen.workload = dir.join("workload/workload.sock");
+        config.listen.admin = dir.join("admin/admin.sock");
+        // Groups of an installed agent mean nothing here: the agent's own user may do everything.
+        config.admin = Admin { viewers: Vec::new(), operators: Vec::new(), approvers: Vec::new() };
+        config
+    }
+}
+
+/// Where an agent started with `--dev` by `uid` may have its directory; it takes the first one.
+pub fn dev_directories(env: &BTreeMap<String, String>, uid: u32) -> Vec<PathBuf> {
+    let runtime = env.get("XDG_RUNTIME_DIR").filter(|dir| dir.starts_with('/'));
+    let runtime = runtime.map(|dir| Path::new(dir).join("tether-dev"));
+    runtime.into_iter().chain([PathBuf::from(format!("/tmp/tether-dev-{uid}"))]).collect()
+}

@@ -1,0 +1,261 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::load::load;
+use super::*;
+
+const FILE: &str = "/etc/tether/tether.toml";
+
+fn from_file(text: &str) -> Result<Loaded, Mistakes> {
+    load(&Source::default(), Some((Path::new(FILE), text)))
+}
+
+fn from_layers(text: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, Mistakes> {
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let source = Source {
+        env: env.iter().map(owned).collect::<BTreeMap<_, _>>(),
+        flags: flags.iter().map(owned).collect(),
+        ..Source::default()
+    };
+    load(&source, Some((Path::new(FILE), text)))
+}
+
+/// The mistakes as people see them, without the name of the file.
+fn mistakes(loaded: Result<Loaded, Mistakes>) -> Vec<String> {
+    let Mistakes(found) = loaded.expect_err("refused");
+    found.iter().map(|mistake| mistake.to_string().replace(FILE, "FILE")).collect()
+}
+
+#[test]
+fn a_file_with_only_the_trust_domain_gives_the_defaults() {
+    let config = from_file("trust_domain = \"example.org\"").expect("right").config;
+    let expected = Config { trust_domain: "example.org".parse().expect("legal"), ..Config::default() };
+    assert_eq!(config, expected);
+    assert_eq!(config.svid.x509_ttl, Duration::from_secs(900));
+    assert!(!config.dev);
+}
+
+#[test]
+fn every_kind_of_mistake_is_placed_and_says_what_to_write() {
+    let cases: &[(&str, &[&str])] = &[
+        ("", &["setting trust_domain: `trust_domain`: it is required"]),
+        ("trust_domain = \"Example\"", &["FILE:1:16: `trust_domain`: a trust domain has only the characters"]),
+        (
+            "trust_domain = 7",
+            &["FILE:1:16: `trust_domain`: expected a trust domain such as \"example.org\", not a whole"],
+        ),
+        (
+            "\n\n  trustdomain = \"a\"",
+            &["FILE:3:3: there is no setting `trustdomain`; before the first section there are"],
+        ),
+        ("[svid]\nx509_tll = \"1m\"", &["FILE:2:1: there is no setting `svid.x509_tll`; in [svid] there are x509_ttl"]),
+        ("[svids]\nx = 1", &["FILE:1:2: there is no setting `svids`"]),
+        ("svid = 3", &["FILE:1:1: `svid` is a section, not a whole number: write `[svid]`"]),
+        ("[svid]\nx509_ttl = \"15\"", &["FILE:2:12: `svid.x509_ttl`: expected a duration such as"]),
+        (
+            "[svid]\nx509_ttl = 15",
+            &["FILE:2:12: `svid.x509_ttl`: expected a duration such as \"15m\", not a whole number"],
+        ),
+        ("[limits]\nconnections = -1", &["FILE:2:15: `limits.connections`: expected a whole number"]),
+        ("[limits]\nworkload_message = \"4 KB\"", &["FILE:2:20: `limits.workload_message`: expected a size"]),
+        (
+            "[authority]\nkind = \"hsm\"",
+            &["FILE:2:8: `authority.kind`: expected one of \"embedded\" \"disk\", not `hsm`"],
+        ),
+        ("[listen]\nadmin = \"a.sock\"", &["FILE:2:9: `listen.admin`: `a.sock` is not an absolute path"]),
+        ("[http]\naddress = \"localhost:1\"", &["FILE:2:11: `http.address`: expected an address such as"]),
+        ("[http]\nallow_remote = \"yes\"", &["FILE:2:16: `http.allow_remote`: expected true or false, not a string"]),
+        ("[log]\nlevel = \"inof\"", &["FILE:2:9: `log.level`: `inof` is not a log level"]),
+        ("[admin]\nviewers = [\"a\", 1]", &["FILE:2:11: `admin.viewers`: expected a list of strings; one item is"]),
+        ("a = \n[svid]\nx509_ttl = 1", &["FILE:1:", "FILE:1:1: there is no setting `a`", "FILE:3:12: `svid.x509_ttl`"]),
+        ("[log]\nformat = \"text\"\nformat = \"json\"", &["FILE:3:1: duplicate key"]),
+    ];
+    for (text, expected) in cases {
+        let found = mistakes(from_file(text));
+        assert_eq!(found.len(), expected.len(), "{text:?}: {found:#?}");
+        for (found, expected) in found.iter().zip(*expected) {
+            assert!(found.starts_with(expected), "{text:?}: {found}");
+        }
+    }
+}
+
+#[test]
+fn settings_that_do_not_fit_together_are_refused_at_the_one_to_change() {
+    let cases: &[(&str, &str)] = &[
+        ("[authority]\nkind = \"disk\"\nkey_file = \"/k\"", "setting authority.cert_file: "),
+        ("[authority]\ncert_file = \"/c\"", "FILE:3:13: `authority.cert_file`: only kind \"disk\" reads it"),
+        ("[authority]\njwt_issuer = \"http://a\"", "FILE:3:14: "),
+        ("[authority]\nca_ttl = \"20m\"", "setting svid.x509_ttl: "),
+        ("[svid]\nx509_ttl = \"13h\"", "FILE:3:12: `svid.x509_ttl`: it is at most half of authority.ca_ttl"),
+        ("[svid]\nx509_ttl = \"0s\"", "FILE:3:12: "),
+        ("[authority]\nroot_ttl = \"25h\"", "setting authority.ca_ttl: "),
+        ("[authority]\npropagation = \"7h\"", "FILE:3:15: "),
+        ("[listen]\nadmin = \"/run/tether/workload/admin.sock\"", "FILE:3:9: `listen.admin`: it shares a directory"),
+        ("[limits]\nconnections = 0", "FILE:3:15: "),
+        ("[http]\naddress = \"0.0.0.0:80\"", "FILE:3:11: `http.address`: other hosts can reach it"),
+    ];
+    for (text, expected) in cases {
+        let found = mistakes(from_file(&format!("trust_domain = \"td\"\n{text}")));
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{text:?}: {found:#?}");
+    }
+    let long = format!("trust_domain = \"td\"\n[listen]\nworkload = \"/{}\"", "a".repeat(107));
+    assert!(mistakes(from_file(&long))[0].contains("at most 107 bytes"));
+    let fine = "trust_domain = \"td\"\n[http]\naddress = \"0.0.0.0:80\"\nallow_remote = true";
+    assert!(from_file(fine).is_ok());
+}
+
+#[test]
+fn flags_win_over_the_environment_over_the_file_and_each_value_knows_its_origin() {
+    let text = "trust_domain = \"file\"\n[svid]\nx509_ttl = \"1m\"\njwt_ttl = \"1m\"\n";
+    let env =
+        [("TETHER_SVID__X509_TTL", "2m"), ("TETHER_TRUST_DOMAIN", "env"), ("TETHER_ATTEST__UNIX__SHA256", "false")];
+    let loaded = from_layers(text, &env, &[("svid.x509_ttl", "3m")]).expect("right");
+    let config = &loaded.config;
+    assert_eq!(config.svid.x509_ttl, Duration::from_secs(180));
+    assert_eq!(config.svid.jwt_ttl, Duration::from_secs(60));
+    assert_eq!(config.trust_domain.as_str(), "env");
+    assert!(!config.attest.unix.sha256);
+
+    let origins: Vec<_> = ["svid.x509_ttl", "svid.jwt_ttl", "trust_domain", "attest.unix.sha256", "state_dir"]
+        .map(|path| loaded.origin(path).to_string())
+        .to_vec();
+    let file = format!("{FILE}:4");
+    assert_eq!(
+        origins,
+        ["--set", file.as_str(), "env TETHER_TRUST_DOMAIN", "env TETHER_ATTEST__UNIX__SHA256", "default"]
+    );
+}
+
+#[test]
+fn misspelt_variables_and_flags_are_mistakes_and_foreign_variables_are_not() {
+    let text = "trust_domain = \"td\"";
+    let cases: &[(&str, &str)] = &[
+        ("TETHER_SVID__X509_TLL", "environment variable TETHER_SVID__X509_TLL: there is no setting `svid.x509_tll`"),
+        ("TETHER_SVIDS__X", "environment variable TETHER_SVIDS__X: there is no section `svids`"),
+        ("TETHER_LOG__LEVEL", "environment variable TETHER_LOG__LEVEL: `log.level`: `1` is not a log level"),
+    ];
+    for (variable, expected) in cases {
+        let found = mistakes(from_layers(text, &[(variable, "1")], &[]));
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}");
+    }
+    let foreign = [("TETHER_ADMIN_SOCKET", "/a"), ("TETHER_SESSION", "1"), ("PATH", "/bin"), ("TETHER_", "")];
+    assert!(from_layers(text, &foreign, &[]).is_ok());
+    let found = mistakes(from_layers(text, &[], &[("dev", "true")]));
+    assert!(found[0].starts_with("--set dev: there is no setting `dev`"), "{found:#?}");
+}
+
+#[test]
+fn an_empty_text_takes_back_an_optional_value_and_lists_are_separated_by_commas() {
+    let text = "trust_domain = \"td\"\n[http]\naddress = \"127.0.0.1:1\"";
+    let loaded = from_layers(text, &[("TETHER_HTTP__ADDRESS", "")], &[("admin.viewers", "a, b")]).expect("right");
+    assert_eq!(loaded.config.http.address, None);
+    assert_eq!(loaded.config.admin.viewers, ["a", "b"]);
+}
+
+#[test]
+fn durations_and_sizes_are_read_and_written_in_units() {
+    let durations: &[(&str, Option<u64>, &str)] = &[
+        ("500ms", Some(500), "500ms"),
+        ("90s", Some(90_000), "90s"),
+        ("1h30m", Some(5_400_000), "90m"),
+        ("24h", Some(86_400_000), "24h"),
+        ("1d", Some(86_400_000), "24h"),
+        ("365d", Some(31_536_000_000), "365d"),
+        ("0s", Some(0), "0s"),
+        ("", None, ""),
+        ("15", None, ""),
+        ("m", None, ""),
+        ("-1m", None, ""),
+        ("1.5h", None, ""),
+        ("30m1h", None, ""),
+        ("1m 30s", None, ""),
+        ("1m1m", None, ""),
+        ("99999999999999999999d", None, ""),
+        ("999999999999999d", None, ""),
+    ];
+    for (text, millis, written) in durations {
+        let loaded = from_layers("trust_domain = \"td\"", &[], &[("limits.drain", text)]);
+        match millis {
+            Some(millis) => {
+                let loaded = loaded.expect(text);
+                assert_eq!(loaded.config.limits.drain, Duration::from_millis(*millis), "{text}");
+                let shown = loaded.settings().into_iter().find(|s| s.name == "limits.drain").expect("listed");
+                assert_eq!(shown.value, *written, "{text}");
+            }
+            None => assert_eq!(mistakes(loaded).len(), 1, "{text}"),
+        }
+    }
+    let sizes: &[(&str, Option<u64>)] = &[
+        ("2048B", Some(2048)),
+        ("64KiB", Some(65_536)),
+        ("1GiB", Some(1 << 30)),
+        ("64", None),
+        ("64kb", None),
+        ("KiB", None),
+    ];
+    for (text, bytes) in sizes {
+        let loaded = from_layers("trust_domain = \"td\"", &[], &[("limits.admin_message", text)]);
+        assert_eq!(loaded.map(|loaded| loaded.config.limits.admin_message.bytes()).ok(), *bytes, "{text}");
+    }
+}
+
+#[test]
+fn the_shown_configuration_is_a_file_that_gives_the_same_configuration() {
+    let text =
+        "trust_domain = \"td\"\n[http]\naddress = \"127.0.0.1:9465\"\n[log]\nlevel = \"info,tether::peer=trace\"";
+    let loaded = from_file(text).expect("right");
+    for origins in [false, true] {
+        let again = from_file(&show(&loaded, origins)).expect("what is shown is right");
+        assert_eq!(again.config, loaded.config);
+    }
+    assert!(show(&loaded, true).contains("# /etc/tether/tether.toml:3\n"), "{}", show(&loaded, true));
+}
+
+#[test]
+fn the_example_with_every_line_taken_in_says_the_defaults() {
+    let commented = example();
+    let is_setting = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.contains(" = ");
+    let setting_lines = commented.lines().filter(is_setting).count();
+    let taken_in: String = commented
+        .lines()
+        .map(|line| if is_setting(&line) { &line[1..] } else { line })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let config = from_file(&taken_in).expect("the example is right").config;
+    assert_eq!(config, Config { trust_domain: config.trust_domain.clone(), ..Config::default() });
+    assert_eq!(setting_lines, super::load::values(&config).len());
+}
+
+#[test]
+fn the_shipped_file_is_the_one_generated_from_the_settings() {
+    let shipped = include_str!("../../packaging/tether.toml");
+    assert!(shipped == example(), "packaging/tether.toml is stale; write it anew with `tether config example`");
+}
+
+#[test]
+fn the_dev_configuration_is_complete_under_its_directory_and_can_be_overridden() {
+    let source = Source {
+        dev: Some(PathBuf::from("/tmp/dev")),
+        env: [("TETHER_SVID__JWT_TTL".to_owned(), "1m".to_owned())].into(),
+        ..Source::default()
+    };
+    let loaded = source.load().expect("right");
+    let config = &loaded.config;
+    assert!(config.dev);
+    assert_eq!(config.trust_domain.as_str(), "dev.tether.internal");
+    assert_eq!(config.listen.workload, Path::new("/tmp/dev/workload/workload.sock"));
+    assert_eq!(config.listen.admin, Path::new("/tmp/dev/admin/admin.sock"));
+    assert_eq!(config.entries_dir, Path::new("/tmp/dev/entries.d"));
+    assert_eq!(config.svid.jwt_ttl, Duration::from_secs(60));
+    assert_eq!(*loaded.origin("state_dir"), Origin::Dev);
+    assert_eq!(*loaded.origin("svid.x509_ttl"), Origin::Default);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_what_to_do() {
+    let source = Source { file: Some(PathBuf::from("/nonexistent/tether.toml")), ..Source::default() };
+    let Mistakes(found) = source.load().expect_err("refused");
+    let text = found[0].to_string();
+    assert!(text.contains("/nonexistent/tether.toml") && text.contains("--config"), "{text}");
+}
