@@ -6,7 +6,8 @@
 //!
 //! Does not: fetch, store or schedule anything, and does not read bundle maps (section 5).
 
-#[cfg(all(test, feature = "agent"))]
+#[cfg(test)]
+#[cfg(feature = "agent")]
 mod tests;
 
 use std::time::Duration;

@@ -222,7 +222,8 @@ fn a_path_leads_through_signing_authorities_to_one_of_the_domain() {
     let signing = signing.certificate();
 
     assert!(verify_at(&[&svid, signing], &[&root], NOW).is_ok(), "X509-10");
-    let refused: Vec<(&str, Result<VerifiedSvid, X509Error>, fn(&X509Error) -> bool)> = vec![
+    type Check = fn(&X509Error) -> bool;
+    let refused: Vec<(&str, Result<VerifiedSvid, X509Error>, Check)> = vec![
         ("X509-17 no path", verify_at(&[&svid], &[&root], NOW), |e| matches!(e, X509Error::UnknownAuthority)),
         ("ID-17 another authority", verify_at(&[&svid, signing], &[&stranger], NOW), |e| {
             matches!(e, X509Error::UnknownAuthority)
