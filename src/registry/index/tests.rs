@@ -29,7 +29,7 @@ fn index(text: &str) -> Index {
 }
 
 fn evidence(facts: &[&str]) -> Evidence {
-    Evidence { selectors: facts.iter().map(|f| Selector::parse(f).expect("valid")).collect(), gaps: Vec::new() }
+    Evidence { selectors: facts.iter().map(|f| Selector::parse(f).expect("valid")).collect(), ..Evidence::default() }
 }
 
 fn ids(matched: &Matched) -> Vec<&str> {
@@ -274,7 +274,7 @@ proptest! {
             ));
         }
         let entries = from_file("/a.toml", &text);
-        let evidence = Evidence { selectors: facts.iter().map(|f| Selector::parse(f).expect("valid")).collect(), gaps };
+        let evidence = Evidence { selectors: facts.iter().map(|f| Selector::parse(f).expect("valid")).collect(), gaps, ..Evidence::default() };
         let (given, unsure) = naive(&entries, &evidence, NOW);
         let matched = Index::build(1, entries.clone()).matching(&evidence, NOW);
         let got: Vec<_> =
