@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::id::TrustDomain;
+use crate::x509::KeyType;
 
 mod check;
 mod example;
@@ -22,7 +23,7 @@ mod tests;
 
 pub use example::{Shown, example, show};
 pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source};
-pub use value::{AuthorityKind, ByteSize, KernelInterfaces, KeyType, LogFilter, LogFormat};
+pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter, LogFormat};
 
 use settings::settings;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use crate::id::TrustDomain;
+use crate::x509::{KeyError, KeyType};
 
 /// A value as a source has it.
 #[derive(Clone, Copy)]
@@ -134,6 +135,16 @@ impl Text for String {
     }
     fn text(&self) -> String {
         self.clone()
+    }
+}
+
+impl Text for KeyType {
+    const FORM: &'static str = "one of \"ec-p256\" \"ec-p384\" \"rsa-2048\"";
+    fn parse_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: KeyError| error.to_string())
+    }
+    fn text(&self) -> String {
+        self.to_string()
     }
 }
 
@@ -348,19 +359,6 @@ words! {
         Embedded = "embedded",
         /// A root or intermediate from files.
         Disk = "disk",
-    }
-}
-
-words! {
-    /// A kind of key pair.
-    pub enum KeyType {
-        /// ECDSA on P-256 with SHA-256 (ES256).
-        #[default]
-        EcP256 = "ec-p256",
-        /// ECDSA on P-384 with SHA-384 (ES384).
-        EcP384 = "ec-p384",
-        /// RSA with 2048 bits (RS256).
-        Rsa2048 = "rsa-2048",
     }
 }
 
