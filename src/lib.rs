@@ -5,24 +5,47 @@
 //! constructor, so the order cannot be got wrong:
 //!
 //! ```text
-//! connection -> PeerConn -> Instance -> Attested -> &Entry -> Grant -> Svid -> ledger + audit -> stream
+//! connection -> PeerConn -> Instance -> Attested -> &Entry -> Grant -> Svid -> audit -> stream
 //!               (kernel)    (pidfd)     (selectors)          (policy)  (authority)
 //! ```
 
-#[cfg(feature = "agent")]
-pub mod attest;
 pub mod base;
+#[cfg(feature = "agent")]
+pub mod sys;
+pub mod proto;
+pub mod id;
+pub mod selector;
+pub mod x509;
+pub mod jwt;
 pub mod bundle;
 #[cfg(feature = "agent")]
-pub mod cli;
-#[cfg(feature = "client")]
+pub mod store;
+#[cfg(feature = "agent")]
+pub mod metrics;
+#[cfg(feature = "agent")]
+pub mod audit;
+#[cfg(feature = "agent")]
+pub mod peer;
+#[cfg(feature = "agent")]
+pub mod attest;
+#[cfg(feature = "agent")]
+pub mod registry;
+#[cfg(feature = "agent")]
+pub mod policy;
+#[cfg(feature = "agent")]
+pub mod authority;
+#[cfg(feature = "agent")]
+pub mod trust;
+#[cfg(feature = "agent")]
+pub mod issue;
+#[cfg(feature = "agent")]
+pub mod stream;
+#[cfg(feature = "agent")]
+pub mod telemetry;
+#[cfg(feature = "agent")]
+pub mod http;
+#[cfg(feature = "agent")]
+pub mod api;
 pub mod client;
 #[cfg(feature = "agent")]
 pub mod config;
-pub mod id;
-pub mod jwt;
-pub mod proto;
-pub mod selector;
-#[cfg(feature = "agent")]
-pub mod sys;
-pub mod x509;

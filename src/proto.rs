@@ -1,6 +1,6 @@
 //! Code generated from `proto/`: the SPIFFE Workload API and tether's own services. No hand-written logic.
 #![allow(missing_docs, reason = "generated; the protos carry the documentation")]
-#![allow(clippy::all, reason = "generated")]
+#![allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
 
 /// The SPIFFE Workload API. Its proto has no package, so neither does this module's wire name.
 pub mod workload {

@@ -1,5 +1,164 @@
 //! Attestation: from a process to what is known of it.
+//!
+//! Every attestor answers for one kind of selector, reads through the handles in [`Subject`] and never through a bare
+//! process number alone, and says what it could not find out. [`Attestors::attest`] asks all of them at once; a slow
+//! or failing one costs its own selectors, becomes a [`Gap`] and never a silent no (design rule 8).
+//!
+//! What this does not promise: that the process is still the same afterwards. Whoever uses the evidence looks at the
+//! instance again before acting on it (design rule 4).
 
+mod cgroup;
 mod evidence;
+mod lsm;
+mod memo;
+mod process;
+mod subject;
+mod systemd;
+mod unix;
 
-pub use evidence::{Evidence, Gap};
+use std::io;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, join_all};
+use thiserror::Error;
+
+use crate::base::clock::Clock;
+use crate::base::entropy::Entropy;
+
+pub use cgroup::Cgroup;
+pub use evidence::{Evidence, Findings, Gap, Note, Wanted};
+pub use lsm::Lsm;
+pub use process::{Attestation, AttestationError, Attested};
+pub use subject::{ExecutableEvidence, Subject};
+pub use systemd::{Bus, Config as SystemdConfig, Systemd, UnitAnswer, UnitFacts, UnitManager, UnitManagerError};
+pub use unix::{Config as UnixConfig, NameSource, Nss, Unix};
+
+/// How attestation behaves; section `[attest]` of the configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How long each attestor may take; a late one becomes a gap.
+    pub deadline: Duration,
+    /// How users, groups and executables are looked at.
+    pub unix: UnixConfig,
+    /// How systemd is asked.
+    pub systemd: SystemdConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(1), unix: UnixConfig::default(), systemd: SystemdConfig::default() }
+    }
+}
+
+/// Why an attestor has nothing to say. All of its selectors are unknown then.
+#[derive(Debug, Error)]
+pub enum AttestError {
+    /// The process ended while it was looked at.
+    #[error("the process has ended")]
+    Gone,
+    /// The process is no longer what the subject says.
+    #[error("its {what} changed from {from} to {to} while it was looked at; ask again")]
+    Changed {
+        /// What changed: `user`.
+        what: &'static str,
+        /// What the subject says.
+        from: String,
+        /// What the kernel says now.
+        to: String,
+    },
+    /// The kernel does not let us read a file of the process.
+    #[error("`{file}` of the process cannot be read")]
+    Read {
+        /// The name below `/proc/PID`.
+        file: &'static str,
+        /// What the kernel answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel wrote something this agent does not understand.
+    #[error("`{file}` of the process is not in a form this agent understands")]
+    Malformed {
+        /// The name below `/proc/PID`.
+        file: &'static str,
+    },
+}
+
+impl AttestError {
+    /// The error for a failed read of `file`: a process that is gone is told apart from a forbidden file.
+    fn read(file: &'static str, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(nix::libc::ESRCH) => Self::Gone,
+            _ => Self::Read { file, source },
+        }
+    }
+
+    /// The error with its causes, in words for a person.
+    fn words(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+}
+
+/// Finds out facts of one kind about a process.
+pub trait Attestor: Send + Sync {
+    /// The selector type it answers for: `unix`.
+    fn kind(&self) -> &'static str;
+
+    /// Looks at the process. Facts that `wanted` does not name may be left out, as a gap, when they cost something.
+    ///
+    /// The future must not block: whatever can wait for a file system or another process runs elsewhere.
+    fn attest<'a>(&'a self, subject: &'a Subject, wanted: &'a Wanted) -> BoxFuture<'a, Result<Findings, AttestError>>;
+}
+
+/// All attestors of this agent, each with its deadline.
+#[derive(Default)]
+pub struct Attestors(Vec<(Box<dyn Attestor>, Duration)>);
+
+impl Attestors {
+    /// The attestors of a Linux host: unix, cgroup, systemd, lsm.
+    pub fn of_host(config: &Config, clock: &Clock, entropy: &Entropy) -> Self {
+        let bus = Bus::new(config.systemd.address.clone());
+        Self::default()
+            .with(Unix::new(&config.unix, Nss, clock.clone()), config.deadline)
+            .with(Cgroup, config.deadline)
+            .with(Systemd::new(&config.systemd, bus, clock.clone(), entropy.clone()), config.deadline)
+            .with(Lsm::of_host(), config.deadline)
+    }
+
+    /// Adds an attestor, which may take at most `deadline`.
+    #[must_use]
+    pub fn with(mut self, attestor: impl Attestor + 'static, deadline: Duration) -> Self {
+        self.0.push((Box::new(attestor), deadline));
+        self
+    }
+
+    /// Everything that is known of the process, within the longest of the deadlines.
+    ///
+    /// Evidence is only good for selectors in `wanted`: the others may be gaps, so whoever changes the set of entries
+    /// attests again.
+    pub async fn attest(&self, subject: &Subject, wanted: &Wanted) -> Evidence {
+        let all = self.0.iter().map(|(attestor, deadline)| one(attestor.as_ref(), *deadline, subject, wanted));
+        let mut evidence = Evidence::default();
+        for findings in join_all(all).await {
+            evidence.add(findings);
+        }
+        evidence
+    }
+}
+
+async fn one(attestor: &dyn Attestor, deadline: Duration, subject: &Subject, wanted: &Wanted) -> Findings {
+    let kind = attestor.kind();
+    if !wanted.has_kind(kind) {
+        return Findings::none(kind, evidence::NOT_WANTED);
+    }
+    match tokio::time::timeout(deadline, attestor.attest(subject, wanted)).await {
+        Ok(Ok(findings)) => findings,
+        Ok(Err(error)) => Findings::none(kind, error.words()),
+        Err(_) => Findings::none(kind, format!("there was no answer within {deadline:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

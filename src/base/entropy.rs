@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 
+type Fill = dyn Fn(&mut [u8]) + Send + Sync;
+
 /// Where nonces, serial numbers, token ids and jitter come from. Keys are generated inside the crypto library.
 #[derive(Clone)]
-pub struct Entropy(Arc<dyn Fn(&mut [u8]) + Send + Sync>);
+pub struct Entropy(Arc<Fill>);
 
 impl Entropy {
     /// The operating system's generator, by way of the crypto library.

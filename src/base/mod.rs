@@ -8,3 +8,5 @@ pub mod drain;
 pub mod durable;
 pub mod entropy;
 pub mod secret;
+#[cfg(feature = "agent")]
+pub mod quota;

@@ -2,4 +2,15 @@
 //!
 //! The only unsafe code of the crate is here, each block with the reason why it is sound. Nothing here decides.
 
+pub mod harden;
+pub mod kernel;
+pub mod namespace;
+pub mod pidfd;
+mod process;
 pub mod procfs;
+pub mod sockdiag;
+pub mod socket;
+
+pub use kernel::{BootId, Kernel};
+pub use pidfd::{PidFd, WatchedPidFd};
+pub use process::Status;

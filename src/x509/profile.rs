@@ -192,6 +192,11 @@ impl Issuer {
         &self.key
     }
 
+    /// Its private key, to keep it and give up signing.
+    pub fn into_key(self) -> PrivateKey {
+        self.key
+    }
+
     /// The trust domain it signs for.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.domain

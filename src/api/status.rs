@@ -1,0 +1,93 @@
+//! The one table from refusals to gRPC statuses and public text (SPIFFE Workload Endpoint, section 6).
+//!
+//! Clients retry Unavailable and PermissionDenied with backoff and report InvalidArgument and Unimplemented at once,
+//! so the code says what a caller should do; the text says it to a person.
+
+use tonic::{Code, Status};
+
+use crate::authority::AuthorityError;
+use crate::base::quota::Full;
+use crate::issue::Refusal;
+use crate::jwt::JwtError;
+use crate::peer::LookError;
+use crate::store::StoreError;
+use crate::trust::TrustError;
+
+/// The metadata key that every call to a Workload Endpoint carries.
+pub const HEADER: &str = "workload.spiffe.io";
+
+/// A call without the metadata that shows it was meant for a Workload Endpoint (section 3).
+pub fn missing_header() -> Status {
+    Status::invalid_argument(format!("the metadata `{HEADER}: true` is missing: every call to a Workload Endpoint carries it"))
+}
+
+/// A mandatory field is empty or malformed.
+pub fn bad_field(field: &str, why: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(format!("`{field}` {why}"))
+}
+
+/// Too much at once.
+pub fn too_many(what: &str, full: Full) -> Status {
+    let (whose, limit) = match full {
+        Full::User(limit) => ("this user has", limit),
+        Full::All(limit) => ("all users together have", limit),
+    };
+    Status::unavailable(format!("{whose} {limit} {what} already, which is the limit: close some and try again"))
+}
+
+/// A caller gets nothing.
+pub fn refused(refusal: &Refusal) -> Status {
+    let code = match refusal {
+        Refusal::NoIdentity { .. } | Refusal::NotGranted(_) | Refusal::Denied(_) => Code::PermissionDenied,
+        Refusal::Connection(_) | Refusal::Look(LookError::Ended(_)) => Code::PermissionDenied,
+        Refusal::Look(LookError::Unseen(_)) | Refusal::Attestation(_) | Refusal::Unavailable { .. } | Refusal::Stopping => Code::Unavailable,
+        Refusal::Authority(_) | Refusal::Key(_) => Code::Unavailable,
+    };
+    Status::new(code, refusal.to_string())
+}
+
+/// A token is not valid. The standard names no code; this is the one other implementations use.
+pub fn invalid_token(error: &JwtError) -> Status {
+    Status::invalid_argument(format!("the JWT-SVID is not valid: {error}"))
+}
+
+/// An administrative change could not be made.
+pub fn authority(error: &AuthorityError) -> Status {
+    match error {
+        AuthorityError::Unknown(_) => Status::not_found(error.to_string()),
+        AuthorityError::RootOnDisk => Status::failed_precondition(error.to_string()),
+        error => Status::unavailable(chain(error)),
+    }
+}
+
+/// A bundle could not be changed.
+pub fn trust(error: &TrustError) -> Status {
+    match error {
+        TrustError::Bundle(_) | TrustError::Own(_) => Status::invalid_argument(chain(error)),
+        TrustError::Name(..) => Status::internal(chain(error)),
+        TrustError::Unknown(_) => Status::not_found(error.to_string()),
+        TrustError::Store(error) => store(error),
+    }
+}
+
+/// The store could not do what was asked.
+pub fn store(error: &StoreError) -> Status {
+    match error {
+        StoreError::Conflict { .. } => Status::aborted(error.to_string()),
+        error => Status::unavailable(chain(error)),
+    }
+}
+
+/// An error and what caused it, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,305 @@
+//! The SPIFFE Workload API over the real caller: translates, decides nothing.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use prost_types::value::Kind as ValueKind;
+use prost_types::{ListValue, Struct, Value};
+use tonic::{Request, Response, Status};
+
+use super::status;
+use crate::base::drain;
+use crate::base::quota::{Place, Quota};
+use crate::id::SpiffeId;
+use crate::issue::{Bundles, Issuer, Refusal, X509State};
+use crate::metrics::Rpc;
+use crate::peer::PeerConn;
+use crate::proto::workload as wire;
+use crate::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApi;
+use crate::stream::{Update, updates};
+
+/// The longest audience a token is made for.
+const MAX_AUDIENCE_BYTES: usize = 2048;
+/// The most audiences one token is made for.
+const MAX_AUDIENCES: usize = 32;
+
+/// What callers may have open at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Calls and streams of all users together.
+    pub calls: usize,
+    /// Calls and streams of one user.
+    pub calls_per_uid: usize,
+}
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    issuer: Arc<Issuer>,
+    drain: drain::Watcher,
+    calls: Quota,
+}
+
+type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Workload {
+    /// Serves what `issuer` issues until `drain` begins.
+    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher, limits: Limits) -> Self {
+        Self {
+            issuer,
+            drain,
+            calls: Quota::new(limits.calls, limits.calls_per_uid),
+        }
+    }
+
+    /// The calls and streams that are open.
+    pub fn open_calls(&self) -> Quota {
+        self.calls.clone()
+    }
+
+    fn place(&self, peer: &PeerConn) -> Result<Place, Status> {
+        self.calls.take(peer.uid()).map_err(|full| status::too_many("calls open", full))
+    }
+
+    /// A stream of bundles, as `encode` shows them and `same` compares them.
+    fn bundle_stream<T: Send + 'static>(
+        &self,
+        peer: PeerConn,
+        rpc: &'static str,
+        same: fn(&Bundles, &Bundles) -> bool,
+        encode: fn(&Bundles) -> Result<T, Status>,
+    ) -> Result<Response<Updates<T>>, Status> {
+        let open = self.open(&peer, rpc)?;
+        let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| async move {
+            let (bundles, renew_at) = issuer.bundles(&peer).await?;
+            Ok(Update { state: Compared { bundles, same }, renew_at })
+        });
+        Ok(respond(states, open, move |compared| encode(&compared.bundles)))
+    }
+
+    fn open(&self, peer: &PeerConn, rpc: &'static str) -> Result<Open, Status> {
+        let place = self.place(peer)?;
+        let gauge = self.issuer.metrics.workload_streams.get_or_create(&Rpc { rpc }).clone();
+        gauge.inc();
+        Ok(Open { gauge, _place: place })
+    }
+}
+
+/// An open stream, counted until it is dropped.
+struct Open {
+    gauge: prometheus_client::metrics::gauge::Gauge,
+    _place: Place,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}
+
+/// Bundles that are compared by one kind of authority only.
+#[derive(Clone)]
+struct Compared {
+    bundles: Bundles,
+    same: fn(&Bundles, &Bundles) -> bool,
+}
+
+impl PartialEq for Compared {
+    fn eq(&self, other: &Self) -> bool {
+        (self.same)(&self.bundles, &other.bundles)
+    }
+}
+
+fn respond<S: Send + 'static, T: Send + 'static>(
+    states: impl Stream<Item = Result<S, Refusal>> + Send + 'static,
+    open: Open,
+    encode: impl Fn(S) -> Result<T, Status> + Send + 'static,
+) -> Response<Updates<T>> {
+    let messages = states.map(move |state| {
+        let _counted = &open;
+        state.map_err(|refusal| status::refused(&refusal)).and_then(&encode)
+    });
+    Response::new(Box::pin(messages))
+}
+
+/// Who calls, as the listener put it beside the request.
+pub(super) fn peer<T>(request: &Request<T>) -> Result<PeerConn, Status> {
+    request.extensions().get::<PeerConn>().cloned().ok_or_else(|| Status::internal("the caller is unknown"))
+}
+
+fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
+    let bundle = x509_bundle(&state.bundles, state.bundles.own.trust_domain())?;
+    let svids = state.svids.iter().map(|(svid, hint)| wire::X509svid {
+        spiffe_id: svid.spiffe_id.to_string(),
+        x509_svid: Bytes::copy_from_slice(&svid.svid.signed.chain),
+        x509_svid_key: Bytes::copy_from_slice(svid.svid.key.expose()),
+        bundle: bundle.clone(),
+        hint: hint.as_deref().unwrap_or_default().to_owned(),
+    });
+    Ok(wire::X509svidResponse {
+        svids: svids.collect(),
+        crl: Vec::new(),
+        federated_bundles: state.bundles.federated.values().map(|b| (b.trust_domain().id().to_string(), Bytes::from(b.x509().to_der()))).collect(),
+    })
+}
+
+fn x509_bundle(bundles: &Bundles, domain: &crate::id::TrustDomain) -> Result<Bytes, Status> {
+    let der = Bytes::from(bundles.own.x509().to_der());
+    // A mandatory field must not be empty; a trust domain without a root cannot be spoken for.
+    if der.is_empty() { Err(Status::unavailable(format!("`{domain}` has no X.509 authority"))) } else { Ok(der) }
+}
+
+fn x509_bundles_response(bundles: &Bundles) -> Result<wire::X509BundlesResponse, Status> {
+    x509_bundle(bundles, bundles.own.trust_domain())?;
+    let bundles = bundles.all().map(|bundle| (bundle.trust_domain().id().to_string(), Bytes::from(bundle.x509().to_der())));
+    Ok(wire::X509BundlesResponse { crl: Vec::new(), bundles: bundles.collect() })
+}
+
+fn jwt_bundles_response(bundles: &Bundles) -> Result<wire::JwtBundlesResponse, Status> {
+    let bundles = bundles.all().map(|bundle| (bundle.trust_domain().id().to_string(), bundle.jwt_jwks().into()));
+    Ok(wire::JwtBundlesResponse { bundles: bundles.collect() })
+}
+
+/// The audiences of a request: at least one, none of them empty (Workload API, section 6.2.1).
+fn audiences(requested: Vec<String>) -> Result<Vec<String>, Status> {
+    if requested.is_empty() {
+        return Err(status::bad_field("audience", "is empty: name whom the token is for"));
+    }
+    if requested.len() > MAX_AUDIENCES {
+        return Err(status::bad_field("audience", format!("has more than {MAX_AUDIENCES} values")));
+    }
+    for audience in &requested {
+        check_audience(audience)?;
+    }
+    Ok(requested)
+}
+
+fn check_audience(audience: &str) -> Result<(), Status> {
+    match audience.len() {
+        0 => Err(status::bad_field("audience", "has an empty value")),
+        1..=MAX_AUDIENCE_BYTES => Ok(()),
+        _ => Err(status::bad_field("audience", format!("has a value of more than {MAX_AUDIENCE_BYTES} bytes"))),
+    }
+}
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for Workload {
+    type FetchX509SVIDStream = Updates<wire::X509svidResponse>;
+    type FetchX509BundlesStream = Updates<wire::X509BundlesResponse>;
+    type FetchJWTBundlesStream = Updates<wire::JwtBundlesResponse>;
+    type FetchWITSVIDStream = Updates<wire::WitsvidResponse>;
+    type FetchWITBundlesStream = Updates<wire::WitBundlesResponse>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<wire::X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        let peer = peer(&request)?;
+        let open = self.open(&peer, "FetchX509SVID")?;
+        let states = updates(self.issuer.clone(), peer, self.drain.clone(), |issuer, peer| async move {
+            let state = issuer.x509(&peer).await?;
+            let renew_at = Some(state.renew_at);
+            Ok(Update { state, renew_at })
+        });
+        Ok(respond(states, open, x509_response))
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<wire::X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        self.bundle_stream(peer(&request)?, "FetchX509Bundles", Bundles::same_x509, x509_bundles_response)
+    }
+
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<wire::JwtsvidRequest>,
+    ) -> Result<Response<wire::JwtsvidResponse>, Status> {
+        let peer = peer(&request)?;
+        let _place = self.place(&peer)?;
+        let request = request.into_inner();
+        let audience = audiences(request.audience)?;
+        let wanted = match request.spiffe_id.as_str() {
+            "" => None,
+            id => Some(SpiffeId::parse(id).map_err(|error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}")))?),
+        };
+        let tokens = self.issuer.jwt(&peer, &audience, wanted.as_ref()).await;
+        let tokens = tokens.map_err(|refusal| status::refused(&refusal))?;
+        let svids = tokens.into_iter().map(|(identity, signed)| wire::Jwtsvid {
+            spiffe_id: identity.spiffe_id.to_string(),
+            svid: signed.token,
+            hint: identity.hint().unwrap_or_default().to_owned(),
+        });
+        Ok(Response::new(wire::JwtsvidResponse { svids: svids.collect() }))
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        request: Request<wire::JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        self.bundle_stream(peer(&request)?, "FetchJWTBundles", Bundles::same_jwt, jwt_bundles_response)
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        request: Request<wire::ValidateJwtsvidRequest>,
+    ) -> Result<Response<wire::ValidateJwtsvidResponse>, Status> {
+        let peer = peer(&request)?;
+        let _place = self.place(&peer)?;
+        let request = request.into_inner();
+        check_audience(&request.audience)?;
+        if request.svid.is_empty() {
+            return Err(status::bad_field("svid", "is empty"));
+        }
+        let validated = self.issuer.validate(&peer, &request.svid, &request.audience).await;
+        let validated = validated.map_err(|refusal| status::refused(&refusal))?;
+        let svid = validated.map_err(|error| status::invalid_token(&error))?;
+        let spiffe_id = svid.spiffe_id().to_string();
+        let fields = svid.into_claims().into_iter().map(|(name, value)| (name, to_proto(value)));
+        Ok(Response::new(wire::ValidateJwtsvidResponse {
+            spiffe_id,
+            claims: Some(Struct { fields: fields.collect() }),
+        }))
+    }
+
+    async fn fetch_witsvid(
+        &self,
+        _: Request<wire::WitsvidRequest>,
+    ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
+        Err(wit_profile_is_off())
+    }
+
+    async fn fetch_wit_bundles(
+        &self,
+        _: Request<wire::WitBundlesRequest>,
+    ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
+        Err(wit_profile_is_off())
+    }
+}
+
+/// The WIT profile is incubating and off (Workload API, section 7).
+fn wit_profile_is_off() -> Status {
+    Status::unimplemented("the WIT profile of the Workload API is not offered by this agent")
+}
+
+/// A claim as protobuf's `Value`, which has no integers.
+fn to_proto(value: serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    let kind = match value {
+        Json::Null => ValueKind::NullValue(0),
+        Json::Bool(value) => ValueKind::BoolValue(value),
+        Json::Number(value) => ValueKind::NumberValue(value.as_f64().unwrap_or_default()),
+        Json::String(value) => ValueKind::StringValue(value),
+        Json::Array(values) => {
+            ValueKind::ListValue(ListValue { values: values.into_iter().map(to_proto).collect() })
+        }
+        Json::Object(fields) => {
+            let fields: HashMap<_, _> = fields.into_iter().map(|(name, value)| (name, to_proto(value))).collect();
+            ValueKind::StructValue(Struct { fields: fields.into_iter().collect() })
+        }
+    };
+    Value { kind: Some(kind) }
+}

@@ -1,0 +1,160 @@
+//! Attesting an instance: once, and again when something about it changed.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+
+use super::{Attestors, Evidence, ExecutableEvidence, Subject, Wanted};
+use crate::base::clock::Clock;
+use crate::base::quota::Turns;
+use crate::peer::{Facts, Instance, LookError};
+
+/// How often a process that keeps changing its credentials is looked at before it is told to try again.
+const ATTEMPTS: usize = 3;
+/// How long evidence with something missing from it is used before the attestors are asked again.
+const GAPS_LAST: Duration = Duration::from_secs(1);
+
+/// Why a process could not be attested.
+#[derive(Debug, Error)]
+pub enum AttestationError {
+    /// It is gone, runs another program, or cannot be seen.
+    #[error(transparent)]
+    Look(#[from] LookError),
+    /// Its credentials or cgroup changed each time it was looked at.
+    #[error("the process keeps changing its credentials or its cgroup: try again")]
+    Restless,
+}
+
+/// What is known of an instance at one moment. Made only by [`Attestation::attest`].
+#[derive(Clone, Debug)]
+pub struct Attested {
+    facts: Facts,
+    evidence: Arc<Evidence>,
+    executable: Result<(), String>,
+}
+
+impl Attested {
+    /// The facts and gaps.
+    pub fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
+    /// The effective user id.
+    pub fn uid(&self) -> u32 {
+        self.facts.uid
+    }
+
+    /// Adds what the connection says of the executable (design rule 3): it may be no evidence on this connection
+    /// although the selectors hold.
+    pub fn require_executable(&mut self, held: Result<(), String>) {
+        self.executable = held;
+    }
+
+    /// Whether selectors about the executable may be relied on; the reason when not.
+    pub fn executable_holds(&self) -> Result<(), String> {
+        self.executable.clone()
+    }
+}
+
+/// What is kept with an instance.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Locked while attesting: callers of one process wait for one attestation.
+    last: Mutex<Option<Last>>,
+}
+
+#[derive(Debug)]
+struct Last {
+    facts: Facts,
+    wanted: Arc<Wanted>,
+    evidence: Arc<Evidence>,
+    at: OffsetDateTime,
+}
+
+/// Attests instances, remembering what it found for as long as it holds.
+pub struct Attestation {
+    attestors: Attestors,
+    turns: Turns,
+    clock: Clock,
+}
+
+impl Attestation {
+    /// Attests with `attestors`, of which each user's callers get their turns.
+    pub fn new(attestors: Attestors, turns: Turns, clock: Clock) -> Self {
+        Self { attestors, turns, clock }
+    }
+
+    /// What is known of the instance now, as far as `wanted` asks.
+    ///
+    /// Attestors are asked only when the instance's credentials or cgroup, or what is wanted, are not what they were;
+    /// otherwise this costs one look at the process.
+    pub async fn attest(&self, instance: &Arc<Instance>, wanted: &Arc<Wanted>) -> Result<Attested, AttestationError> {
+        let memory = instance.attached::<Memory>();
+        let mut last = memory.last.lock().await;
+        let mut facts = instance.look()?;
+        if let Some(last) = last.as_ref().filter(|last| self.holds(last, facts, wanted)) {
+            return Ok(attested(facts, last.evidence.clone()));
+        }
+        let _turn = self.turns.turn(facts.uid).await;
+        let known_path = last.as_ref().and_then(|last| last.evidence.selectors.single_value("unix", "path"));
+        let known_path = known_path.map(PathBuf::from);
+        for _ in 0..ATTEMPTS {
+            let subject = subject(instance, facts, known_path.clone())?;
+            let evidence = Arc::new(self.attestors.attest(&subject, wanted).await);
+            // Look again: what was read is about this instance, and about these credentials, only if they still hold.
+            let now = instance.look()?;
+            if now == facts {
+                let at = self.clock.now();
+                *last = Some(Last { facts, wanted: wanted.clone(), evidence: evidence.clone(), at });
+                return Ok(attested(facts, evidence));
+            }
+            facts = now;
+        }
+        Err(AttestationError::Restless)
+    }
+
+    /// Everything that can be found out of the instance, asked anew: for explaining.
+    pub async fn explain(&self, instance: &Arc<Instance>) -> Result<Attested, AttestationError> {
+        let facts = instance.look()?;
+        let _turn = self.turns.turn(facts.uid).await;
+        let evidence = self.attestors.attest(&subject(instance, facts, None)?, &Wanted::everything()).await;
+        Ok(attested(instance.look()?, Arc::new(evidence)))
+    }
+
+    fn holds(&self, last: &Last, facts: Facts, wanted: &Arc<Wanted>) -> bool {
+        let fresh = !last.evidence.has_failures() || (self.clock.now() - last.at).unsigned_abs() < GAPS_LAST;
+        last.facts == facts && (Arc::ptr_eq(&last.wanted, wanted) || last.wanted == *wanted) && fresh
+    }
+}
+
+impl std::fmt::Debug for Attestation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Attestation")
+    }
+}
+
+fn attested(facts: Facts, evidence: Arc<Evidence>) -> Attested {
+    Attested { facts, evidence, executable: Ok(()) }
+}
+
+fn subject(instance: &Instance, facts: Facts, known_path: Option<PathBuf>) -> Result<Subject, AttestationError> {
+    let pidfd = instance.pidfd().as_fd().try_clone_to_owned().map_err(LookError::Unseen)?;
+    let executable = match instance.executable_evidence() {
+        Ok(file) => ExecutableEvidence::Known(file),
+        Err(why) => ExecutableEvidence::Withheld { why },
+    };
+    Ok(Subject {
+        pid: instance.pid(),
+        uid: facts.uid,
+        gid: facts.gid,
+        proc_dir: instance.proc_dir().clone(),
+        pidfd: Some(Arc::new(pidfd)),
+        executable,
+        known_path,
+    })
+}

@@ -1,0 +1,181 @@
+//! Asks systemd over the system bus (org.freedesktop.systemd1(5)).
+//!
+//! By pidfd where systemd and kernel have it (systemd 253), so that the answer is about our very process. By number
+//! otherwise: then the process must still live after the answer, and [`super::Systemd`] takes the answer only if
+//! the control group agrees, because systemd could live in another pid namespace.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
+use zbus::wire::DynamicDeserialize;
+use zbus::{Connection, DynamicType, Fd, Message, OwnedObjectPath, OwnedVariant, connection, fdo};
+
+use super::{UnitAnswer, UnitFacts, UnitManager, UnitManagerError};
+use crate::attest::Subject;
+use crate::base::entropy::hex;
+
+const SERVICE: &str = "org.freedesktop.systemd1";
+const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+const NO_UNIT: &str = "org.freedesktop.systemd1.NoUnitForPID";
+const NO_PROCESS: &str = "org.freedesktop.systemd1.NoSuchProcess";
+
+/// The system bus, over one connection that is made when needed and made again when it broke.
+#[derive(Debug)]
+pub struct Bus {
+    address: Option<String>,
+    connection: Mutex<Option<Connection>>,
+    /// This systemd does not know `GetUnitByPIDFD`.
+    only_numbers: AtomicBool,
+}
+
+impl Bus {
+    /// The bus at `address`, or the one in `DBUS_SYSTEM_BUS_ADDRESS`, or at the usual socket.
+    pub fn new(address: Option<String>) -> Self {
+        Self { address, connection: Mutex::new(None), only_numbers: AtomicBool::new(false) }
+    }
+
+    async fn ask(&self, subject: &Subject) -> Result<UnitAnswer, UnitManagerError> {
+        let connection = self.connect().await?;
+        let found = self.find(&connection, subject).await?;
+        let unit = match found.unit {
+            Some((path, invocation)) => Some(describe(&connection, &path, invocation).await?),
+            None => None,
+        };
+        // A number that is still that of our process was so all the time: it is only given away at the end.
+        if found.by_number && subject.proc_dir.read("stat", 16).is_err() {
+            return Err(UnitManagerError::Gone);
+        }
+        Ok(UnitAnswer { unit, by_number: found.by_number })
+    }
+
+    async fn connect(&self) -> Result<Connection, UnitManagerError> {
+        let mut slot = self.connection.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_closed()) {
+            return Ok(connection.clone());
+        }
+        let builder = match &self.address {
+            Some(address) => connection::Builder::address(address.as_str()),
+            None => connection::Builder::system(),
+        };
+        let connection = builder.build().await.map_err(|error| UnitManagerError::Unreachable(error.to_string()))?;
+        self.only_numbers.store(false, Ordering::Relaxed);
+        Ok(slot.insert(connection).clone())
+    }
+
+    async fn find(&self, connection: &Connection, subject: &Subject) -> Result<Found, UnitManagerError> {
+        if let Some(pidfd) = subject.pidfd.as_ref().filter(|_| !self.only_numbers.load(Ordering::Relaxed)) {
+            let body = (Fd::from(pidfd.as_fd()),);
+            match call(connection, MANAGER_PATH, MANAGER, "GetUnitByPIDFD", &body).await {
+                Ok(reply) => {
+                    let (path, _id, invocation): (OwnedObjectPath, String, Vec<u8>) = decode(&reply)?;
+                    return Ok(Found { unit: Some((path, Some(invocation))), by_number: false });
+                }
+                Err(CallError::NoUnit) => return Ok(Found { unit: None, by_number: false }),
+                Err(CallError::UnknownMethod) => self.only_numbers.store(true, Ordering::Relaxed),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let body = (subject.pid.cast_unsigned(),);
+        match call(connection, MANAGER_PATH, MANAGER, "GetUnitByPID", &body).await {
+            Ok(reply) => Ok(Found { unit: Some((decode(&reply)?, None)), by_number: true }),
+            Err(CallError::NoUnit) => Ok(Found { unit: None, by_number: true }),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl UnitManager for Bus {
+    fn unit_of<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<UnitAnswer, UnitManagerError>> {
+        self.ask(subject).boxed()
+    }
+}
+
+/// The unit systemd named.
+struct Found {
+    /// The unit's object, and which start of it when systemd said so in the same answer.
+    unit: Option<(OwnedObjectPath, Option<Vec<u8>>)>,
+    by_number: bool,
+}
+
+async fn describe(
+    connection: &Connection,
+    path: &OwnedObjectPath,
+    invocation: Option<Vec<u8>>,
+) -> Result<UnitFacts, UnitManagerError> {
+    let reply = call(connection, path.as_str(), PROPERTIES, "GetAll", &(UNIT,)).await?;
+    let mut properties: HashMap<String, OwnedVariant> = decode(&reply)?;
+    let mut text = |name: &str| properties.remove(name).and_then(|value| String::try_from(value).ok());
+    let id = text("Id").ok_or_else(|| UnitManagerError::Refused("the unit has no `Id`".into()))?;
+    let fragment_path = text("FragmentPath").filter(|path| !path.is_empty());
+    let now = properties.remove("InvocationID").and_then(|value| Vec::<u8>::try_from(value).ok()).unwrap_or_default();
+    if invocation.is_some_and(|first| first != now) {
+        return Err(UnitManagerError::Refused("the unit was started anew meanwhile".into()));
+    }
+    let invocation_id = (!now.is_empty()).then(|| hex(&now));
+    Ok(UnitFacts { id, fragment_path, invocation_id })
+}
+
+/// How a call failed, as far as it matters what to do.
+enum CallError {
+    NoUnit,
+    UnknownMethod,
+    Gone,
+    Refused(String),
+    Unreachable(String),
+}
+
+impl From<CallError> for UnitManagerError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::NoUnit => Self::Refused("it knows no such unit".into()),
+            CallError::UnknownMethod => Self::Refused("it does not know the method".into()),
+            CallError::Gone => Self::Gone,
+            CallError::Refused(words) => Self::Refused(words),
+            CallError::Unreachable(words) => Self::Unreachable(words),
+        }
+    }
+}
+
+async fn call<B: serde::Serialize + DynamicType>(
+    connection: &Connection,
+    path: &str,
+    interface: &str,
+    method: &str,
+    body: &B,
+) -> Result<Message, CallError> {
+    let reply = connection.call_method(Some(SERVICE), path, Some(interface), method, body).await;
+    reply.map_err(|error| match error {
+        zbus::Error::MethodError(name, _, _) if name.as_str() == NO_UNIT => CallError::NoUnit,
+        zbus::Error::MethodError(name, _, _) if name.as_str() == NO_PROCESS => CallError::Gone,
+        zbus::Error::MethodError(name, words, _) => {
+            CallError::Refused(format!("{name}: {}", words.unwrap_or_default()))
+        }
+        zbus::Error::FDO(error) => match *error {
+            fdo::Error::UnknownMethod(_) => CallError::UnknownMethod,
+            fdo::Error::ServiceUnknown(_)
+            | fdo::Error::NameHasNoOwner(_)
+            | fdo::Error::NoReply(_)
+            | fdo::Error::Disconnected(_) => CallError::Unreachable(error.to_string()),
+            _ => CallError::Refused(error.to_string()),
+        },
+        zbus::Error::Unsupported => CallError::UnknownMethod, // a bus that passes no descriptors, such as over TCP
+        error => CallError::Unreachable(error.to_string()),
+    })
+}
+
+fn decode<T>(reply: &Message) -> Result<T, UnitManagerError>
+where
+    T: for<'de> DynamicDeserialize<'de>,
+{
+    reply.body().deserialize().map_err(|error| UnitManagerError::Refused(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! A real message bus with something on it that answers like systemd.
+
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use nix::sys::socket::{getsockopt, sockopt};
+use zbus::{MessageStream, message};
+
+use super::*;
+use crate::attest::ExecutableEvidence;
+use crate::sys::procfs::ProcDir;
+
+/// A message bus of our own at `DIR/bus`.
+struct Daemon(Child);
+
+impl Daemon {
+    /// `None` where no message bus is installed.
+    fn start(dir: &Path) -> Option<Self> {
+        let config = format!(
+            r#"<busconfig><type>session</type><listen>{}</listen><policy context="default">
+            <allow send_destination="*"/><allow own="*"/><allow eavesdrop="false"/></policy></busconfig>"#,
+            address(dir)
+        );
+        std::fs::write(dir.join("bus.conf"), config).expect("written");
+        let mut command = Command::new("dbus-daemon");
+        command.arg("--nofork").arg("--print-address").arg("--config-file").arg(dir.join("bus.conf"));
+        let mut child = match command.stdout(Stdio::piped()).spawn() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            started => started.expect("it starts"),
+        };
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("it says where it listens");
+        assert!(ready.starts_with("unix:"), "{ready}");
+        Some(Self(child))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn address(dir: &Path) -> String {
+    format!("unix:path={}", dir.join("bus").display())
+}
+
+/// How the other side behaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// systemd 253 and later.
+    Current,
+    /// systemd before 253.
+    OnlyNumbers,
+    /// The process is in no unit.
+    NoUnit,
+    /// The unit is started again between the two questions.
+    Restarted,
+}
+
+const UNIT_PATH: &str = "/org/freedesktop/systemd1/unit/billing_2eservice";
+
+async fn pretend_to_be_systemd(dir: &Path, manner: Manner) -> Connection {
+    let connection = connection::Builder::address(&*address(dir)).build().await.expect("connected");
+    let mut calls = MessageStream::from(&connection);
+    connection.request_name(SERVICE).await.expect("nobody else has the name");
+    let answering = connection.clone();
+    tokio::spawn(async move {
+        while let Some(Ok(call)) = calls.next().await {
+            if call.message_type() == message::Type::MethodCall {
+                answer(&answering, &call, manner).await.expect("answered");
+            }
+        }
+    });
+    connection
+}
+
+async fn answer(connection: &Connection, call: &Message, manner: Manner) -> zbus::Result<()> {
+    let header = call.header();
+    let path = zbus::ObjectPath::try_from(UNIT_PATH)?;
+    match (header.member().map(|name| name.as_str()), manner) {
+        (Some("GetUnitByPIDFD"), Manner::OnlyNumbers) => {
+            connection.reply_error(&header, "org.freedesktop.DBus.Error.UnknownMethod", &("no",)).await
+        }
+        (Some("GetUnitByPIDFD" | "GetUnitByPID"), Manner::NoUnit) => {
+            connection.reply_error(&header, NO_UNIT, &("none",)).await
+        }
+        (Some("GetUnitByPIDFD"), _) => {
+            let body = call.body();
+            let (pidfd,): (Fd<'_>,) = body.deserialize()?;
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+            assert!(info.contains(&format!("\nPid:\t{}\n", std::process::id())), "{info}");
+            connection.reply(&header, &(path, "billing.service", vec![0x0f_u8; 16])).await
+        }
+        (Some("GetUnitByPID"), _) => {
+            let body = call.body();
+            let (pid,): (u32,) = body.deserialize()?;
+            assert_eq!(pid, std::process::id());
+            connection.reply(&header, &(path,)).await
+        }
+        (Some("GetAll"), _) => {
+            assert_eq!(header.path().map(|path| path.as_str()), Some(UNIT_PATH));
+            let invocation = vec![if manner == Manner::Restarted { 0xee_u8 } else { 0x0f }; 16];
+            let properties: HashMap<&str, zbus::Variant<'_>> = HashMap::from([
+                ("Id", "billing.service".into()),
+                ("FragmentPath", "/etc/systemd/system/billing.service".into()),
+                ("InvocationID", invocation.into()),
+                ("CanStart", true.into()),
+            ]);
+            connection.reply(&header, &(properties,)).await
+        }
+        (member, _) => panic!("nobody should call {member:?}"),
+    }
+}
+
+/// The process the test runs in, with the pidfd the kernel gives for the other end of a socket pair.
+fn ourselves() -> Subject {
+    let pid = std::process::id().cast_signed();
+    let (ours, _theirs) = UnixStream::pair().expect("made");
+    let pidfd = getsockopt(&ours, sockopt::PeerPidfd).ok().map(Arc::new);
+    Subject {
+        pid,
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        proc_dir: Arc::new(ProcDir::open(pid).expect("we live")),
+        pidfd,
+        executable: ExecutableEvidence::Withheld { why: "not asked for".into() },
+        known_path: None,
+    }
+}
+
+fn billing() -> UnitFacts {
+    UnitFacts {
+        id: "billing.service".into(),
+        fragment_path: Some("/etc/systemd/system/billing.service".into()),
+        invocation_id: Some("0f".repeat(16)),
+    }
+}
+
+#[tokio::test]
+async fn the_unit_is_asked_for_by_pidfd_and_by_number_only_where_systemd_is_too_old() {
+    let has_pidfd = ourselves().pidfd.is_some();
+    let restarted = Err(UnitManagerError::Refused("the unit was started anew meanwhile".into()));
+    let cases = [
+        (Manner::Current, Ok(UnitAnswer { unit: Some(billing()), by_number: !has_pidfd })),
+        (Manner::OnlyNumbers, Ok(UnitAnswer { unit: Some(billing()), by_number: true })),
+        (Manner::NoUnit, Ok(UnitAnswer { unit: None, by_number: !has_pidfd })),
+        (Manner::Restarted, restarted),
+    ];
+    // Only an answer to a pidfd says which start of the unit it is about.
+    for (manner, expected) in cases.into_iter().filter(|(manner, _)| has_pidfd || *manner != Manner::Restarted) {
+        let dir = tempfile::tempdir().expect("temporary");
+        let Some(_daemon) = Daemon::start(dir.path()) else { return };
+        let _systemd = pretend_to_be_systemd(dir.path(), manner).await;
+        let bus = Bus::new(Some(address(dir.path())));
+        assert_eq!(bus.unit_of(&ourselves()).await, expected);
+        assert_eq!(bus.unit_of(&ourselves()).await, expected, "also the second time");
+    }
+}
+
+#[tokio::test]
+async fn an_absent_bus_and_an_absent_systemd_are_outages_and_a_bus_that_is_back_is_used_again() {
+    let dir = tempfile::tempdir().expect("temporary");
+    let bus = Bus::new(Some(address(dir.path())));
+    let is_outage = |answer: Result<UnitAnswer, UnitManagerError>| answer.is_err_and(|error| error.is_outage());
+    assert!(is_outage(bus.unit_of(&ourselves()).await), "no bus");
+    for round in 0..2 {
+        let Some(_daemon) = Daemon::start(dir.path()) else { return };
+        let systemd = pretend_to_be_systemd(dir.path(), Manner::OnlyNumbers).await;
+        // The first question may still find out that the connection of the round before is broken.
+        if bus.unit_of(&ourselves()).await.is_err() {
+            assert_eq!(round, 1);
+        }
+        assert_eq!(bus.unit_of(&ourselves()).await.map(|answer| answer.unit), Ok(Some(billing())));
+        systemd.close().await.expect("closed");
+        assert!(is_outage(bus.unit_of(&ourselves()).await), "a bus without systemd");
+    }
+}

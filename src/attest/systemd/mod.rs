@@ -1,0 +1,244 @@
+//! `systemd:*`: the unit the process is in.
+//!
+//! The unit is the one systemd names. When systemd cannot be asked it is the one in the control group path (see
+//! [`placement`]), and what only systemd knows is a gap. On a host that systemd did not start there are no units, and
+//! that is known, so it is not a gap.
+//!
+//! `systemd:user_unit` is the word of a user's own manager, and the user chooses every name in it. It is found only for
+//! processes of that same user, so together with a uid selector it says "that user calls it so", and no more.
+//!
+//! Names are as systemd writes them, with its escapes: `a\x2db@c.service` has the prefix `a\x2db`. Undoing escapes would
+//! let two units share a name; a name with an escape cannot stand in a SPIFFE ID, and `explain` says so.
+
+mod bus;
+mod guard;
+mod placement;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use thiserror::Error;
+
+use self::guard::Guarded;
+use self::placement::{Placement, UnitName};
+use super::cgroup::{self, Place};
+use super::{AttestError, Attestor, Findings, Subject, Wanted};
+use crate::base::clock::Clock;
+use crate::base::entropy::Entropy;
+
+pub use self::bus::Bus;
+
+const KIND: &str = "systemd";
+
+/// Section `[attest.systemd]`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The D-Bus address of the system bus; by default `DBUS_SYSTEM_BUS_ADDRESS`, else the usual socket.
+    pub address: Option<String>,
+    /// How long to wait for systemd before the control group has to do. Below the attestor's deadline.
+    pub patience: Duration,
+    /// The directory that exists when systemd started the host (sd_booted(3)).
+    pub booted: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { address: None, patience: Duration::from_millis(500), booted: "/run/systemd/system".into() }
+    }
+}
+
+/// What systemd says of the unit a process is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitFacts {
+    /// The unit's main name: `billing.service`.
+    pub id: String,
+    /// The unit file; units made at run time may have none.
+    pub fragment_path: Option<String>,
+    /// This start of the unit: 32 hex digits.
+    pub invocation_id: Option<String>,
+}
+
+/// What systemd says of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitAnswer {
+    /// The unit the process is in, if any.
+    pub unit: Option<UnitFacts>,
+    /// Whether systemd was asked by process number, and so may have looked in another pid namespace than ours.
+    pub by_number: bool,
+}
+
+/// Why systemd did not say which unit a process is in.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum UnitManagerError {
+    /// The bus cannot be reached, or systemd is not on it.
+    #[error("systemd cannot be asked over D-Bus: {0}")]
+    Unreachable(String),
+    /// It did not answer in time.
+    #[error("systemd did not answer over D-Bus within {0:?}")]
+    Late(Duration),
+    /// It did not answer a short time ago and is left alone until later.
+    #[error("systemd did not answer over D-Bus before, and is asked again soon")]
+    Resting,
+    /// It answered with an error, or with something else than its interface promises.
+    #[error("systemd did not say which unit the process is in: {0}")]
+    Refused(String),
+    /// The process ended meanwhile.
+    #[error("the process has ended")]
+    Gone,
+}
+
+impl UnitManagerError {
+    /// Whether the next question would fare no better.
+    fn is_outage(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Late(_))
+    }
+}
+
+/// Who can say which unit a process is in.
+pub trait UnitManager: Send + Sync {
+    /// The unit of the process. May take for ever: the caller has a deadline.
+    fn unit_of<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<UnitAnswer, UnitManagerError>>;
+}
+
+/// Attests `systemd:*`.
+pub struct Systemd {
+    manager: Guarded,
+    booted: PathBuf,
+}
+
+impl Systemd {
+    /// An attestor that asks `manager`.
+    pub fn new(config: &Config, manager: impl UnitManager + 'static, clock: Clock, entropy: Entropy) -> Self {
+        let manager = Guarded::new(Box::new(manager), config.patience, clock, entropy);
+        Self { manager, booted: config.booted.clone() }
+    }
+
+    async fn look(&self, subject: &Subject) -> Result<Findings, AttestError> {
+        if !self.booted.is_dir() {
+            let mut findings = Findings::of(KIND);
+            findings.note("systemd did not start this host, so the process is in no unit");
+            return Ok(findings);
+        }
+        let placement = match cgroup::read(&subject.proc_dir) {
+            Ok(Place::At(path)) => Ok(Placement::of(&path)),
+            Ok(Place::Outside(path)) => Err(cgroup::outside(&path)),
+            Ok(Place::Nowhere) => Err("the process is in no cgroup hierarchy that systemd uses".to_owned()),
+            Err(AttestError::Gone) => return Err(AttestError::Gone),
+            Err(error) => Err(error.words()),
+        };
+        let answer = match self.manager.unit_of(subject).await {
+            Ok(answer) => answer,
+            Err(UnitManagerError::Gone) => return Err(AttestError::Gone),
+            Err(error) => return Ok(from_placement(placement, &error.to_string(), subject.uid)),
+        };
+        if answer.by_number && !agree(&answer, &placement) {
+            let why = "the unit systemd names for the process number is not that of the process's control group";
+            return Ok(from_placement(placement, why, subject.uid));
+        }
+        match answer.unit {
+            Some(facts) => Ok(from_systemd(&facts, placement, subject.uid)),
+            None => Ok(no_unit()),
+        }
+    }
+}
+
+impl Attestor for Systemd {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn attest<'a>(&'a self, subject: &'a Subject, _wanted: &'a Wanted) -> BoxFuture<'a, Result<Findings, AttestError>> {
+        self.look(subject).boxed()
+    }
+}
+
+fn no_unit() -> Findings {
+    let mut findings = Findings::of(KIND);
+    findings.note("the process is in no unit: it is bound to the node");
+    findings
+}
+
+/// Whether systemd and the control group mean the same unit, or both none.
+fn agree(answer: &UnitAnswer, placement: &Result<Placement, String>) -> bool {
+    let said = answer.unit.as_ref().and_then(|facts| UnitName::parse(&facts.id));
+    placement.as_ref().is_ok_and(|placement| placement.unit.as_ref().map(|(unit, _)| unit) == said.as_ref())
+}
+
+/// What holds when systemd has spoken. Slice and user unit are in the control group path alone, and count if it is
+/// that of the same unit.
+fn from_systemd(facts: &UnitFacts, placement: Result<Placement, String>, uid: u32) -> Findings {
+    let Some(unit) = UnitName::parse(&facts.id) else {
+        // A slice has no processes of its own: this one was put there by somebody else.
+        let mut findings = no_unit();
+        findings.note(format!("systemd finds it directly in `{}`", facts.id));
+        return findings;
+    };
+    let mut findings = Findings::of(KIND);
+    add_unit(&mut findings, &unit);
+    if let Some(path) = &facts.fragment_path {
+        findings.fact("fragment_path", path);
+    }
+    if let Some(id) = &facts.invocation_id {
+        findings.fact("invocation_id", id);
+    }
+    match placement {
+        Ok(placement) if placement.unit.as_ref().is_some_and(|(placed, _)| *placed == unit) => {
+            add_surroundings(&mut findings, &placement, uid);
+        }
+        Ok(_) => {
+            findings.gap(SURROUNDINGS, format!("the control group of the process is not below that of `{}`", facts.id))
+        }
+        Err(why) => findings.gap(SURROUNDINGS, why),
+    }
+    findings
+}
+
+/// What holds when systemd cannot say, which is `why`.
+fn from_placement(placement: Result<Placement, String>, why: &str, uid: u32) -> Findings {
+    let placement = match placement {
+        Ok(placement) => placement,
+        Err(unplaced) => return Findings::none(KIND, format!("{why}; and {unplaced}")),
+    };
+    let Some((unit, _)) = &placement.unit else {
+        // A path without a unit is no proof that systemd knows of none: it may keep units in another hierarchy.
+        return Findings::none(KIND, format!("{why}; and no unit is in the control group path"));
+    };
+    let mut findings = Findings::of(KIND);
+    add_unit(&mut findings, unit);
+    add_surroundings(&mut findings, &placement, uid);
+    findings.gap(&["fragment_path", "invocation_id"], why);
+    findings
+}
+
+const SURROUNDINGS: &[&str] = &["slice", "user_unit"];
+
+fn add_unit(findings: &mut Findings, unit: &UnitName) {
+    findings.fact("id", unit.as_str()); // SPIRE's name for it
+    findings.fact("unit", unit.as_str());
+    findings.fact("name", unit.stem());
+    if let Some((prefix, instance)) = unit.template() {
+        findings.fact("prefix", prefix);
+        findings.fact("instance", instance);
+    }
+}
+
+fn add_surroundings(findings: &mut Findings, placement: &Placement, uid: u32) {
+    if let Some((_, slice)) = &placement.unit {
+        findings.fact("slice", slice);
+    }
+    match &placement.user_unit {
+        Some(user) if user.uid == uid => findings.fact("user_unit", user.unit.as_str()),
+        // The manager's user could put a process of somebody else, started with sudo, below any name.
+        Some(user) => findings.note(format!(
+            "the process runs as user {uid} below the manager of user {}, whose word for `{}` does not count",
+            user.uid,
+            user.unit.as_str()
+        )),
+        None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,410 @@
+//! Issuing, as one straight path: prove, attest, match, decide, sign, look again, record, return.
+//!
+//! SVIDs are issued per instance and never shared between processes: own key, own serial, own `jti`. An X.509-SVID is
+//! made when it is first asked for and kept with its instance until half of its life, so all connections and streams
+//! of one process get the same one; it is wiped when the last connection of the process is gone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::sync::{Mutex, watch};
+
+use crate::attest::{Attestation, AttestationError, Attested};
+use crate::audit::{Audit, Caller, Event};
+use crate::authority::{AuthorityError, SignedJwt, X509Svid};
+use crate::base::clock::Clock;
+use crate::base::entropy::Entropy;
+use crate::bundle::Bundle;
+use crate::id::{SpiffeId, TrustDomain};
+use crate::jwt::{JwtError, JwtSvid};
+use crate::metrics::{Issued, Kind, Metrics, Outcome, Reason};
+use crate::peer::{LookError, PeerConn};
+use crate::policy::{Denial, Policy};
+use crate::registry::{Entry, EntryId, Identity, Index};
+use crate::trust::{Snapshot, Trust};
+use crate::x509::{KeyError, KeyType, PrivateKey};
+
+/// How far two hosts' clocks may differ when a token is validated.
+const LEEWAY: Duration = Duration::from_secs(10);
+
+/// Why a caller gets nothing. `api::status` alone turns it into a gRPC status.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// The connection's other end did not prove to be who the kernel says it is.
+    #[error("the connection is refused: {0}")]
+    Connection(#[source] crate::peer::Refusal),
+    /// The process is gone, became another program, or cannot be seen.
+    #[error("the calling process is no longer what was attested: {0}")]
+    Look(#[from] LookError),
+    /// Attestation did not come to a result.
+    #[error("the calling process could not be attested: {0}")]
+    Attestation(#[source] AttestationError),
+    /// No registration entry matches.
+    #[error("no registration entry matches process {pid} (uid {uid}): `tether explain --pid {pid}` says why")]
+    NoIdentity {
+        /// The caller's process id.
+        pid: i32,
+        /// Its user id.
+        uid: u32,
+    },
+    /// Entries might match, but something about the process could not be found out.
+    #[error("registration entry `{entry}` cannot be judged: {why}")]
+    Unavailable {
+        /// The first such entry.
+        entry: EntryId,
+        /// What is missing.
+        why: String,
+    },
+    /// The identity that was asked for is not one of the caller's.
+    #[error("`{0}` is not an identity of the calling process")]
+    NotGranted(SpiffeId),
+    /// Policy said no to every identity of the caller.
+    #[error(transparent)]
+    Denied(#[from] Denial),
+    /// The authority could not sign.
+    #[error("the authority could not sign: {0}")]
+    Authority(#[from] AuthorityError),
+    /// A key could not be made.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The agent is stopping.
+    #[error("the agent is stopping: connect again")]
+    Stopping,
+}
+
+impl Refusal {
+    /// A stable name for metrics and audit.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Connection(refusal) => refusal.as_str(),
+            Self::Look(_) => "ended",
+            Self::Attestation(_) => "attestation",
+            Self::NoIdentity { .. } => "no_identity",
+            Self::Unavailable { .. } => "unavailable",
+            Self::NotGranted(_) => "not_granted",
+            Self::Denied(denial) => denial.as_str(),
+            Self::Authority(_) => "authority",
+            Self::Key(_) => "key",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// An X.509-SVID of one instance, and what it was made from.
+#[derive(Debug)]
+pub struct InstanceSvid {
+    /// For whom.
+    pub spiffe_id: SpiffeId,
+    /// Certificates and key.
+    pub svid: X509Svid,
+    entry: Arc<Entry>,
+    renew_at: OffsetDateTime,
+}
+
+/// Everything a caller is entitled to for X.509, as one complete state.
+#[derive(Clone, Debug)]
+pub struct X509State {
+    /// One SVID and hint for each identity, the default one first.
+    pub svids: Vec<(Arc<InstanceSvid>, Option<Arc<str>>)>,
+    /// What the caller may judge peers with.
+    pub bundles: Bundles,
+    /// When this state must be made anew.
+    pub renew_at: OffsetDateTime,
+}
+
+impl PartialEq for X509State {
+    /// Whether a client would see no difference.
+    fn eq(&self, other: &Self) -> bool {
+        let same = |(a, b): (&(Arc<InstanceSvid>, _), &(Arc<InstanceSvid>, _))| Arc::ptr_eq(&a.0, &b.0) && a.1 == b.1;
+        self.svids.len() == other.svids.len()
+            && self.svids.iter().zip(&other.svids).all(same)
+            && self.bundles.same_x509(&other.bundles)
+    }
+}
+
+/// The bundles one caller may see: ours, and those its entries federate with.
+#[derive(Clone, Debug)]
+pub struct Bundles {
+    /// Of our own trust domain.
+    pub own: Arc<Bundle>,
+    /// Of foreign trust domains.
+    pub federated: BTreeMap<TrustDomain, Arc<Bundle>>,
+}
+
+impl Bundles {
+    /// All of them, ours first.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Bundle>> {
+        std::iter::once(&self.own).chain(self.federated.values())
+    }
+
+    /// Whether the X.509 authorities are the same.
+    pub fn same_x509(&self, other: &Self) -> bool {
+        self.same(other, |a, b| a.x509() == b.x509())
+    }
+
+    /// Whether the JWT authorities are the same.
+    pub fn same_jwt(&self, other: &Self) -> bool {
+        self.same(other, |a, b| a.jwt() == b.jwt())
+    }
+
+    fn same(&self, other: &Self, same: impl Fn(&Bundle, &Bundle) -> bool) -> bool {
+        self.all().map(|bundle| bundle.trust_domain()).eq(other.all().map(|bundle| bundle.trust_domain()))
+            && self.all().zip(other.all()).all(|(a, b)| Arc::ptr_eq(a, b) || same(a, b))
+    }
+}
+
+/// What stays with an instance between calls.
+#[derive(Debug, Default)]
+struct InstanceCache {
+    /// Locked while signing: callers that want the same SVID at once wait for one signature.
+    svids: Mutex<BTreeMap<(EntryId, SpiffeId), Arc<InstanceSvid>>>,
+}
+
+/// A caller that was proven, attested and matched, at one moment.
+struct Entitled {
+    attested: Attested,
+    identities: Vec<Identity>,
+    trust: Arc<Snapshot>,
+    now: OffsetDateTime,
+    /// When an entry that takes part ends.
+    ends: Option<OffsetDateTime>,
+}
+
+/// Issues; every surface goes through it.
+#[derive(Debug)]
+pub struct Issuer {
+    /// Who attests.
+    pub attestation: Attestation,
+    /// The registration entries.
+    pub registry: watch::Receiver<Arc<Index>>,
+    /// Bundles and signers.
+    pub trust: Arc<Trust>,
+    /// Who decides.
+    pub policy: Policy,
+    /// Key type of X.509-SVIDs.
+    pub key_type: KeyType,
+    /// Where events go.
+    pub audit: Audit,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The time.
+    pub clock: Clock,
+    /// For jitter.
+    pub entropy: Entropy,
+}
+
+impl Issuer {
+    /// The X.509-SVIDs and bundles of a caller.
+    pub async fn x509(&self, peer: &PeerConn) -> Result<X509State, Refusal> {
+        self.recorded(peer, Some(Kind::X509), self.x509_inner(peer).await)
+    }
+
+    async fn x509_inner(&self, peer: &PeerConn) -> Result<X509State, Refusal> {
+        let entitled = self.entitled(peer).await?;
+        let cache = peer.instance().attached::<InstanceCache>();
+        let mut kept = cache.svids.lock().await;
+        let mut svids = Vec::with_capacity(entitled.identities.len());
+        let mut denied = None;
+        for identity in &entitled.identities {
+            let grant = match self.policy.issue_x509(&entitled.attested, identity, entitled.now) {
+                Ok(grant) => grant,
+                Err(denial) => {
+                    denied.get_or_insert(denial);
+                    continue;
+                }
+            };
+            let key = (identity.entry.id().clone(), identity.spiffe_id.clone());
+            let present = kept.get(&key).filter(|svid| still_good(svid, identity, &entitled)).cloned();
+            let svid = match present {
+                Some(svid) => svid,
+                None => {
+                    let private = PrivateKey::generate(self.key_type)?;
+                    let signed = entitled.trust.signers().sign_x509(grant, private.public_key(), entitled.now).await?;
+                    peer.instance().look()?;
+                    let svid = Arc::new(self.keep(identity, X509Svid { signed, key: private.to_pkcs8()? }, entitled.now));
+                    self.record_x509(peer, &svid);
+                    kept.insert(key, svid.clone());
+                    svid
+                }
+            };
+            svids.push((svid, identity.hint().map(Arc::from)));
+        }
+        if let (true, Some(denial)) = (svids.is_empty(), denied) {
+            return Err(denial.into());
+        }
+        kept.retain(|_, held| svids.iter().any(|(svid, _)| Arc::ptr_eq(svid, held)));
+        drop(kept);
+
+        let first_renewal = svids.iter().map(|(svid, _)| svid.renew_at).min();
+        let renew_at = first_renewal.into_iter().chain(entitled.ends).min().unwrap_or(entitled.now);
+        peer.instance().look()?;
+        Ok(X509State { svids, bundles: bundles(&entitled), renew_at })
+    }
+
+    /// JWT-SVIDs of a caller for exactly these audiences: for one identity, or for all of them.
+    pub async fn jwt(
+        &self,
+        peer: &PeerConn,
+        audience: &[String],
+        wanted: Option<&SpiffeId>,
+    ) -> Result<Vec<(Identity, SignedJwt)>, Refusal> {
+        self.recorded(peer, Some(Kind::Jwt), self.jwt_inner(peer, audience, wanted).await)
+    }
+
+    async fn jwt_inner(
+        &self,
+        peer: &PeerConn,
+        audience: &[String],
+        wanted: Option<&SpiffeId>,
+    ) -> Result<Vec<(Identity, SignedJwt)>, Refusal> {
+        let mut entitled = self.entitled(peer).await?;
+        if let Some(wanted) = wanted {
+            entitled.identities.retain(|identity| identity.spiffe_id == *wanted);
+            if entitled.identities.is_empty() {
+                return Err(Refusal::NotGranted(wanted.clone()));
+            }
+        }
+        let mut tokens = Vec::with_capacity(entitled.identities.len());
+        let mut denied = None;
+        for identity in entitled.identities {
+            match self.policy.issue_jwt(&entitled.attested, &identity, audience, entitled.now) {
+                Ok(grant) => {
+                    let signed = entitled.trust.signers().sign_jwt(grant, entitled.now).await?;
+                    tokens.push((identity, signed));
+                }
+                Err(denial) => drop(denied.get_or_insert(denial)),
+            }
+        }
+        if let (true, Some(denial)) = (tokens.is_empty(), denied) {
+            return Err(denial.into());
+        }
+        peer.instance().look()?;
+        for (identity, signed) in &tokens {
+            self.record_jwt(peer, identity, signed, audience);
+        }
+        Ok(tokens)
+    }
+
+    /// The bundles of a caller, and when an entry that gives them ends.
+    pub async fn bundles(&self, peer: &PeerConn) -> Result<(Bundles, Option<OffsetDateTime>), Refusal> {
+        let entitled = self.entitled(peer).await;
+        let entitled = self.recorded(peer, None, entitled)?;
+        Ok((bundles(&entitled), entitled.ends))
+    }
+
+    /// Validates a token for one audience, with the bundles its caller may see.
+    pub async fn validate(
+        &self,
+        peer: &PeerConn,
+        token: &str,
+        audience: &str,
+    ) -> Result<Result<JwtSvid, JwtError>, Refusal> {
+        let (bundles, _) = self.bundles(peer).await?;
+        let find = |domain: &TrustDomain| bundles.all().find(|bundle| bundle.trust_domain() == domain);
+        Ok(crate::jwt::validate(token, audience, |domain| Some(find(domain)?.jwt()), self.clock.now(), LEEWAY))
+    }
+
+    /// Proves, attests and matches a caller. Every call comes through here.
+    async fn entitled(&self, peer: &PeerConn) -> Result<Entitled, Refusal> {
+        peer.proven().await.map_err(Refusal::Connection)?;
+        let index = self.registry.borrow().clone();
+        let mut attested = self.attest(peer, &index).await?;
+        let now = self.clock.now();
+        let matched = index.matching(attested.evidence(), now);
+        if matched.identities.is_empty() {
+            return Err(match matched.unavailable.into_iter().next() {
+                Some(unavailable) => Refusal::Unavailable {
+                    entry: unavailable.entry.id().clone(),
+                    why: unavailable.reasons.join("; "),
+                },
+                None => Refusal::NoIdentity { pid: peer.instance().pid(), uid: attested.uid() },
+            });
+        }
+        if matched.identities.iter().any(|identity| identity.entry.depends_on_executable()) {
+            attested.require_executable(peer.holds_cloexec().await);
+        }
+        let ends = index.next_expiry(now);
+        Ok(Entitled { attested, identities: matched.identities, trust: self.trust.current(), now, ends })
+    }
+
+    async fn attest(&self, peer: &PeerConn, index: &Index) -> Result<Attested, Refusal> {
+        self.attestation.attest(peer.instance(), index.wanted()).await.map_err(|error| match error {
+            AttestationError::Look(error) => Refusal::Look(error),
+            error => Refusal::Attestation(error),
+        })
+    }
+
+    /// Half of its life, give or take a tenth, so that a fleet of processes does not renew in step.
+    fn keep(&self, identity: &Identity, svid: X509Svid, now: OffsetDateTime) -> InstanceSvid {
+        let life = svid.signed.not_after - now;
+        let renew_at = now + life * (0.45 + self.entropy.fraction() / 10.0);
+        InstanceSvid { spiffe_id: identity.spiffe_id.clone(), svid, entry: identity.entry.clone(), renew_at }
+    }
+
+    fn record_x509(&self, peer: &PeerConn, svid: &InstanceSvid) {
+        self.metrics.svid_issued.get_or_create(&Issued { r#type: Kind::X509, result: Outcome::Ok }).inc();
+        self.audit.record(Event::SvidIssued {
+            caller: caller(peer),
+            kind: "x509",
+            spiffe_id: svid.spiffe_id.to_string(),
+            entry: svid.entry.id().to_string(),
+            serial: svid.svid.signed.serial.clone(),
+            audience: Vec::new(),
+            not_after: svid.svid.signed.not_after,
+        });
+    }
+
+    fn record_jwt(&self, peer: &PeerConn, identity: &Identity, signed: &SignedJwt, audience: &[String]) {
+        self.metrics.svid_issued.get_or_create(&Issued { r#type: Kind::Jwt, result: Outcome::Ok }).inc();
+        self.audit.record_frequent(|| Event::SvidIssued {
+            caller: caller(peer),
+            kind: "jwt",
+            spiffe_id: identity.spiffe_id.to_string(),
+            entry: identity.entry.id().to_string(),
+            serial: signed.jti.clone(),
+            audience: audience.to_vec(),
+            not_after: signed.expires_at,
+        });
+    }
+
+    /// Counts and audits a refusal on its way out.
+    fn recorded<T>(&self, peer: &PeerConn, kind: Option<Kind>, result: Result<T, Refusal>) -> Result<T, Refusal> {
+        if let Err(refusal) = &result {
+            if let Some(kind) = kind {
+                self.metrics.svid_issued.get_or_create(&Issued { r#type: kind, result: Outcome::Error }).inc();
+            }
+            self.metrics.refused.get_or_create(&Reason { reason: refusal.as_str() }).inc();
+            let (reason, detail) = (refusal.as_str(), refusal.to_string());
+            self.audit.record(Event::Refused { caller: caller(peer), reason, detail });
+        }
+        result
+    }
+}
+
+/// Whether a kept SVID can still be handed out: not half over, from an authority that stands, and what the entry
+/// says about certificates today is what it was made from.
+fn still_good(svid: &InstanceSvid, identity: &Identity, entitled: &Entitled) -> bool {
+    svid.renew_at > entitled.now
+        && entitled.trust.signers().stands(&svid.svid.signed.authority)
+        && (Arc::ptr_eq(&svid.entry, &identity.entry) || same_certificate(&svid.entry, &identity.entry))
+}
+
+/// Whether two versions of an entry ask for the same certificate.
+fn same_certificate(a: &Entry, b: &Entry) -> bool {
+    a.x509_ttl() == b.x509_ttl() && a.dns_names() == b.dns_names() && a.expires_at() == b.expires_at()
+}
+
+fn bundles(entitled: &Entitled) -> Bundles {
+    let trust = &entitled.trust;
+    let wanted = |domain: &TrustDomain| entitled.identities.iter().any(|i| i.entry.federates_with().contains(domain));
+    let federated = trust.foreign().filter(|(domain, _)| wanted(domain));
+    Bundles { own: trust.own().clone(), federated: federated.map(|(d, b)| (d.clone(), b.clone())).collect() }
+}
+
+/// The caller as audit names it.
+pub fn caller(peer: &PeerConn) -> Caller {
+    Caller { instance: peer.instance().id().to_string(), pid: peer.instance().pid(), uid: peer.uid() }
+}

@@ -1,0 +1,155 @@
+//! Where callers come in.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::Stream;
+use nix::libc;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::conn::{ConnId, PeerConn};
+use super::instances::Instances;
+use super::limits::Limits;
+use super::refusal::{Observer, PeerInfo, Refusal};
+use super::stream::PeerStream;
+use super::wire::Outbound;
+use crate::base::entropy::Entropy;
+use crate::base::quota::{Place, Quota};
+use crate::sys::socket::{self, SocketError, SocketFile};
+
+/// How long no connection is accepted after the system ran out of descriptors or memory.
+const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a listener needs.
+#[derive(Clone)]
+pub struct ListenerConfig {
+    /// Where instances come from; shared by all listeners.
+    pub instances: Instances,
+    /// How much callers may take, of this listener.
+    pub limits: Limits,
+    /// Told of every refusal.
+    pub observer: Observer,
+    /// Where challenges come from.
+    pub entropy: Entropy,
+}
+
+/// A listening Unix socket that knows its callers.
+pub struct Listener {
+    listener: UnixListener,
+    config: ListenerConfig,
+    open: Quota,
+    next: AtomicU64,
+    _file: Option<SocketFile>,
+}
+
+impl Listener {
+    /// Listens at `path`; the socket gets exactly `mode`, and is removed with the listener. Call it inside a runtime.
+    pub fn bind(path: &Path, mode: u32, config: ListenerConfig) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::Io { action: "listen on", path: path.to_owned(), source };
+        let listener = socket::listen_at(path, mode, config.instances.kernel())?;
+        let file = SocketFile::of(path).map_err(failed)?;
+        Self::new(listener, config, Some(file)).map_err(failed)
+    }
+
+    /// Takes over a listening socket that systemd has made. Call it inside a runtime.
+    pub fn adopt(fd: OwnedFd, config: ListenerConfig) -> Result<Self, SocketError> {
+        let listener = socket::adopt(fd, config.instances.kernel())?;
+        let failed = |source| SocketError::Io { action: "listen on", path: "the socket passed to us".into(), source };
+        Self::new(listener, config, None).map_err(failed)
+    }
+
+    fn new(
+        listener: std::os::unix::net::UnixListener,
+        config: ListenerConfig,
+        file: Option<SocketFile>,
+    ) -> io::Result<Self> {
+        let listener = UnixListener::from_std(listener)?;
+        let open = Quota::new(config.limits.connections, config.limits.connections_per_uid);
+        Ok(Self { listener, config, open, next: AtomicU64::new(1), _file: file })
+    }
+
+    /// The open connections.
+    pub fn open_connections(&self) -> Quota {
+        self.open.clone()
+    }
+
+    /// The next connection that is served. Those that are refused are told why, reported to the observer and closed
+    /// on the way; want of descriptors is waited out. An error means that the listener itself is broken.
+    pub async fn accept(&self) -> io::Result<PeerStream> {
+        loop {
+            match self.listener.accept().await {
+                Ok((socket, _)) => {
+                    if let Some(stream) = self.receive(socket) {
+                        return Ok(stream);
+                    }
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO) => {}
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        tracing::warn!(%error, "cannot accept connections for now; raise LimitNOFILE if this recurs");
+                        tokio::time::sleep(EXHAUSTION_PAUSE).await;
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// [`Self::accept`] as the stream that servers take. It ends after an error.
+    pub fn incoming(self) -> impl Stream<Item = io::Result<PeerStream>> + Send {
+        futures_util::stream::unfold(Some(self), |listener| async move {
+            let listener = listener?;
+            let next = listener.accept().await;
+            let listener = next.is_ok().then_some(listener);
+            Some((next, listener))
+        })
+    }
+
+    /// What a caller costs grows from line to line, so each line comes only after the one before let it through.
+    fn receive(&self, socket: UnixStream) -> Option<PeerStream> {
+        let connection = ConnId(self.next.fetch_add(1, Ordering::Relaxed));
+        let mut info = PeerInfo { connection, pid: 0, uid: u32::MAX, gid: u32::MAX, instance: None };
+        match self.admit(&socket, &mut info) {
+            Ok((conn, place)) => {
+                let challenge = self.config.entropy.bytes();
+                Some(PeerStream::new(socket, conn, challenge, self.config.limits.half_open, place))
+            }
+            Err(refusal) => {
+                self.refuse(socket, &refusal, &info);
+                None
+            }
+        }
+    }
+
+    fn admit(&self, socket: &UnixStream, info: &mut PeerInfo) -> Result<(PeerConn, Place), Refusal> {
+        let ListenerConfig { instances, observer, .. } = &self.config;
+        let unidentified = |error: io::Error| Refusal::Unidentified(error.to_string());
+        let caller = socket::peer_credentials(socket).map_err(unidentified)?;
+        (info.pid, info.uid, info.gid) = (caller.pid, caller.uid, caller.gid);
+        let place = self.open.take(caller.uid)?;
+        let instance = instances.of_peer(socket)?;
+        // Inherited from the listener; once more, because everything rests on it.
+        socket::label_messages(socket, instances.kernel()).map_err(unidentified)?;
+        let conn = PeerConn::new(info.connection, instance, caller, socket, observer.clone()).map_err(unidentified)?;
+        Ok((conn, place))
+    }
+
+    /// Says why in the least HTTP/2 that a client understands, and closes.
+    fn refuse(&self, socket: UnixStream, refusal: &Refusal, info: &PeerInfo) {
+        (self.config.observer)(refusal, info);
+        let mut outbound = Outbound::new([0; 8]);
+        if outbound.goaway(0, refusal.code(), &refusal.to_string()) {
+            // Best effort: a new socket has room for it, unless the caller is gone.
+            let _ = socket.try_write(outbound.pending());
+        }
+    }
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,189 @@
+//! Policy: the one place that says yes to issuing.
+//!
+//! A yes is a grant, a value with a private constructor that the authority consumes by signing: nothing can be
+//! signed without one, and nothing else makes one. Deciding is pure: no I/O, no clock of its own.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use time::OffsetDateTime;
+
+use crate::attest::Attested;
+use crate::id::{SpiffeId, TrustDomain};
+use crate::registry::{EntryId, Identity};
+
+/// Why an identity that matches is not issued.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Denial {
+    /// The entry has ended since it was matched.
+    #[error("the registration entry `{0}` has expired")]
+    EntryExpired(EntryId),
+    /// The entry's list of audiences does not have this one.
+    #[error("the registration entry `{entry}` does not allow the audience `{audience}`: add it to `audiences`")]
+    Audience {
+        /// The entry.
+        entry: EntryId,
+        /// The first audience that is not allowed.
+        audience: String,
+    },
+    /// The entry matches on the executable, and the caller may have got its connection from somebody else.
+    #[error("the registration entry `{entry}` matches on the executable, and {why}")]
+    Executable {
+        /// The entry.
+        entry: EntryId,
+        /// Why the executable is no evidence on this connection.
+        why: String,
+    },
+}
+
+impl Denial {
+    /// A stable name for metrics and audit.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::EntryExpired(_) => "entry_expired",
+            Self::Audience { .. } => "audience",
+            Self::Executable { .. } => "executable",
+        }
+    }
+}
+
+/// Permission to sign one X.509-SVID.
+#[must_use = "a grant is permission to sign; drop it only to refuse"]
+#[derive(Debug)]
+pub struct X509Grant {
+    spiffe_id: SpiffeId,
+    dns_names: Vec<String>,
+    ttl: Duration,
+    ends: Option<OffsetDateTime>,
+}
+
+impl X509Grant {
+    /// For whom.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe_id
+    }
+
+    /// DNS names for the certificate.
+    pub fn dns_names(&self) -> &[String] {
+        &self.dns_names
+    }
+
+    /// How long the SVID may live, counted from `now`: never beyond the end of its entry.
+    pub fn not_after(&self, now: OffsetDateTime) -> OffsetDateTime {
+        not_after(now, self.ttl, self.ends)
+    }
+}
+
+/// Permission to sign one JWT-SVID.
+#[must_use = "a grant is permission to sign; drop it only to refuse"]
+#[derive(Debug)]
+pub struct JwtGrant {
+    spiffe_id: SpiffeId,
+    audience: Vec<String>,
+    ttl: Duration,
+    ends: Option<OffsetDateTime>,
+}
+
+impl JwtGrant {
+    /// For whom.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe_id
+    }
+
+    /// For which audiences, exactly.
+    pub fn audience(&self) -> &[String] {
+        &self.audience
+    }
+
+    /// How long the SVID may live, counted from `now`: never beyond the end of its entry.
+    pub fn not_after(&self, now: OffsetDateTime) -> OffsetDateTime {
+        not_after(now, self.ttl, self.ends)
+    }
+}
+
+fn not_after(now: OffsetDateTime, ttl: Duration, ends: Option<OffsetDateTime>) -> OffsetDateTime {
+    let by_ttl = now + ttl;
+    ends.map_or(by_ttl, |ends| by_ttl.min(ends))
+}
+
+/// Lifetimes for entries that name none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// Of an X.509-SVID.
+    pub x509: Duration,
+    /// Of a JWT-SVID.
+    pub jwt: Duration,
+}
+
+/// Decides about issuing; an immutable snapshot like the entries and the bundles.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    lifetimes: Lifetimes,
+}
+
+impl Policy {
+    /// The policy that permits issuing what a registration entry gives.
+    pub fn new(lifetimes: Lifetimes) -> Self {
+        Self { lifetimes }
+    }
+
+    /// Whether the attested process may have an X.509-SVID for an identity that matched it.
+    pub fn issue_x509(
+        &self,
+        attested: &Attested,
+        identity: &Identity,
+        now: OffsetDateTime,
+    ) -> Result<X509Grant, Denial> {
+        standing(attested, identity, now)?;
+        Ok(X509Grant {
+            spiffe_id: identity.spiffe_id.clone(),
+            dns_names: identity.entry.dns_names().iter().map(ToString::to_string).collect(),
+            ttl: identity.entry.x509_ttl().unwrap_or(self.lifetimes.x509),
+            ends: identity.entry.expires_at(),
+        })
+    }
+
+    /// Whether the attested process may have a JWT-SVID for exactly these audiences.
+    pub fn issue_jwt(
+        &self,
+        attested: &Attested,
+        identity: &Identity,
+        audience: &[String],
+        now: OffsetDateTime,
+    ) -> Result<JwtGrant, Denial> {
+        standing(attested, identity, now)?;
+        if let Some(other) = audience.iter().find(|audience| !identity.entry.allows_audience(audience)) {
+            return Err(Denial::Audience { entry: identity.entry.id().clone(), audience: other.clone() });
+        }
+        Ok(JwtGrant {
+            spiffe_id: identity.spiffe_id.clone(),
+            audience: audience.to_vec(),
+            ttl: identity.entry.jwt_ttl().unwrap_or(self.lifetimes.jwt),
+            ends: identity.entry.expires_at(),
+        })
+    }
+
+    /// The agent's own identity, `spiffe://TD/tether/agent/NODE`: the one grant below the reserved path.
+    pub fn own_x509(&self, domain: &TrustDomain, node: &str) -> X509Grant {
+        let id = SpiffeId::parse(&format!("spiffe://{domain}/tether/agent/{node}"));
+        X509Grant {
+            spiffe_id: id.expect("a node id is made of hex digits"),
+            dns_names: Vec::new(),
+            ttl: self.lifetimes.x509,
+            ends: None,
+        }
+    }
+}
+
+/// What must hold for every kind of SVID, at the moment of signing and not only when the entry was matched.
+fn standing(attested: &Attested, identity: &Identity, now: OffsetDateTime) -> Result<(), Denial> {
+    let entry = &identity.entry;
+    if entry.expires_at().is_some_and(|ends| ends <= now) {
+        return Err(Denial::EntryExpired(entry.id().clone()));
+    }
+    if entry.depends_on_executable() {
+        let why = || entry.id().clone();
+        attested.executable_holds().map_err(|because| Denial::Executable { entry: why(), why: because })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! The entries directory as a whole: all of its files are good, or none of them counts.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use time::OffsetDateTime;
+
+use super::entry::{Entry, Origin, rfc3339};
+use super::mistake::{Lines, Mistake};
+use super::parse::{Interner, Rules, Source, parse_interned};
+use crate::base::durable;
+
+/// The largest entries file in bytes.
+pub const MAX_FILE_BYTES: u64 = 16 << 20;
+/// The most files in the entries directory.
+pub const MAX_FILES: usize = 4096;
+
+/// What one look at the directory found.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// The entries of all files in order; worth something only when there are no mistakes.
+    pub entries: Vec<Arc<Entry>>,
+    /// Every mistake, by file and place.
+    pub mistakes: Vec<Mistake>,
+    /// What is allowed but probably not meant: entries that are over already, a directory open to everyone.
+    pub warnings: Vec<Mistake>,
+    /// How many files were read.
+    pub files: usize,
+}
+
+/// Reads the `*.toml` files of one directory. Hidden files are not entries: editors and volume mounts keep their own
+/// things in them. A file that has not changed since the last time is not parsed again.
+#[derive(Debug)]
+pub struct Loader {
+    directory: PathBuf,
+    rules: Rules,
+    parsed: HashMap<Arc<Path>, Parsed>,
+}
+
+#[derive(Debug)]
+struct Parsed {
+    digest: [u8; 32],
+    entries: Vec<Arc<Entry>>,
+}
+
+impl Loader {
+    /// A loader that has read nothing yet.
+    pub fn new(directory: PathBuf, rules: Rules) -> Self {
+        Self { directory, rules, parsed: HashMap::new() }
+    }
+
+    /// Reads the directory. `others` are the entries from elsewhere, whose ids files must not use. Blocks on the disk.
+    pub fn load(&mut self, others: &[Arc<Entry>], now: OffsetDateTime) -> Loaded {
+        let mut loaded = Loaded::default();
+        let files = match self.files(&mut loaded.warnings) {
+            Ok(files) => files,
+            Err(mistake) => {
+                loaded.mistakes.push(mistake);
+                return loaded;
+            }
+        };
+        loaded.files = files.len();
+        let mut interner = Interner::default();
+        // What is gone from the directory is forgotten.
+        let mut before = std::mem::take(&mut self.parsed);
+        for path in files {
+            match self.file(&path, before.remove(&path), &mut interner) {
+                Ok(parsed) => {
+                    loaded.entries.extend(parsed.entries.iter().cloned());
+                    self.parsed.insert(path, parsed);
+                }
+                Err(mistakes) => loaded.mistakes.extend(mistakes),
+            }
+        }
+        loaded.mistakes.extend(clashes(&loaded.entries, others));
+        loaded.warnings.extend(loaded.entries.iter().filter(|entry| entry.is_expired(now)).filter_map(over));
+        loaded
+    }
+
+    /// The entry files in the order of their names.
+    fn files(&self, warnings: &mut Vec<Mistake>) -> Result<Vec<Arc<Path>>, Mistake> {
+        let directory = &self.directory;
+        let failed = |error: std::io::Error| Mistake::whole(directory, format!("cannot read the directory: {error}"));
+        let mut files: Vec<Arc<Path>> = Vec::new();
+        for found in fs::read_dir(directory).map_err(failed)? {
+            let name = found.map_err(failed)?.file_name();
+            let is_hidden = name.as_encoded_bytes().starts_with(b".");
+            if !is_hidden && Path::new(&name).extension().is_some_and(|extension| extension == "toml") {
+                files.push(directory.join(name).into());
+            }
+        }
+        if files.len() > MAX_FILES {
+            let text =
+                format!("{} entry files; at most {MAX_FILES} are allowed: put several entries in one", files.len());
+            return Err(Mistake::whole(directory, text));
+        }
+        files.sort_unstable();
+        if fs::metadata(directory).map_err(failed)?.mode() & 0o1002 == 0o002 {
+            warnings.push(Mistake::whole(directory, "everyone may add entries here: run chmod o-w on it"));
+        }
+        Ok(files)
+    }
+
+    fn file(&self, path: &Arc<Path>, before: Option<Parsed>, interner: &mut Interner) -> Result<Parsed, Vec<Mistake>> {
+        let whole = |message: String| vec![Mistake::whole(path, message)];
+        let meta = fs::metadata(path).map_err(|error| whole(format!("cannot look at the file: {error}")))?;
+        // Opening a pipe would wait for its other end.
+        if !meta.is_file() {
+            return Err(whole("not a regular file: remove or rename it".to_owned()));
+        }
+        if meta.mode() & 0o002 != 0 {
+            return Err(whole("everyone may change this file: run chmod o-w on it".to_owned()));
+        }
+        let content = durable::read(path, MAX_FILE_BYTES).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            whole(format!("cannot read the file: {cause}"))
+        })?;
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(digest(&SHA256, &content).as_ref());
+        if let Some(before) = before.filter(|before| before.digest == sha256) {
+            return Ok(before);
+        }
+        let text = std::str::from_utf8(&content).map_err(|error| {
+            let readable = String::from_utf8_lossy(&content[..error.valid_up_to()]);
+            let (line, column) = Lines::new(&readable).position(readable.len());
+            let message = "not UTF-8 from here on: save the file as UTF-8".to_owned();
+            vec![Mistake { path: path.clone(), line, column, message }]
+        })?;
+        let entries = parse_interned(text, &Source::File(path.clone()), &self.rules, interner)?;
+        Ok(Parsed { digest: sha256, entries: entries.into_iter().map(Arc::new).collect() })
+    }
+}
+
+/// Every id that is used twice, at its second place with the first one named.
+fn clashes(entries: &[Arc<Entry>], others: &[Arc<Entry>]) -> Vec<Mistake> {
+    let mut first: HashMap<&str, &Arc<Entry>> = others.iter().map(|entry| (entry.id().as_str(), entry)).collect();
+    let mut mistakes = Vec::new();
+    for entry in entries {
+        let Some(earlier) = first.get(entry.id().as_str()) else {
+            first.insert(entry.id().as_str(), entry);
+            continue;
+        };
+        let (id, origin) = (entry.id(), earlier.origin());
+        let message = format!("the id `{id}` is already used by the entry from {origin}: choose another");
+        mistakes.extend(at(entry, message));
+    }
+    mistakes
+}
+
+fn over(entry: &Arc<Entry>) -> Option<Mistake> {
+    let end = rfc3339(entry.expires_at()?);
+    at(entry, format!("the entry `{}` expired at {end} and matches nothing: remove it", entry.id()))
+}
+
+fn at(entry: &Entry, message: String) -> Option<Mistake> {
+    match entry.origin() {
+        Origin::File { path, line } => Some(Mistake { path: path.clone(), line: *line, column: 1, message }),
+        Origin::Store { .. } | Origin::BuiltIn => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Open streams: what each last sent, and when it must look again.
+//!
+//! A stream sends its complete state at once and then only what a client would see as a change (Workload API,
+//! section 4.3). It wakes on a new snapshot of entries or trust, when its state says so (renewal, the end of an
+//! entry), when its instance ends and when the agent stops; nothing polls. On each wake the caller is judged again
+//! from the beginning: whoever lost its identity loses the stream.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_util::stream::{self, Stream};
+use time::OffsetDateTime;
+
+use crate::base::clock::Clock;
+use crate::base::drain;
+use crate::issue::{Issuer, Refusal};
+use crate::peer::PeerConn;
+
+/// What a stream sends next, and when that must be made anew whatever happens.
+#[derive(Debug)]
+pub struct Update<T> {
+    /// The complete state.
+    pub state: T,
+    /// When to look again; `None` for only on events.
+    pub renew_at: Option<OffsetDateTime>,
+}
+
+/// A stream of complete states, each different from the one before; ends with the first refusal.
+pub fn updates<T, Judge, Judged>(
+    issuer: Arc<Issuer>,
+    peer: PeerConn,
+    drain: drain::Watcher,
+    judge: Judge,
+) -> impl Stream<Item = Result<T, Refusal>> + Send
+where
+    T: PartialEq + Clone + Send + Sync,
+    Judge: Fn(Arc<Issuer>, PeerConn) -> Judged + Send + Sync,
+    Judged: Future<Output = Result<Update<T>, Refusal>> + Send,
+{
+    let open = Open {
+        registry: issuer.registry.clone(),
+        trust: issuer.trust.watch(),
+        clock: issuer.clock.clone(),
+        issuer,
+        peer,
+        drain,
+        judge,
+        sent: None,
+        renew_at: None,
+    };
+    stream::unfold(Some(open), |open| async move {
+        let mut open = open?;
+        match open.next().await {
+            Ok(state) => Some((Ok(state), Some(open))),
+            Err(refusal) => Some((Err(refusal), None)),
+        }
+    })
+}
+
+struct Open<T, Judge> {
+    issuer: Arc<Issuer>,
+    peer: PeerConn,
+    registry: tokio::sync::watch::Receiver<Arc<crate::registry::Index>>,
+    trust: tokio::sync::watch::Receiver<Arc<crate::trust::Snapshot>>,
+    clock: Clock,
+    drain: drain::Watcher,
+    judge: Judge,
+    sent: Option<T>,
+    renew_at: Option<OffsetDateTime>,
+}
+
+impl<T, Judge, Judged> Open<T, Judge>
+where
+    T: PartialEq + Clone,
+    Judge: Fn(Arc<Issuer>, PeerConn) -> Judged,
+    Judged: Future<Output = Result<Update<T>, Refusal>>,
+{
+    async fn next(&mut self) -> Result<T, Refusal> {
+        loop {
+            if self.sent.is_some() {
+                self.wake().await?;
+            }
+            // What changes while judging is seen as the next change: mark it seen before, not after.
+            self.registry.mark_unchanged();
+            self.trust.mark_unchanged();
+            let update = (self.judge)(self.issuer.clone(), self.peer.clone()).await?;
+            self.renew_at = update.renew_at;
+            if self.sent.as_ref() != Some(&update.state) {
+                self.sent = Some(update.state.clone());
+                return Ok(update.state);
+            }
+        }
+    }
+
+    async fn wake(&mut self) -> Result<(), Refusal> {
+        let renewal = async {
+            match self.renew_at {
+                Some(at) => self.clock.sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.drain.draining() => Err(Refusal::Stopping),
+            end = self.peer.instance().ended() => Err(Refusal::Look(end.into())),
+            changed = self.registry.changed() => changed.map_err(|_| Refusal::Stopping),
+            changed = self.trust.changed() => changed.map_err(|_| Refusal::Stopping),
+            () = renewal => Ok(()),
+        }
+    }
+}

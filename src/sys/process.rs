@@ -1,0 +1,197 @@
+//! Facts of a process from its `/proc` directory: program, credentials, start time, cgroup, open sockets.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::stat::{Mode, stat};
+
+use super::procfs::{FileId, ProcDir};
+
+/// Longer than any `status`, `stat` or `cgroup` file whose process has no more than the 65,536 groups Linux allows.
+const FILE_LIMIT: u64 = 1024 * 1024;
+/// The most descriptors that are searched for a socket: beyond this a search costs us more than its caller.
+const MAX_DESCRIPTORS: usize = 65_536;
+
+/// The credentials in `/proc/PID/status`, read together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The effective user id, in our user namespace.
+    pub uid: u32,
+    /// The effective group id, in our user namespace.
+    pub gid: u32,
+    /// The supplementary groups, in our user namespace.
+    pub groups: Vec<u32>,
+    /// Whether the process is in a pid namespace below the one of this `/proc`.
+    pub in_nested_pid_namespace: bool,
+}
+
+impl ProcDir {
+    /// The program the process runs. Its path may be gone or be another file by now; this is the file itself.
+    ///
+    /// `ENOENT` when no thread has a program any more: the process is exiting, or is a kernel thread.
+    pub fn executable(&self) -> io::Result<FileId> {
+        match self.file_id("exe") {
+            // The first thread may end before the others do. They run the same program.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.executable_of_any_thread().ok_or(error)?,
+            other => other,
+        }
+    }
+
+    fn executable_of_any_thread(&self) -> Option<io::Result<FileId>> {
+        let mut threads = self.list("task").ok()?;
+        threads.iter().filter_map(Result::ok).find_map(|thread| {
+            let name = thread.file_name().to_str().ok()?.to_owned();
+            if name.starts_with('.') {
+                return None;
+            }
+            match self.file_id(&format!("task/{name}/exe")) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+                other => Some(other),
+            }
+        })
+    }
+
+    /// The credentials of the process now.
+    pub fn status(&self) -> io::Result<Status> {
+        let content = self.read("status", FILE_LIMIT)?;
+        parse_status(&content).ok_or_else(|| invalid("status"))
+    }
+
+    /// When the process started, in clock ticks after boot. It stays the same over `execve`.
+    pub fn start_time(&self) -> io::Result<u64> {
+        let content = self.read("stat", FILE_LIMIT)?;
+        parse_start_time(&content).ok_or_else(|| invalid("stat"))
+    }
+
+    /// The inode number of the cgroup v2 directory of the process; `None` where v2 is not mounted or not used.
+    pub fn cgroup_id(&self) -> io::Result<Option<u64>> {
+        let content = self.read("cgroup", FILE_LIMIT)?;
+        let path = content.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"));
+        let Some(path) = path else { return Ok(None) };
+        let directory = Path::new("/sys/fs/cgroup").join(std::ffi::OsStr::from_bytes(path));
+        Ok(stat(&directory).ok().map(|stat| stat.st_ino))
+    }
+
+    /// Every descriptor the process has of the socket with this inode number: is it closed by `execve`?
+    pub fn descriptors_of_socket(&self, inode: u64) -> io::Result<Vec<bool>> {
+        let wanted = format!("socket:[{inode}]");
+        let mut found = Vec::new();
+        for (count, entry) in self.list("fd")?.iter().enumerate() {
+            if count >= MAX_DESCRIPTORS {
+                return Err(io::Error::other(format!("the process has more than {MAX_DESCRIPTORS} descriptors open")));
+            }
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            // A descriptor that is gone again between listing and reading is none.
+            if !self.read_link(&format!("fd/{name}")).is_ok_and(|target| target.as_os_str() == wanted.as_str()) {
+                continue;
+            }
+            let info = self.read(&format!("fdinfo/{name}"), FILE_LIMIT)?;
+            found.push(parse_close_on_exec(&info).ok_or_else(|| invalid("fdinfo"))?);
+        }
+        Ok(found)
+    }
+
+    fn list(&self, name: &str) -> io::Result<Dir> {
+        Ok(Dir::openat(self, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+}
+
+fn invalid(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("/proc/PID/{name} does not look as expected"))
+}
+
+fn parse_status(content: &[u8]) -> Option<Status> {
+    // The name of the program comes first and may hold any bytes but a newline, which is escaped.
+    let field = |name: &str| {
+        content.split(|byte| *byte == b'\n').find_map(|line| {
+            let value = line.strip_prefix(name.as_bytes())?;
+            std::str::from_utf8(value).ok()
+        })
+    };
+    let effective = |name| field(name)?.split_ascii_whitespace().nth(1)?.parse().ok();
+    Some(Status {
+        uid: effective("Uid:")?,
+        gid: effective("Gid:")?,
+        groups: field("Groups:")?.split_ascii_whitespace().map(|gid| gid.parse().ok()).collect::<Option<_>>()?,
+        in_nested_pid_namespace: field("NSpid:").is_none_or(|pids| pids.split_ascii_whitespace().count() != 1),
+    })
+}
+
+/// Field 22. The second one, the name of the program in parentheses, may itself hold spaces and parentheses.
+fn parse_start_time(content: &[u8]) -> Option<u64> {
+    let end_of_name = content.iter().rposition(|byte| *byte == b')')?;
+    std::str::from_utf8(&content[end_of_name + 1..]).ok()?.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+fn parse_close_on_exec(content: &[u8]) -> Option<bool> {
+    let flags = content.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"flags:"))?;
+    let flags = i32::from_str_radix(std::str::from_utf8(flags).ok()?.trim(), 8).ok()?;
+    Some(flags & libc::O_CLOEXEC != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    fn ourselves() -> ProcDir {
+        ProcDir::open(std::process::id().cast_signed()).expect("it is us")
+    }
+
+    #[test]
+    fn a_program_cannot_choose_its_start_time_by_its_name() {
+        let stat = b"42 (a) 1 (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21\n";
+        assert_eq!(parse_start_time(stat), Some(777));
+    }
+
+    #[test]
+    fn a_program_cannot_choose_its_credentials_by_its_name() {
+        let status =
+            b"Name:\tUid:\\n0 0 0 0\nUmask:\t0022\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNSpid:\t9\t1\nGroups:\t10 11 \n";
+        let expected = Status { uid: 2, gid: 6, groups: vec![10, 11], in_nested_pid_namespace: true };
+        assert_eq!(parse_status(status), Some(expected));
+    }
+
+    #[test]
+    fn our_own_credentials_are_what_the_kernel_says_otherwise() {
+        let status = ourselves().status().expect("readable");
+        assert_eq!(status.uid, nix::unistd::geteuid().as_raw());
+        assert_eq!(status.gid, nix::unistd::getegid().as_raw());
+    }
+
+    #[test]
+    fn a_socket_is_found_with_its_close_on_exec_flag_and_a_foreign_one_is_not() {
+        let (socket, other) = UnixStream::pair().expect("a pair");
+        let inode = super::super::procfs::file_id(&socket).expect("an inode").ino;
+        assert_eq!(ourselves().descriptors_of_socket(inode).expect("readable"), [true]);
+        nix::fcntl::fcntl(socket.as_fd(), nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).expect("set");
+        assert_eq!(ourselves().descriptors_of_socket(inode).expect("readable"), [false]);
+        drop((socket, other));
+        assert_eq!(ourselves().descriptors_of_socket(inode).expect("readable"), [false; 0]);
+    }
+
+    #[test]
+    fn the_cgroup_by_proc_is_the_cgroup_by_pidfd() {
+        let pidfd = crate::sys::PidFd::open(std::process::id().cast_signed()).expect("us");
+        if let (Ok(info), Ok(Some(id))) = (pidfd.info(), ourselves().cgroup_id()) {
+            assert_eq!(info.cgroup_id, Some(id));
+        }
+    }
+
+    #[test]
+    fn the_program_of_a_process_whose_first_thread_has_ended_is_still_seen() {
+        // Only a process of ours can be made to do this without a helper program: a thread group of one is the
+        // ordinary case, and the search by thread must agree with it.
+        let dir = ourselves();
+        assert_eq!(
+            dir.executable_of_any_thread().expect("a thread").expect("readable"),
+            dir.executable().expect("readable")
+        );
+    }
+}
