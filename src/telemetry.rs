@@ -21,7 +21,9 @@ pub enum Format {
 #[derive(Debug, Error)]
 pub enum LevelError {
     /// The text is neither a level nor a list of directives.
-    #[error("`{0}` is not a log level: use error, warn, info, debug or trace, or directives such as `info,tether::peer=debug`")]
+    #[error(
+        "`{0}` is not a log level: use error, warn, info, debug or trace, or directives such as `info,tether::peer=debug`"
+    )]
     Unknown(String),
     /// Logging was not set up by this agent.
     #[error("this process does not own its log")]

@@ -32,7 +32,8 @@ pub(super) async fn run(command: BundleCommand, context: &mut Context) -> Result
         }
         BundleCommand::Export { trust_domain, format } => {
             let bundles = fetch(&admin, trust_domain.as_ref()).await?;
-            let wanted = |view: &&BundleView| trust_domain.as_ref().map_or(view.own, |of| of.as_str() == view.trust_domain);
+            let wanted =
+                |view: &&BundleView| trust_domain.as_ref().map_or(view.own, |of| of.as_str() == view.trust_domain);
             let view = bundles.iter().find(wanted);
             let view = view.ok_or_else(|| Failure::new(Exit::Failure, "the agent has no such bundle"))?;
             let text = if format == BundleFormat::Pem { &view.pem } else { &view.jwks };
@@ -45,6 +46,13 @@ pub(super) async fn run(command: BundleCommand, context: &mut Context) -> Result
 pub(super) async fn fetch(admin: &Admin, of: Option<&TrustDomain>) -> Result<Vec<BundleView>, Failure> {
     let trust_domain = of.map(ToString::to_string).unwrap_or_default();
     Ok(admin.answer(admin.bundles().show(ShowBundlesRequest { trust_domain })).await?.bundles)
+}
+
+/// The trust domain of the agent.
+pub(super) async fn own_trust_domain(admin: &Admin) -> Result<TrustDomain, Failure> {
+    let own = fetch(admin, None).await?.into_iter().find(|view| view.own);
+    own.and_then(|view| TrustDomain::parse(&view.trust_domain).ok())
+        .ok_or_else(|| Failure::new(Exit::Failure, "the agent does not say which trust domain it serves"))
 }
 
 #[derive(Serialize)]

@@ -1,7 +1,5 @@
 //! `tether entry`: registration entries in the agent's store, and a look at all of them.
 
-use std::path::Path;
-
 use serde::Serialize;
 use toml::{Table, Value};
 
@@ -9,10 +7,11 @@ use crate::proto::admin::{
     ApplyEntriesRequest, ApplyEntriesResponse, CreateEntryRequest, DeleteEntryRequest, EntryView, GetEntryRequest,
     ListEntriesRequest, UpdateEntryRequest,
 };
+use crate::registry::{ImportOptions, Parents, Rules, spire_entries};
 
-use super::args::{EntryCommand, EntryFields, EntryInput};
+use super::args::{EntryCommand, EntryFields, EntryInput, ImportArgs, ImportSource};
 use super::failure::{Exit, Failure};
-use super::{Admin, Context};
+use super::{Context, bundle};
 
 pub(super) async fn run(command: EntryCommand, context: &mut Context) -> Result<(), Failure> {
     match command {
@@ -43,6 +42,7 @@ pub(super) async fn run(command: EntryCommand, context: &mut Context) -> Result<
             let toml = context.host.read(&file)?;
             apply(toml, dry_run, context).await
         }
+        EntryCommand::Import(args) => import(args, context).await,
     }
 }
 
@@ -53,9 +53,8 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
         let entries = entries.iter().map(EntryDocument::from).collect();
         return context.json(&EntriesDocument { entries });
     }
-    let row = |view: &EntryView| {
-        vec![view.id.clone(), view.spiffe_id.clone(), view.r#match.join(" "), view.origin.clone()]
-    };
+    let row =
+        |view: &EntryView| vec![view.id.clone(), view.spiffe_id.clone(), view.r#match.join(" "), view.origin.clone()];
     let rows: Vec<_> = entries.iter().map(row).collect();
     Ok(context.output.table(&["ID", "SPIFFE ID", "MATCH", "FROM"], &rows)?)
 }
@@ -80,7 +79,10 @@ async fn update(id: String, input: &EntryInput, context: &mut Context) -> Result
         None => {
             let changes = fields(&input.fields);
             if changes.is_empty() {
-                return Err(Failure::new(Exit::Usage, "nothing to change: give a field, or the whole entry with --file"));
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "nothing to change: give a field, or the whole entry with --file",
+                ));
             }
             let mut entry = only_entry(&before)?;
             entry.extend(changes);
@@ -158,6 +160,32 @@ async fn apply(toml: String, dry_run: bool, context: &mut Context) -> Result<(),
     let tense = if dry_run { "would be " } else { "" };
     let text = format!("{created} {tense}created, {updated} {tense}updated, {unchanged} unchanged");
     Ok(context.output.line(&text)?)
+}
+
+/// Turns another system's entries into ours; all or none.
+async fn import(args: ImportArgs, context: &mut Context) -> Result<(), Failure> {
+    let ImportSource::Spire = args.from;
+    let json = context.host.read(&args.file)?;
+    let trust_domain = match args.trust_domain {
+        Some(trust_domain) => trust_domain,
+        None => bundle::own_trust_domain(&context.admin()?).await?,
+    };
+    let parents = if args.all_parents { Parents::All } else { Parents::Only(args.parent_id) };
+    let options = ImportOptions { parents, owner: args.owner, rules: Rules::new(trust_domain) };
+    let imported = spire_entries(json.as_bytes(), &options, context.host.now()).map_err(|problems| {
+        let lines: Vec<_> = problems.iter().map(|problem| format!("\n{problem}")).collect();
+        Failure::new(Exit::Invalid, format!("nothing was imported{}", lines.concat()))
+    })?;
+    for warning in &imported.warnings {
+        context.output.note(&format!("warning: {warning}"));
+    }
+    if imported.skipped > 0 {
+        context.output.note(&format!("{} entries of other parents were left out", imported.skipped));
+    }
+    if args.print {
+        return Ok(context.output.text(&imported.to_toml())?);
+    }
+    apply(imported.to_toml(), args.dry_run, context).await
 }
 
 #[derive(Serialize)]

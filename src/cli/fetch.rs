@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
-use serde::Serialize;
-use time::OffsetDateTime;
+use serde::{Serialize, Serializer};
+use time::{Duration as Span, OffsetDateTime};
 
+use crate::base::backoff::Backoff;
 use crate::base::durable;
+use crate::base::entropy::Entropy;
+use crate::base::secret::Secret;
 use crate::bundle::Bundle;
 use crate::client::{ClientError, JwtSvid, WorkloadApi, X509Context, X509Svid};
 use crate::id::{SpiffeId, TrustDomain};
@@ -24,6 +28,11 @@ const PUBLIC: u32 = 0o644;
 const PRIVATE: u32 = 0o600;
 /// The mode of a directory that is made for the files.
 const DIRECTORY: u32 = 0o755;
+
+const FIRST_DELAY: Duration = Duration::from_millis(500);
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// Tokens that live for seconds do not turn a watch into a busy loop.
+const SHORTEST_RENEWAL: Span = Span::SECOND;
 
 pub(super) async fn run(command: FetchCommand, context: &mut Context) -> Result<(), Failure> {
     match command {
@@ -103,7 +112,7 @@ struct X509SvidDocument {
     hint: Option<String>,
     x509_svid_pem: String,
     #[serde(serialize_with = "exposed")]
-    x509_svid_key_pem: crate::base::secret::Secret<String>,
+    x509_svid_key_pem: Secret<String>,
     bundle_pem: String,
     serial: String,
     not_before: String,
@@ -111,10 +120,7 @@ struct X509SvidDocument {
 }
 
 /// The one place where a secret becomes output: the caller asked for its own key or token.
-fn exposed<S: serde::Serializer>(
-    secret: &crate::base::secret::Secret<String>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+fn exposed<S: Serializer>(secret: &Secret<String>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(secret.expose())
 }
 
@@ -122,7 +128,11 @@ impl X509Document {
     fn new(update: &X509Context) -> Result<Self, KeyError> {
         Ok(Self {
             svids: update.svids.iter().map(X509SvidDocument::new).collect::<Result<_, _>>()?,
-            federated_bundles: update.federated.iter().map(|(domain, set)| (domain.to_string(), set.to_pem())).collect(),
+            federated_bundles: update
+                .federated
+                .iter()
+                .map(|(domain, set)| (domain.to_string(), set.to_pem()))
+                .collect(),
             crl_pem: update.crls.iter().map(Crl::to_pem).collect(),
         })
     }
@@ -205,8 +215,8 @@ async fn jwt(
     context: &mut Context,
 ) -> Result<(), Failure> {
     let api = context.workload_api()?;
-    let mut retry_delay = crate::base::backoff::Backoff::new(FIRST_DELAY, LONGEST_DELAY);
-    let entropy = crate::base::entropy::Entropy::system();
+    let mut retry_delay = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+    let entropy = Entropy::system();
     loop {
         match within(api.fetch_jwt(audiences, wanted), api.endpoint()).await? {
             Ok(svids) => {
@@ -218,7 +228,8 @@ async fn jwt(
                 let now = context.host.now();
                 let first_end = svids.iter().map(|svid| svid.expires_at).min().unwrap_or(now);
                 // Half of what is left, so that the next one is there well before this one ends.
-                let next = now + ((first_end - now) / 2).max(SHORTEST_RENEWAL);
+                let half: Span = (first_end - now) / 2;
+                let next = now + half.max(SHORTEST_RENEWAL);
                 context.host.clock.sleep_until(next).await;
             }
             Err(error) => {
@@ -228,11 +239,6 @@ async fn jwt(
         }
     }
 }
-
-const FIRST_DELAY: std::time::Duration = std::time::Duration::from_millis(500);
-const LONGEST_DELAY: std::time::Duration = std::time::Duration::from_secs(30);
-/// Tokens that live for seconds do not turn a watch into a busy loop.
-const SHORTEST_RENEWAL: time::Duration = time::Duration::SECOND;
 
 #[derive(Serialize)]
 struct JwtDocument<'a> {
@@ -244,8 +250,19 @@ struct JwtSvidDocument<'a> {
     spiffe_id: String,
     hint: Option<&'a str>,
     #[serde(serialize_with = "exposed")]
-    token: &'a crate::base::secret::Secret<String>,
+    token: &'a Secret<String>,
     expires_at: String,
+}
+
+impl<'a> JwtSvidDocument<'a> {
+    fn new(svid: &'a JwtSvid) -> Self {
+        Self {
+            spiffe_id: svid.id.to_string(),
+            hint: svid.hint.as_deref(),
+            token: &svid.token,
+            expires_at: time(svid.expires_at),
+        }
+    }
 }
 
 fn deliver_jwt(svids: &[JwtSvid], delivery: &Delivery, context: &mut Context) -> Result<(), Failure> {
@@ -263,11 +280,7 @@ fn deliver_jwt(svids: &[JwtSvid], delivery: &Delivery, context: &mut Context) ->
         return Ok(());
     }
     if context.output.is_json() {
-        let document = |svid| {
-            let JwtSvid { id, hint, token, expires_at } = svid;
-            JwtSvidDocument { spiffe_id: id.to_string(), hint: hint.as_deref(), token, expires_at: time(*expires_at) }
-        };
-        return context.json(&JwtDocument { svids: svids.iter().map(document).collect() });
+        return context.json(&JwtDocument { svids: svids.iter().map(JwtSvidDocument::new).collect() });
     }
     if let Some(svid) = svids.first() {
         context.output.line(svid.token.expose())?;
@@ -368,11 +381,7 @@ fn deliver_bundles(
     Ok(())
 }
 
-fn write_bundle(
-    by_domain: &BTreeMap<&TrustDomain, Bundle>,
-    dir: &Path,
-    context: &mut Context,
-) -> Result<(), Failure> {
+fn write_bundle(by_domain: &BTreeMap<&TrustDomain, Bundle>, dir: &Path, context: &mut Context) -> Result<(), Failure> {
     let mut only = by_domain.iter();
     let (Some((domain, bundle)), None) = (only.next(), only.next()) else {
         let domains: Vec<_> = by_domain.keys().map(|domain| format!("`{domain}`")).collect();

@@ -91,9 +91,8 @@ impl Host {
 
     /// The content of a file, or of standard input for `-`, as text.
     fn read(&mut self, path: &Path) -> Result<String, Failure> {
-        let failure = |error: std::io::Error| {
-            Failure::new(Exit::Usage, format!("cannot read `{}`: {error}", path.display()))
-        };
+        let failure =
+            |error: std::io::Error| Failure::new(Exit::Usage, format!("cannot read `{}`: {error}", path.display()));
         let mut text = String::new();
         if path == Path::new("-") {
             self.input.by_ref().take(MAX_INPUT_BYTES).read_to_string(&mut text).map_err(failure)?;
@@ -234,10 +233,7 @@ services! {
 
 impl Admin {
     /// The answer to one call, or why there is none.
-    async fn answer<T>(
-        &self,
-        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-    ) -> Result<T, Failure> {
+    async fn answer<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failure> {
         let answer = within(call, &self.endpoint).await?;
         answer.map(tonic::Response::into_inner).map_err(|status| Failure::from_admin(&self.endpoint, &status))
     }

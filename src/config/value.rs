@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use crate::id::TrustDomain;
+use crate::telemetry;
 use crate::x509::{KeyError, KeyType};
 
 /// A value as a source has it.
@@ -145,6 +146,23 @@ impl Text for KeyType {
     }
     fn text(&self) -> String {
         self.to_string()
+    }
+}
+
+impl Text for telemetry::Format {
+    const FORM: &'static str = "one of \"text\" \"json\"";
+    fn parse_text(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(format!("expected {}, not `{other}`", <Self as Text>::FORM)),
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            Self::Text => "text".to_owned(),
+            Self::Json => "json".to_owned(),
+        }
     }
 }
 
@@ -299,10 +317,8 @@ impl FromStr for LogFilter {
                 known.join(", ")
             ));
         }
-        match tracing_subscriber::EnvFilter::builder().parse(text) {
-            Ok(_) => Ok(Self(text.to_owned())),
-            Err(error) => Err(format!("`{text}` is not a log filter: {error}")),
-        }
+        telemetry::check_level(text).map_err(|error| error.to_string())?;
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -370,17 +386,6 @@ words! {
         Auto = "auto",
         /// Those of kernels before 6.5.
         Baseline = "baseline",
-    }
-}
-
-words! {
-    /// How the log is written.
-    pub enum LogFormat {
-        /// For people.
-        #[default]
-        Text = "text",
-        /// An object a line.
-        Json = "json",
     }
 }
 

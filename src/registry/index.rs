@@ -147,7 +147,8 @@ impl Index {
         let mut groups: Box<[Group]> =
             members.into_iter().map(|(kinds, members)| Group::new(kinds, members, &entries, &hasher)).collect();
         groups.sort_unstable_by_key(|group| group.kinds);
-        let used_keys = KINDS.iter().copied().filter(|(kind, key)| Key::find(kind, key).is_some_and(|key| used.contains(key)));
+        let used_keys =
+            KINDS.iter().copied().filter(|(kind, key)| Key::find(kind, key).is_some_and(|key| used.contains(key)));
         let wanted = Arc::new(Wanted::keys(used_keys));
         Self { generation, entries: entries.into(), groups, by_id, ends: ends.into(), used, wanted, hasher }
     }

@@ -164,7 +164,8 @@ async fn compose(
     set: &BTreeMap<TrustDomain, Bundle>,
 ) -> Result<Snapshot, TrustError> {
     let further = set.get(&domain);
-    let certificates = signers.roots().iter().chain(further.into_iter().flat_map(|bundle| bundle.x509().certificates()));
+    let certificates =
+        signers.roots().iter().chain(further.into_iter().flat_map(|bundle| bundle.x509().certificates()));
     let x509 = X509Authorities::new(domain.clone(), certificates.cloned())?;
     let own_keys = signers.jwt_keys().iter().cloned();
     let further_keys = further.into_iter().flat_map(|bundle| bundle.jwt().iter());
