@@ -49,3 +49,7 @@ pub mod api;
 pub mod client;
 #[cfg(feature = "agent")]
 pub mod config;
+#[cfg(feature = "agent")]
+pub mod agent;
+#[cfg(feature = "agent")]
+pub mod cli;

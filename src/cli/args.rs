@@ -10,7 +10,8 @@ use crate::id::{SpiffeId, TrustDomain};
 /// The commit of the SPIFFE specification that is implemented.
 pub const SPIFFE_COMMIT: &str = "665a28f";
 
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("TETHER_COMMIT"), ")\n", "SPIFFE specification 665a28f");
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("TETHER_COMMIT"), ")\n", "SPIFFE specification 665a28f");
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -328,8 +329,20 @@ pub struct EntryFields {
 
 impl EntryFields {
     const NAMES: [&'static str; 14] = [
-        "entry_id", "spiffe_id", "match", "unless", "owner", "hint", "x509_ttl", "jwt_ttl", "audiences", "dns_names",
-        "federates_with", "bind", "exportable", "expires_at",
+        "entry_id",
+        "spiffe_id",
+        "match",
+        "unless",
+        "owner",
+        "hint",
+        "x509_ttl",
+        "jwt_ttl",
+        "audiences",
+        "dns_names",
+        "federates_with",
+        "bind",
+        "exportable",
+        "expires_at",
     ];
 }
 
@@ -351,6 +364,9 @@ pub struct ImportArgs {
     /// Who answers for the entries.
     #[arg(long)]
     pub owner: String,
+    /// The trust domain the entries must be in; without it, that of the running agent.
+    #[arg(long, value_name = "TRUST_DOMAIN")]
+    pub trust_domain: Option<TrustDomain>,
     /// Print the entries in the file format instead of creating them, for a file in entries.d.
     #[arg(long, conflicts_with = "dry_run")]
     pub print: bool,

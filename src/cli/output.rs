@@ -182,7 +182,8 @@ fn span(duration: Duration) -> String {
     let units = [("d", seconds / 86_400), ("h", seconds / 3_600 % 24), ("m", seconds / 60 % 60), ("s", seconds % 60)];
     let first = units.iter().position(|(_, count)| *count > 0).unwrap_or(units.len() - 1);
     let shown = units.iter().skip(first).take(2);
-    let parts: Vec<_> = shown.enumerate().filter(|(i, (_, count))| *i == 0 || *count > 0).map(|(_, unit)| unit).collect();
+    let parts: Vec<_> =
+        shown.enumerate().filter(|(i, (_, count))| *i == 0 || *count > 0).map(|(_, unit)| unit).collect();
     parts.iter().map(|(unit, count)| format!("{count}{unit}")).collect()
 }
 

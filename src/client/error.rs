@@ -65,7 +65,8 @@ impl ClientError {
         !matches!(self, Self::Endpoint(_) | Self::Invalid(_) | Self::NotOffered(_))
     }
 
-    pub(super) fn from_status(endpoint: &Endpoint, status: &Status) -> Self {
+    /// What a status of a call to `endpoint` means.
+    pub fn from_status(endpoint: &Endpoint, status: &Status) -> Self {
         let message = status.message().to_owned();
         // A status the agent sent has no source; one the transport made up has the reason.
         if let Some(source) = status.source() {

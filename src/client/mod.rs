@@ -19,4 +19,4 @@ pub use channel::channel;
 pub use endpoint::{ENDPOINT_VARIABLE, Endpoint, EndpointError};
 pub use error::{ClientError, DENIAL_METADATA};
 pub use watch::{JwtBundleWatch, Watch, X509BundleWatch, X509Watch};
-pub use workload::{JwtSvid, ValidatedJwt, WorkloadApi, X509Context, X509Svid};
+pub use workload::{JwtSvid, SecurityHeader, ValidatedJwt, WorkloadApi, X509Context, X509Svid, with_header};

@@ -40,13 +40,18 @@ pub struct WorkloadApi {
 
 /// Adds `workload.spiffe.io: true`, which tells the agent that the request was not forged by way of a browser or proxy.
 #[derive(Clone)]
-pub(super) struct SecurityHeader;
+pub struct SecurityHeader;
 
 impl Interceptor for SecurityHeader {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert(SECURITY_HEADER, MetadataValue::from_static("true"));
         Ok(request)
     }
+}
+
+/// `channel` with the metadata on every call, for other services on the same socket, such as health.
+pub fn with_header(channel: Channel) -> InterceptedService<Channel, SecurityHeader> {
+    InterceptedService::new(channel, SecurityHeader)
 }
 
 /// Everything X.509 that a workload is given.
@@ -100,8 +105,8 @@ pub struct ValidatedJwt {
 impl WorkloadApi {
     /// A client of the API at `endpoint`. Connects at the first call.
     pub fn new(endpoint: Endpoint) -> Self {
-        let client = SpiffeWorkloadApiClient::with_interceptor(channel(&endpoint), SecurityHeader)
-            .max_decoding_message_size(MAX_ANSWER_BYTES);
+        let client =
+            SpiffeWorkloadApiClient::new(with_header(channel(&endpoint))).max_decoding_message_size(MAX_ANSWER_BYTES);
         Self { client, endpoint }
     }
 
@@ -228,9 +233,7 @@ fn read_x509_svid(svid: wire::X509svid) -> Result<X509Svid, ClientError> {
     Ok(X509Svid { id, hint: read_hint(svid.hint), chain, key, bundle })
 }
 
-fn read_x509_bundles(
-    bundles: HashMap<String, Bytes>,
-) -> Result<BTreeMap<TrustDomain, X509Authorities>, ClientError> {
+fn read_x509_bundles(bundles: HashMap<String, Bytes>) -> Result<BTreeMap<TrustDomain, X509Authorities>, ClientError> {
     bundles
         .iter()
         .map(|(id, der)| {

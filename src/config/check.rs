@@ -95,7 +95,7 @@ fn limits(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
     rule(limits.streams_per_connection > 0, "limits.streams_per_connection", zero);
     rule(limits.attestations > 0, "limits.attestations", zero);
     rule(limits.attestations_per_uid > 0, "limits.attestations_per_uid", zero);
-    rule(!limits.handshake.is_zero(), "limits.handshake", zero);
+    rule(!limits.half_open.is_zero(), "limits.half_open", zero);
     rule(!config.attest.deadline.is_zero(), "attest.deadline", zero);
     let smallest = super::ByteSize::kib(1);
     rule(limits.workload_message >= smallest, "limits.workload_message", "it is at least 1KiB");

@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::id::TrustDomain;
+use crate::telemetry;
+use crate::x509::KeyType;
 
 mod check;
 mod example;
 mod load;
+mod parts;
 mod settings;
 mod value;
 
@@ -22,7 +25,7 @@ mod tests;
 
 pub use example::{Shown, example, show};
 pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source};
-pub use value::{AuthorityKind, ByteSize, KernelInterfaces, KeyType, LogFilter, LogFormat};
+pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter};
 
 use settings::settings;
 
@@ -139,7 +142,7 @@ settings! {
         /// Of these, how many one uid may cause.
         attestations_per_uid: u32 = 16;
         /// How long a connection may take to show who sends on it before it is closed.
-        handshake: Duration = Duration::from_secs(5);
+        half_open: Duration = Duration::from_secs(10);
         /// How long open calls may go on after the agent was told to stop.
         drain: Duration = Duration::from_secs(5);
     }
@@ -149,7 +152,7 @@ settings! {
     /// How a process is examined.
     pub struct Attest {
         /// How long one attestor may take. Entries that need what it could not say are unavailable to the caller.
-        deadline: Duration = Duration::from_secs(2);
+        deadline: Duration = Duration::from_secs(1);
         section unix: AttestUnix;
         section systemd: AttestSystemd;
         section peer: AttestPeer;
@@ -159,22 +162,17 @@ settings! {
 settings! {
     /// Selectors unix:*.
     pub struct AttestUnix {
-        /// Offer unix:sha256, the digest of the executable.
-        sha256: bool = true;
-        /// Executables above this size get no digest; entries that need one are unavailable to them.
-        sha256_limit: ByteSize = ByteSize::mib(512);
-        /// Digests remembered, by device, inode, size and times of the file.
-        sha256_cache: u32 = 1_024;
+        /// Executables above this size get no unix:sha256; entries that need one are unavailable to them.
+        max_hash: ByteSize = ByteSize::mib(1024);
+        /// How long the names of users and groups are remembered.
+        name_cache: Duration = MINUTE;
     }
 }
 
 settings! {
     /// Selectors systemd:*.
     pub struct AttestSystemd {
-        /// Ask systemd over D-Bus. If not, the unit is read from the cgroup, and systemd:id, fragment_path and
-        /// invocation_id are not known.
-        dbus: bool = true;
-        /// The D-Bus address. Absent: DBUS_SYSTEM_BUS_ADDRESS, else the system bus.
+        /// The D-Bus address systemd is asked at. Absent: DBUS_SYSTEM_BUS_ADDRESS, else the system bus.
         bus_address: Option<String> = None;
     }
 }
@@ -208,7 +206,7 @@ settings! {
         /// level` changes it until the next start.
         level: LogFilter = LogFilter::info();
         /// "text" or "json".
-        format: LogFormat = LogFormat::Text;
+        format: telemetry::Format = telemetry::Format::Text;
     }
 }
 

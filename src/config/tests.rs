@@ -109,21 +109,21 @@ fn settings_that_do_not_fit_together_are_refused_at_the_one_to_change() {
 fn flags_win_over_the_environment_over_the_file_and_each_value_knows_its_origin() {
     let text = "trust_domain = \"file\"\n[svid]\nx509_ttl = \"1m\"\njwt_ttl = \"1m\"\n";
     let env =
-        [("TETHER_SVID__X509_TTL", "2m"), ("TETHER_TRUST_DOMAIN", "env"), ("TETHER_ATTEST__UNIX__SHA256", "false")];
+        [("TETHER_SVID__X509_TTL", "2m"), ("TETHER_TRUST_DOMAIN", "env"), ("TETHER_ATTEST__UNIX__MAX_HASH", "1MiB")];
     let loaded = from_layers(text, &env, &[("svid.x509_ttl", "3m")]).expect("right");
     let config = &loaded.config;
     assert_eq!(config.svid.x509_ttl, Duration::from_secs(180));
     assert_eq!(config.svid.jwt_ttl, Duration::from_secs(60));
     assert_eq!(config.trust_domain.as_str(), "env");
-    assert!(!config.attest.unix.sha256);
+    assert_eq!(config.attest.unix.max_hash, ByteSize::mib(1));
 
-    let origins: Vec<_> = ["svid.x509_ttl", "svid.jwt_ttl", "trust_domain", "attest.unix.sha256", "state_dir"]
+    let origins: Vec<_> = ["svid.x509_ttl", "svid.jwt_ttl", "trust_domain", "attest.unix.max_hash", "state_dir"]
         .map(|path| loaded.origin(path).to_string())
         .to_vec();
     let file = format!("{FILE}:4");
     assert_eq!(
         origins,
-        ["--set", file.as_str(), "env TETHER_TRUST_DOMAIN", "env TETHER_ATTEST__UNIX__SHA256", "default"]
+        ["--set", file.as_str(), "env TETHER_TRUST_DOMAIN", "env TETHER_ATTEST__UNIX__MAX_HASH", "default"]
     );
 }
 

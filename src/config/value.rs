@@ -9,6 +9,8 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use crate::id::TrustDomain;
+use crate::telemetry;
+use crate::x509::{KeyError, KeyType};
 
 /// A value as a source has it.
 #[derive(Clone, Copy)]
@@ -134,6 +136,33 @@ impl Text for String {
     }
     fn text(&self) -> String {
         self.clone()
+    }
+}
+
+impl Text for KeyType {
+    const FORM: &'static str = "one of \"ec-p256\" \"ec-p384\" \"rsa-2048\"";
+    fn parse_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: KeyError| error.to_string())
+    }
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Text for telemetry::Format {
+    const FORM: &'static str = "one of \"text\" \"json\"";
+    fn parse_text(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(format!("expected {}, not `{other}`", <Self as Text>::FORM)),
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            Self::Text => "text".to_owned(),
+            Self::Json => "json".to_owned(),
+        }
     }
 }
 
@@ -288,10 +317,8 @@ impl FromStr for LogFilter {
                 known.join(", ")
             ));
         }
-        match tracing_subscriber::EnvFilter::builder().parse(text) {
-            Ok(_) => Ok(Self(text.to_owned())),
-            Err(error) => Err(format!("`{text}` is not a log filter: {error}")),
-        }
+        telemetry::check_level(text).map_err(|error| error.to_string())?;
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -352,19 +379,6 @@ words! {
 }
 
 words! {
-    /// A kind of key pair.
-    pub enum KeyType {
-        /// ECDSA on P-256 with SHA-256 (ES256).
-        #[default]
-        EcP256 = "ec-p256",
-        /// ECDSA on P-384 with SHA-384 (ES384).
-        EcP384 = "ec-p384",
-        /// RSA with 2048 bits (RS256).
-        Rsa2048 = "rsa-2048",
-    }
-}
-
-words! {
     /// Which kernel interfaces hold the process behind a connection.
     pub enum KernelInterfaces {
         /// The best there are.
@@ -372,17 +386,6 @@ words! {
         Auto = "auto",
         /// Those of kernels before 6.5.
         Baseline = "baseline",
-    }
-}
-
-words! {
-    /// How the log is written.
-    pub enum LogFormat {
-        /// For people.
-        #[default]
-        Text = "text",
-        /// An object a line.
-        Json = "json",
     }
 }
 

@@ -1,0 +1,253 @@
+//! `tether agent`: run it, check what it would run with, tell it to reload, ask whether it is ready.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::agent::{self, Deps, Reload};
+use crate::client::{ClientError, channel, with_header};
+use crate::config::{Config, Loaded, LogFormat, Mistake, Mistakes, Place};
+use crate::proto::admin::ReloadRequest;
+use crate::registry;
+use crate::telemetry;
+
+use super::args::{AgentCommand, ConfigArgs};
+use super::failure::{Exit, Failure, chain};
+use super::output::Tone;
+use super::{Context, config, sockets, within};
+
+pub(super) fn run(command: AgentCommand, context: &mut Context) -> Result<(), Failure> {
+    match command {
+        AgentCommand::Run(args) => run_agent(args, context),
+        AgentCommand::Check(args) => check(args, context),
+        AgentCommand::Reload => context.wait(async |context| reload(context).await),
+        AgentCommand::Healthcheck => context.wait(async |context| healthcheck(context).await),
+    }
+}
+
+/// Builds the agent, says what was bound, and runs it until a signal ends it.
+fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
+    let source = config::source(args, &context.host)?;
+    let Loaded { config, .. } = source.load()?;
+    let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failure, chain(error));
+    let format = match config.log.format {
+        LogFormat::Text => telemetry::Format::Text,
+        LogFormat::Json => telemetry::Format::Json,
+    };
+    let log = telemetry::init(config.log.level.as_str(), format).map_err(|error| failed(&error))?;
+    let read_again = move || match source.load() {
+        Ok(loaded) => Ok(loaded.config),
+        Err(Mistakes(mistakes)) => Err(mistakes.iter().map(ToString::to_string).collect()),
+    };
+    let deps = Deps { log, reload: Reload::with(read_again), ..Deps::default() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(&error))?;
+    runtime.block_on(async {
+        // Before anything is bound: a signal that comes early still ends the agent in order.
+        let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failed(&error))?;
+        let mut hang_up = signal(SignalKind::hangup()).map_err(|error| failed(&error))?;
+        let bound = agent::build(config.clone(), deps).await.map_err(|error| failed(&error))?;
+        let reloader = bound.reloader();
+        let shutdown = async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return,
+                    _ = interrupt.recv() => return,
+                    _ = hang_up.recv() => {
+                        for source in reloader.reload().await {
+                            tracing::info!(ok = source.ok, "reloaded {}: {}", source.source, source.messages.join("; "));
+                        }
+                    }
+                }
+            }
+        };
+        announce(&config, context)?;
+        bound.run(shutdown).await.map_err(|error| failed(&error))
+    })
+}
+
+/// What was bound. The last line is `ready`: from then on calls are answered.
+fn announce(config: &Config, context: &mut Context) -> Result<(), Failure> {
+    let workload = config.listen.workload.display().to_string();
+    context.output.fields(&[
+        ("trust domain", config.trust_domain.to_string()),
+        ("workload socket", workload.clone()),
+        ("admin socket", config.listen.admin.display().to_string()),
+    ])?;
+    if config.dev {
+        context.output.line("")?;
+        context.output.line(&format!("export SPIFFE_ENDPOINT_SOCKET=unix://{}", quoted(&workload)))?;
+        context
+            .output
+            .line(&format!("export TETHER_ADMIN_SOCKET={}", quoted(&config.listen.admin.to_string_lossy())))?;
+        context.output.line("")?;
+    }
+    Ok(context.output.line("ready")?)
+}
+
+/// `path` as one word of a shell.
+fn quoted(path: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    if path.chars().all(is_plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
+}
+
+#[derive(Serialize)]
+struct CheckDocument {
+    ok: bool,
+    entries: usize,
+    mistakes: Vec<Found>,
+    warnings: Vec<Found>,
+}
+
+/// A mistake of the configuration or of an entry.
+#[derive(Serialize)]
+struct Found {
+    /// The file, the environment variable or the flag.
+    place: String,
+    line: Option<usize>,
+    column: Option<usize>,
+    message: String,
+}
+
+fn check(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
+    let checked = match config::source(args, &context.host)?.load() {
+        Ok(loaded) => check_entries(&loaded.config, context),
+        Err(Mistakes(mistakes)) => {
+            let mistakes = mistakes.into_iter().map(Found::from).collect();
+            CheckDocument { ok: false, entries: 0, mistakes, warnings: Vec::new() }
+        }
+    };
+    if context.output.is_json() {
+        context.json(&checked)?;
+    } else {
+        for found in &checked.mistakes {
+            context.output.line(&found.to_string())?;
+        }
+        for found in &checked.warnings {
+            context.output.line(&format!("{found} (warning)"))?;
+        }
+    }
+    if !checked.ok {
+        return Err(Failure::new(
+            Exit::Invalid,
+            format!("{} mistakes; the agent would not take this", checked.mistakes.len()),
+        ));
+    }
+    context.output.note(&format!("the configuration and {} entries are right", checked.entries));
+    Ok(())
+}
+
+fn check_entries(config: &Config, context: &Context) -> CheckDocument {
+    if config.dev && !config.entries_dir.exists() {
+        // The agent makes it at its first start.
+        return CheckDocument { ok: true, entries: 0, mistakes: Vec::new(), warnings: Vec::new() };
+    }
+    let mut loader = registry::Loader::new(config.entries_dir.clone(), config.entry_rules());
+    let loaded = loader.load(&[], context.host.now());
+    CheckDocument {
+        ok: loaded.mistakes.is_empty(),
+        entries: loaded.entries.len(),
+        mistakes: loaded.mistakes.into_iter().map(Found::from).collect(),
+        warnings: loaded.warnings.into_iter().map(Found::from).collect(),
+    }
+}
+
+impl From<Mistake> for Found {
+    fn from(mistake: Mistake) -> Self {
+        let (line, column) = match &mistake.place {
+            Place::File(position) => (Some(position.line), Some(position.column)),
+            _ => (None, None),
+        };
+        let place = match mistake.place {
+            Place::File(position) => position.file.display().to_string(),
+            other => other.to_string(),
+        };
+        Self { place, line, column, message: mistake.message }
+    }
+}
+
+impl From<registry::Mistake> for Found {
+    fn from(mistake: registry::Mistake) -> Self {
+        let position = |count: u32| usize::try_from(count).ok().filter(|count| *count > 0);
+        Self {
+            place: PathBuf::from(&*mistake.path).display().to_string(),
+            line: position(mistake.line),
+            column: position(mistake.column),
+            message: mistake.message,
+        }
+    }
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let numbers: Vec<_> = self.line.iter().chain(&self.column).map(|number| format!(":{number}")).collect();
+        write!(f, "{}{}: {}", self.place, numbers.concat(), self.message)
+    }
+}
+
+#[derive(Serialize)]
+struct ReloadDocument {
+    ok: bool,
+    sources: Vec<ReloadedDocument>,
+}
+
+#[derive(Serialize)]
+struct ReloadedDocument {
+    source: String,
+    ok: bool,
+    messages: Vec<String>,
+}
+
+async fn reload(context: &mut Context) -> Result<(), Failure> {
+    let admin = context.admin()?;
+    let sources = admin.answer(admin.agent().reload(ReloadRequest {})).await?.sources;
+    let ok = sources.iter().all(|source| source.ok);
+    if context.output.is_json() {
+        let document = |source: crate::proto::admin::ReloadedSource| ReloadedDocument {
+            source: source.source,
+            ok: source.ok,
+            messages: source.messages,
+        };
+        context.json(&ReloadDocument { ok, sources: sources.into_iter().map(document).collect() })?;
+    } else {
+        for source in &sources {
+            let (tone, word) = if source.ok { (Tone::Good, "ok") } else { (Tone::Bad, "refused") };
+            let word = context.output.toned(tone, word);
+            context.output.line(&format!("{}: {word}", source.source))?;
+            for message in &source.messages {
+                context.output.line(&format!("  {message}"))?;
+            }
+        }
+    }
+    if !ok {
+        return Err(Failure::new(Exit::Invalid, "not everything was taken; what was refused stays as it was"));
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct HealthDocument {
+    ready: bool,
+}
+
+/// Asks the health service on the workload socket, which anybody may.
+async fn healthcheck(context: &mut Context) -> Result<(), Failure> {
+    let endpoint = sockets::workload(&context.host, context.socket.as_deref())?;
+    let mut client = HealthClient::new(with_header(channel(&endpoint)));
+    let answer = within(client.check(HealthCheckRequest::default()), &endpoint).await?;
+    let answer = answer.map_err(|status| ClientError::from_status(&endpoint, &status))?;
+    let ready = answer.into_inner().status() == ServingStatus::Serving;
+    if context.output.is_json() {
+        context.json(&HealthDocument { ready })?;
+    }
+    if !ready {
+        return Err(Failure::new(Exit::Failure, "the agent is not ready; `tether status` says which part is not"));
+    }
+    context.output.note("ready");
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! `tether bundle`: what the agent believes each trust domain by.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::bundle::Bundle;
+use crate::id::TrustDomain;
+use crate::proto::admin::{BundleView, DeleteBundleRequest, SetBundleRequest, ShowBundlesRequest};
+
+use super::args::{BundleCommand, BundleFormat};
+use super::failure::{Exit, Failure, chain};
+use super::{Admin, Context};
+
+pub(super) async fn run(command: BundleCommand, context: &mut Context) -> Result<(), Failure> {
+    let admin = context.admin()?;
+    match command {
+        BundleCommand::Show { trust_domain } => {
+            let bundles = fetch(&admin, trust_domain.as_ref()).await?;
+            show(&bundles, context)
+        }
+        BundleCommand::Set { trust_domain, file } => {
+            let content = context.host.read(&file)?;
+            let request = SetBundleRequest { trust_domain: trust_domain.to_string(), content };
+            let set = admin.answer(admin.bundles().set(request)).await?;
+            show(&[set], context)
+        }
+        BundleCommand::Delete { trust_domain } => {
+            let request = DeleteBundleRequest { trust_domain: trust_domain.to_string() };
+            admin.answer(admin.bundles().delete(request)).await?;
+            context.output.note(&format!("deleted what was set for `{trust_domain}`"));
+            Ok(())
+        }
+        BundleCommand::Export { trust_domain, format } => {
+            let bundles = fetch(&admin, trust_domain.as_ref()).await?;
+            let wanted =
+                |view: &&BundleView| trust_domain.as_ref().map_or(view.own, |of| of.as_str() == view.trust_domain);
+            let view = bundles.iter().find(wanted);
+            let view = view.ok_or_else(|| Failure::new(Exit::Failure, "the agent has no such bundle"))?;
+            let text = if format == BundleFormat::Pem { &view.pem } else { &view.jwks };
+            Ok(context.output.text(&format!("{}\n", text.trim_end()))?)
+        }
+    }
+}
+
+/// The bundles the agent has: of one trust domain, or all.
+pub(super) async fn fetch(admin: &Admin, of: Option<&TrustDomain>) -> Result<Vec<BundleView>, Failure> {
+    let trust_domain = of.map(ToString::to_string).unwrap_or_default();
+    Ok(admin.answer(admin.bundles().show(ShowBundlesRequest { trust_domain })).await?.bundles)
+}
+
+/// The trust domain of the agent.
+pub(super) async fn own_trust_domain(admin: &Admin) -> Result<TrustDomain, Failure> {
+    let own = fetch(admin, None).await?.into_iter().find(|view| view.own);
+    own.and_then(|view| TrustDomain::parse(&view.trust_domain).ok())
+        .ok_or_else(|| Failure::new(Exit::Failure, "the agent does not say which trust domain it serves"))
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    bundles: Vec<BundleDocument<'a>>,
+}
+
+#[derive(Serialize)]
+struct BundleDocument<'a> {
+    trust_domain: &'a str,
+    own: bool,
+    x509_pem: &'a str,
+    bundle: Value,
+}
+
+fn show(bundles: &[BundleView], context: &mut Context) -> Result<(), Failure> {
+    if context.output.is_json() {
+        let document = |view: &BundleView| -> Result<Value, Failure> {
+            serde_json::from_str(&view.jwks)
+                .map_err(|error| Failure::new(Exit::Failure, format!("the agent's bundle is not JSON: {error}")))
+        };
+        let mut documents = Vec::new();
+        for view in bundles {
+            let BundleView { trust_domain, own, pem, .. } = view;
+            documents.push(BundleDocument { trust_domain, own: *own, x509_pem: pem, bundle: document(view)? });
+        }
+        return context.json(&Document { bundles: documents });
+    }
+    let rows = bundles.iter().map(row).collect::<Result<Vec<_>, _>>()?;
+    Ok(context.output.table(&["TRUST DOMAIN", "", "X.509 AUTHORITIES", "JWT AUTHORITIES"], &rows)?)
+}
+
+fn row(view: &BundleView) -> Result<Vec<String>, Failure> {
+    let unusable = |error: &dyn std::error::Error| {
+        Failure::new(Exit::Failure, format!("the agent's bundle of `{}`: {}", view.trust_domain, chain(error)))
+    };
+    let domain = TrustDomain::parse(&view.trust_domain).map_err(|error| unusable(&error))?;
+    let bundle = Bundle::parse(&domain, view.jwks.as_bytes()).map_err(|error| unusable(&error))?.bundle;
+    let whose = if view.own { "own" } else { "foreign" };
+    let x509 = bundle.x509().certificates().len().to_string();
+    Ok(vec![domain.to_string(), whose.to_owned(), x509, bundle.jwt().iter().count().to_string()])
+}

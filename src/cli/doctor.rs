@@ -1,0 +1,213 @@
+//! `tether doctor`: what this host offers, and what is lost where something is missing.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::client::Endpoint;
+use crate::sys::Kernel;
+
+use super::failure::Failure;
+use super::output::Tone;
+use super::{Context, Host, sockets};
+
+/// How one thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Health {
+    /// As it should be.
+    Ok,
+    /// Works, with something lost.
+    Weak,
+    /// Not there.
+    Missing,
+}
+
+/// One line of the table.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Finding {
+    what: &'static str,
+    health: Health,
+    /// What was found.
+    found: String,
+    /// What is lost and what to do about it; nothing when it is well.
+    lost: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Document {
+    findings: Vec<Finding>,
+}
+
+pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
+    let findings = findings(&context.host);
+    if context.output.is_json() {
+        return context.json(&Document { findings });
+    }
+    // Coloured words would upset the columns, so the word comes first and alone.
+    let width = findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
+    for Finding { what, health, found, lost } in &findings {
+        let (tone, word) = match health {
+            Health::Ok => (Tone::Good, "ok     "),
+            Health::Weak => (Tone::Weak, "weak   "),
+            Health::Missing => (Tone::Bad, "missing"),
+        };
+        let word = context.output.toned(tone, word);
+        context.output.line(&format!("{word}  {what:<width$}  {found}"))?;
+        if let Some(lost) = lost {
+            context.output.line(&format!("{:<1$}{lost}", "", width + 11))?;
+        }
+    }
+    Ok(())
+}
+
+fn findings(host: &Host) -> Vec<Finding> {
+    let mut findings = kernel(&Kernel::probe());
+    findings.extend([yama(), cgroups(), ptrace(host), systemd(), bus(host), clock(host)]);
+    findings.extend(agent_sockets(host));
+    findings
+}
+
+fn finding(what: &'static str, health: Health, found: impl Into<String>, lost: &'static str) -> Finding {
+    Finding { what, health, found: found.into(), lost: (health != Health::Ok).then_some(lost) }
+}
+
+fn kernel(kernel: &Kernel) -> Vec<Finding> {
+    let has = |there: bool| if there { Health::Ok } else { Health::Weak };
+    let found = |there: bool, since: &str| if there { "there".to_owned() } else { format!("needs Linux {since}") };
+    [
+        (
+            "SO_PEERPIDFD",
+            kernel.peer_pidfd,
+            "6.5",
+            "the caller is found by its number, which could be reused at the wrong moment: instances are weak",
+        ),
+        (
+            "pidfs inodes",
+            kernel.unique_inode,
+            "6.9",
+            "instances are named by number and start time, and identities end when the agent restarts: instances are weak",
+        ),
+        (
+            "namespaces by pidfd",
+            kernel.pidfd_namespaces,
+            "6.11",
+            "who owns a caller's pid namespace is read from /proc instead",
+        ),
+        ("PIDFD_GET_INFO", kernel.pidfd_info, "6.13", "credentials and cgroups are read from /proc, which costs time"),
+        (
+            "SO_PASSRIGHTS",
+            kernel.pass_rights,
+            "6.16",
+            "descriptors sent along are refused by the agent instead of by the kernel",
+        ),
+    ]
+    .into_iter()
+    .map(|(what, there, since, lost)| finding(what, has(there), found(there, since), lost))
+    .collect()
+}
+
+fn yama() -> Finding {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").map(|scope| scope.trim().to_owned());
+    let lost = "a process can trace others of its uid and act as them: set kernel.yama.ptrace_scope = 1, and give each \
+                workload its own uid";
+    match scope.as_deref() {
+        Ok("0") => finding("Yama", Health::Weak, "ptrace_scope is 0", lost),
+        Ok(scope) => finding("Yama", Health::Ok, format!("ptrace_scope is {scope}"), lost),
+        Err(_) => finding("Yama", Health::Missing, "not in this kernel", lost),
+    }
+}
+
+fn cgroups() -> Finding {
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let lost = "the end of a unit is taken from systemd alone, and cgroup:path names the systemd hierarchy";
+    if unified {
+        finding("cgroup v2", Health::Ok, "unified", lost)
+    } else {
+        finding("cgroup v2", Health::Weak, "not unified", lost)
+    }
+}
+
+/// Of this command, which stands for the agent when both are run by the same user.
+fn ptrace(host: &Host) -> Finding {
+    const CAP_SYS_PTRACE: u32 = 19;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    let lost = "an agent run by this user cannot see the executables of other users: unix:path and unix:sha256 are \
+                unavailable to their processes";
+    if effective & 1 << CAP_SYS_PTRACE != 0 {
+        finding("CAP_SYS_PTRACE", Health::Ok, format!("uid {} has it", host.uid), lost)
+    } else {
+        finding("CAP_SYS_PTRACE", Health::Weak, format!("uid {} does not have it", host.uid), lost)
+    }
+}
+
+fn systemd() -> Finding {
+    let lost = "there are no units: systemd:* selectors match nothing";
+    if Path::new("/run/systemd/system").exists() {
+        finding("systemd", Health::Ok, "it started this host", lost)
+    } else {
+        finding("systemd", Health::Missing, "it did not start this host", lost)
+    }
+}
+
+fn bus(host: &Host) -> Finding {
+    let address = host.variable("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or("unix:path=/run/dbus/system_bus_socket");
+    let lost = "systemd cannot be asked: systemd:id, fragment_path and invocation_id are unavailable, the rest is read \
+                from the cgroup";
+    let answers = address.strip_prefix("unix:path=").map(|path| path.split(',').next().unwrap_or(path));
+    match answers.map(UnixStream::connect) {
+        Some(Ok(_)) => finding("D-Bus", Health::Ok, address, lost),
+        Some(Err(error)) => finding("D-Bus", Health::Missing, format!("{address}: {error}"), lost),
+        None => finding("D-Bus", Health::Weak, format!("{address}: not a socket path, not tried"), lost),
+    }
+}
+
+fn clock(host: &Host) -> Finding {
+    /// No host that runs this can rightly believe it is an earlier year.
+    const EARLIEST: i32 = 2026;
+    let now = host.now();
+    let lost = "documents carry times: with a wrong clock peers refuse them. Run a time service";
+    let synchronised = ["/run/systemd/timesync/synchronized", "/run/chrony"];
+    if now.year() < EARLIEST {
+        finding("clock", Health::Missing, format!("it says {}", super::output::time(now)), lost)
+    } else if synchronised.iter().any(|path| Path::new(path).exists()) {
+        finding("clock", Health::Ok, "a time service keeps it", lost)
+    } else {
+        finding("clock", Health::Weak, format!("no time service seen; it says {}", super::output::time(now)), lost)
+    }
+}
+
+fn agent_sockets(host: &Host) -> [Finding; 2] {
+    let workload = sockets::workload(host, None);
+    let admin = sockets::admin(host, None);
+    [
+        socket("workload socket", workload, 0o666, "no workload can fetch anything"),
+        socket("admin socket", admin, 0, "status, explain and entries cannot be asked for"),
+    ]
+}
+
+/// Whether the socket answers, and whether everyone it is meant for may open it (`mode` bits for all).
+fn socket(what: &'static str, endpoint: Result<Endpoint, Failure>, mode: u32, lost: &'static str) -> Finding {
+    let path: PathBuf = match &endpoint {
+        Err(failure) => return finding(what, Health::Missing, failure.message.clone(), lost),
+        Ok(Endpoint::Tcp(address)) => return finding(what, Health::Weak, format!("{address}: not tried"), lost),
+        Ok(Endpoint::Unix(path)) => path.clone(),
+    };
+    let shown = path.display();
+    if let Err(error) = UnixStream::connect(&path) {
+        return finding(what, Health::Missing, format!("{shown}: {error}"), lost);
+    }
+    match fs::metadata(&path) {
+        Ok(meta) if meta.permissions().mode() & mode == mode => finding(what, Health::Ok, shown.to_string(), lost),
+        Ok(meta) => {
+            let found = format!("{shown} has mode {:04o}, owner {}", meta.mode() & 0o7777, meta.uid());
+            finding(what, Health::Weak, found, "users other than its owner cannot open it")
+        }
+        Err(error) => finding(what, Health::Missing, format!("{shown}: {error}"), lost),
+    }
+}

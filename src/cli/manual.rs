@@ -1,0 +1,45 @@
+//! `tether completion` and `tether man`, made from the command definition.
+
+use std::path::Path;
+
+use clap::{Command, CommandFactory};
+
+use crate::base::durable;
+
+use super::Context;
+use super::args::Cli;
+use super::failure::Failure;
+
+/// Readable by everyone.
+const PUBLIC: u32 = 0o644;
+
+pub(super) fn completion(shell: clap_complete::Shell, context: &mut Context) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tether", &mut script);
+    Ok(context.output.text(&String::from_utf8_lossy(&script))?)
+}
+
+pub(super) fn man(dir: Option<&Path>, context: &mut Context) -> Result<(), Failure> {
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    let Some(dir) = dir else {
+        return Ok(context.output.text(&page(command, "tether")?)?);
+    };
+    durable::shared_dir(dir, 0o755)?;
+    write_pages(command, "tether", dir)
+}
+
+/// A page for the command and for each below it: `tether-fetch-x509.1`.
+fn write_pages(command: Command, name: &str, dir: &Path) -> Result<(), Failure> {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+        write_pages(below.clone(), &format!("{name}-{}", below.get_name()), dir)?;
+    }
+    durable::replace(&dir.join(format!("{name}.1")), page(command, name)?.as_bytes(), PUBLIC)?;
+    Ok(())
+}
+
+fn page(command: Command, name: &str) -> Result<String, Failure> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).title(name.to_uppercase()).render(&mut page)?;
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}

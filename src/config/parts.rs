@@ -1,0 +1,102 @@
+//! What each part of the agent takes from the configuration.
+
+use std::time::Duration;
+
+use crate::authority::{self, DiskFiles};
+use crate::base::quota::Turns;
+use crate::sys::Kernel;
+use crate::{attest, peer, registry};
+
+use super::{AuthorityKind, Config, KernelInterfaces};
+
+/// The longest JWT-SVID an entry may ask for, unless the default lifetime is longer: whoever holds it can use it.
+const LONGEST_JWT: Duration = Duration::from_secs(60 * 60);
+
+impl Config {
+    /// What registration entries must obey.
+    pub fn entry_rules(&self) -> registry::Rules {
+        registry::Rules {
+            trust_domain: self.trust_domain.clone(),
+            owner_required: !self.dev,
+            max_x509_ttl: self.authority.ca_ttl / 2,
+            max_jwt_ttl: self.longest_jwt(),
+        }
+    }
+
+    fn longest_jwt(&self) -> Duration {
+        LONGEST_JWT.max(self.svid.jwt_ttl).min(self.authority.jwt_key_ttl / 2)
+    }
+
+    /// How authorities are made.
+    pub fn authority(&self) -> authority::Config {
+        let section = &self.authority;
+        let source = match (section.kind, &section.cert_file, &section.key_file) {
+            (AuthorityKind::Disk, Some(certificate), Some(key)) => authority::Source::Disk(DiskFiles {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                bundle: section.bundle_file.clone(),
+            }),
+            // The loader refuses kind "disk" without its files.
+            _ => authority::Source::Embedded,
+        };
+        authority::Config {
+            domain: self.trust_domain.clone(),
+            source,
+            key_type: section.key_type,
+            jwt_key_type: section.jwt_key_type.unwrap_or(section.key_type),
+            jwt_issuer: section.jwt_issuer.clone(),
+            root_ttl: section.root_ttl,
+            ca_ttl: section.ca_ttl,
+            jwt_key_ttl: section.jwt_key_ttl,
+            propagation: section.propagation,
+            longest_jwt: self.longest_jwt(),
+        }
+    }
+
+    /// How processes are examined.
+    pub fn attestation(&self) -> attest::Config {
+        let section = &self.attest;
+        // What the parts of one attestor wait for ends before the whole does, which would cost all of its selectors.
+        let patience = |usual: Duration| usual.min(section.deadline * 3 / 4);
+        let (unix, systemd) = (attest::UnixConfig::default(), attest::SystemdConfig::default());
+        attest::Config {
+            deadline: section.deadline,
+            unix: attest::UnixConfig {
+                max_hash_bytes: section.unix.max_hash.bytes(),
+                name_cache: section.unix.name_cache,
+                patience: patience(unix.patience),
+            },
+            systemd: attest::SystemdConfig {
+                address: section.systemd.bus_address.clone(),
+                patience: patience(systemd.patience),
+                ..systemd
+            },
+        }
+    }
+
+    /// How many attestations go on at one time.
+    pub fn attestation_turns(&self) -> Turns {
+        Turns::new(index(self.limits.attestations), index(self.limits.attestations_per_uid))
+    }
+
+    /// How many connections there may be.
+    pub fn connection_limits(&self) -> peer::Limits {
+        peer::Limits {
+            connections: index(self.limits.connections),
+            connections_per_uid: index(self.limits.connections_per_uid),
+            half_open: self.limits.half_open,
+        }
+    }
+
+    /// The kernel interfaces to use.
+    pub fn kernel(&self) -> Kernel {
+        match self.attest.peer.kernel {
+            KernelInterfaces::Auto => Kernel::probe(),
+            KernelInterfaces::Baseline => Kernel::baseline(),
+        }
+    }
+}
+
+fn index(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
