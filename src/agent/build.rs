@@ -1,33 +1,27 @@
 //! From a configuration to an agent that listens.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::net::TcpListener;
 
 use super::{AgentState, Bound, Deps, Parts, StartError, observer};
 use crate::api::admin::{Admin, Reloadable, Roles};
-use crate::api::serve;
-use crate::api::workload;
-use crate::attest::{self, Attestation, Attestors};
+use crate::attest::{Attestation, Attestors};
 use crate::authority::keys::KeyStore;
-use crate::authority::{self, Authority, DiskFiles, Source};
+use crate::authority::Authority;
 use crate::base::durable;
-use crate::base::quota::Turns;
-use crate::config::{AuthorityKind, Config, KernelInterfaces, KeyType as ConfiguredKeyType};
+use crate::config::Config;
 use crate::http::{Http, Readiness};
 use crate::issue::Issuer;
 use crate::metrics::Metrics;
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
 use crate::policy::{Lifetimes, Policy};
-use crate::registry::{self, Registry, Rules, parse_entry};
+use crate::registry::{self, Registry, parse_entry};
 use crate::store::{Change, Expect, Space, Store, StoreError};
 use crate::sys::Kernel;
 use crate::sys::harden::Hardening;
 use crate::trust::Trust;
-use crate::x509::KeyType;
 
 /// The parts of `/readyz`.
 const PARTS: &[&str] = &["agent", "authority", "entries"];
@@ -38,10 +32,7 @@ const ADMIN_CONNECTIONS: usize = 256;
 pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartError> {
     // Before the first key is read or made.
     let hardening = Hardening::apply();
-    let kernel = match config.attest.peer.kernel {
-        KernelInterfaces::Auto => Kernel::probe(),
-        KernelInterfaces::Baseline => Kernel::baseline(),
-    };
+    let kernel = config.kernel();
     let instances = Instances::new(kernel).map_err(StartError::Kernel)?;
     let mut metrics_registry = MetricsRegistry::default();
     let metrics = Metrics::register(&mut metrics_registry);
@@ -51,7 +42,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let node = node_id(&store, &deps).await?;
     let keys = KeyStore::open(config.state_dir.join("keys"))?;
     let (authority, signers) = Authority::open(
-        authority_config(&config)?,
+        config.authority(),
         deps.clock.clone(),
         deps.entropy.clone(),
         store.clone(),
@@ -65,11 +56,15 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let registry = open_registry(&config, &store, &deps).await?;
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl });
     let issuer = Arc::new(Issuer {
-        attestation: attestation(&config, &deps),
+        attestation: Attestation::new(
+            Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy),
+            config.attestation_turns(),
+            deps.clock.clone(),
+        ),
         registry: registry.subscribe(),
         trust: trust.clone(),
         policy,
-        key_type: key_type(config.authority.key_type),
+        key_type: config.authority.key_type,
         audit: deps.audit.clone(),
         metrics: metrics.clone(),
         clock: deps.clock.clone(),
@@ -83,16 +78,13 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         observer: observer.clone(),
         entropy: deps.entropy.clone(),
     };
-    let limits = Limits {
-        connections: config.limits.connections as usize,
-        connections_per_uid: config.limits.connections_per_uid as usize,
-        half_open: config.limits.handshake,
-    };
+    let limits = config.connection_limits();
     let admin_limits = Limits { connections: ADMIN_CONNECTIONS, connections_per_uid: ADMIN_CONNECTIONS / 4, ..limits };
     // Both sockets let everyone connect: who gets what is decided by who it is, never by who could open a file.
     let workload = Listener::bind(&config.listen.workload, 0o666, listener(limits))?;
     let admin = Listener::bind(&config.listen.admin, 0o666, listener(admin_limits))?;
 
+    let calls = config.calls();
     let readiness = Readiness::waiting(PARTS);
     let http = match config.http.address {
         None => None,
@@ -113,6 +105,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         trust: trust.clone(),
         instances: instances.clone(),
         connections: workload.open_connections(),
+        calls: calls.clone(),
         weaknesses: weaknesses(&kernel, &hardening),
         metrics: metrics.clone(),
         audit: deps.audit.clone(),
@@ -130,7 +123,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         authority: authority.clone(),
         trust: trust.clone(),
         registry: registry.clone(),
-        rules: rules(&config),
+        rules: config.entry_rules(),
         store,
         issuer: issuer.clone(),
         instances,
@@ -153,15 +146,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             admin,
             admin_service,
             http,
-            limits: serve::Limits {
-                streams_per_connection: config.limits.streams_per_connection,
-                workload_message: config.limits.workload_message.as_usize(),
-                admin_message: config.limits.admin_message.as_usize(),
-            },
-            calls: workload::Limits {
-                calls: config.limits.calls as usize,
-                calls_per_uid: config.limits.calls_per_uid as usize,
-            },
+            limits: config.server_limits(),
+            calls,
             drain_deadline: config.limits.drain,
             reloader,
         },
@@ -169,6 +155,10 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
 }
 
 fn prepare_directories(config: &Config) -> Result<(), StartError> {
+    if let (true, Some(dir)) = (config.dev, config.state_dir.parent()) {
+        // Perhaps in a place where others could have made it first: ours and closed to them, or not used.
+        durable::private_dir(dir)?;
+    }
     durable::private_dir(&config.state_dir)?;
     for socket in [&config.listen.workload, &config.listen.admin] {
         if let Some(dir) = socket.parent() {
@@ -192,45 +182,8 @@ async fn node_id(store: &Store, deps: &Deps) -> Result<String, StoreError> {
     Ok(fresh)
 }
 
-fn authority_config(config: &Config) -> Result<authority::Config, StartError> {
-    let section = &config.authority;
-    let source = match section.kind {
-        AuthorityKind::Embedded => Source::Embedded,
-        AuthorityKind::Disk => Source::Disk(DiskFiles {
-            certificate: section.cert_file.clone().ok_or(StartError::DiskFiles)?,
-            key: section.key_file.clone().ok_or(StartError::DiskFiles)?,
-            bundle: section.bundle_file.clone(),
-        }),
-    };
-    Ok(authority::Config {
-        domain: config.trust_domain.clone(),
-        source,
-        key_type: key_type(section.key_type),
-        jwt_key_type: key_type(section.jwt_key_type.unwrap_or(section.key_type)),
-        jwt_issuer: section.jwt_issuer.clone(),
-        root_ttl: section.root_ttl,
-        ca_ttl: section.ca_ttl,
-        jwt_key_ttl: section.jwt_key_ttl,
-        propagation: section.propagation,
-        longest_jwt: rules(config).max_jwt_ttl.max(config.svid.jwt_ttl),
-    })
-}
-
-fn key_type(configured: ConfiguredKeyType) -> KeyType {
-    match configured {
-        ConfiguredKeyType::EcP256 => KeyType::EcP256,
-        ConfiguredKeyType::EcP384 => KeyType::EcP384,
-        ConfiguredKeyType::Rsa2048 => KeyType::Rsa2048,
-    }
-}
-
-/// What registration entries must obey under this configuration.
-pub(super) fn rules(config: &Config) -> Rules {
-    Rules { owner_required: !config.dev, ..Rules::new(config.trust_domain.clone()) }
-}
-
 async fn open_registry(config: &Config, store: &Store, deps: &Deps) -> Result<Registry, StartError> {
-    let rules = rules(config);
+    let rules = config.entry_rules();
     let unreadable = |mistakes: Vec<registry::Mistake>| {
         StartError::StoredEntries(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     };
@@ -261,26 +214,6 @@ fn dev_entry(config: &Config) -> String {
     )
 }
 
-fn attestation(config: &Config, deps: &Deps) -> Attestation {
-    let section = &config.attest;
-    let attest = attest::Config {
-        deadline: section.deadline,
-        unix: attest::UnixConfig {
-            max_hash_bytes: section.unix.sha256_limit.bytes(),
-            patience: section.deadline * 3 / 4,
-            ..attest::UnixConfig::default()
-        },
-        systemd: attest::SystemdConfig {
-            address: section.systemd.bus_address.clone(),
-            patience: section.deadline / 2,
-            ..attest::SystemdConfig::default()
-        },
-    };
-    let attestors = Attestors::of_host(&attest, &deps.clock, &deps.entropy);
-    let turns = Turns::new(config.limits.attestations as usize, config.limits.attestations_per_uid as usize);
-    Attestation::new(attestors, turns, deps.clock.clone())
-}
-
 /// What is weaker on this host than it should be, and why.
 fn weaknesses(kernel: &Kernel, hardening: &Hardening) -> Vec<String> {
     let missing = kernel.features().into_iter().filter(|(_, there)| !there);
@@ -290,14 +223,15 @@ fn weaknesses(kernel: &Kernel, hardening: &Hardening) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn the_entry_of_a_dev_agent_obeys_its_own_rules() {
         let config = Config::for_dev(Path::new("/nowhere"));
-        let entry = parse_entry(&dev_entry(&config), &registry::Source::BuiltIn, &rules(&config)).unwrap();
+        let entry = parse_entry(&dev_entry(&config), &registry::Source::BuiltIn, &config.entry_rules()).unwrap();
         assert_eq!(entry.id().as_str(), "dev");
         assert!(entry.allows_audience("anything"));
-        assert_eq!(entry.x509_ttl(), None::<Duration>);
     }
 }

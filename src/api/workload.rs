@@ -26,15 +26,6 @@ const MAX_AUDIENCE_BYTES: usize = 2048;
 /// The most audiences one token is made for.
 const MAX_AUDIENCES: usize = 32;
 
-/// What callers may have open at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Calls and streams of all users together.
-    pub calls: usize,
-    /// Calls and streams of one user.
-    pub calls_per_uid: usize,
-}
-
 /// The service.
 #[derive(Clone, Debug)]
 pub struct Workload {
@@ -47,13 +38,8 @@ type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Workload {
     /// Serves what `issuer` issues until `drain` begins.
-    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher, limits: Limits) -> Self {
-        Self { issuer, drain, calls: Quota::new(limits.calls, limits.calls_per_uid) }
-    }
-
-    /// The calls and streams that are open.
-    pub fn open_calls(&self) -> Quota {
-        self.calls.clone()
+    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher, calls: Quota) -> Self {
+        Self { issuer, drain, calls }
     }
 
     fn place(&self, peer: &PeerConn) -> Result<Place, Status> {

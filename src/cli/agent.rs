@@ -10,7 +10,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::agent::{self, Deps, Reload};
 use crate::client::{ClientError, channel, with_header};
-use crate::config::{Config, Loaded, LogFormat, Mistake, Mistakes, Place};
+use crate::config::{Config, Loaded, Mistake, Mistakes, Place};
 use crate::proto::admin::ReloadRequest;
 use crate::registry;
 use crate::telemetry;
@@ -34,11 +34,7 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     let source = config::source(args, &context.host)?;
     let Loaded { config, .. } = source.load()?;
     let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failure, chain(error));
-    let format = match config.log.format {
-        LogFormat::Text => telemetry::Format::Text,
-        LogFormat::Json => telemetry::Format::Json,
-    };
-    let log = telemetry::init(config.log.level.as_str(), format).map_err(|error| failed(&error))?;
+    let log = telemetry::init(config.log.level.as_str(), config.log.format).map_err(|error| failed(&error))?;
     let read_again = move || match source.load() {
         Ok(loaded) => Ok(loaded.config),
         Err(Mistakes(mistakes)) => Err(mistakes.iter().map(ToString::to_string).collect()),
