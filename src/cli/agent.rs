@@ -115,7 +115,7 @@ fn check(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     if !checked.ok {
         return Err(Failure::new(
             Exit::Invalid,
-            format!("{} mistakes; the agent would not take this", checked.mistakes.len()),
+            "the agent would not start with this, and a running one would not take it",
         ));
     }
     context.output.note(&format!("the configuration and {} entries are right", checked.entries));
