@@ -7,6 +7,7 @@
 //! Does not: fetch, store or schedule anything, and does not read bundle maps (section 5).
 
 #[cfg(test)]
+#[cfg(feature = "agent")]
 mod tests;
 
 use std::time::Duration;

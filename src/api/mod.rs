@@ -1,5 +1,7 @@
 //! The sockets: thin, no decisions.
 
+pub mod admin;
 pub mod gate;
+pub mod serve;
 pub mod status;
 pub mod workload;

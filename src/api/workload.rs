@@ -48,7 +48,11 @@ type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Workload {
     /// Serves what `issuer` issues until `drain` begins.
     pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher, limits: Limits) -> Self {
-        Self { issuer, drain, calls: Quota::new(limits.calls, limits.calls_per_uid) }
+        Self {
+            issuer,
+            drain,
+            calls: Quota::new(limits.calls, limits.calls_per_uid),
+        }
     }
 
     /// The calls and streams that are open.
@@ -138,12 +142,7 @@ fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
     Ok(wire::X509svidResponse {
         svids: svids.collect(),
         crl: Vec::new(),
-        federated_bundles: state
-            .bundles
-            .federated
-            .values()
-            .map(|b| (b.trust_domain().id().to_string(), Bytes::from(b.x509().to_der())))
-            .collect(),
+        federated_bundles: state.bundles.federated.values().map(|b| (b.trust_domain().id().to_string(), Bytes::from(b.x509().to_der()))).collect(),
     })
 }
 
@@ -155,8 +154,7 @@ fn x509_bundle(bundles: &Bundles, domain: &crate::id::TrustDomain) -> Result<Byt
 
 fn x509_bundles_response(bundles: &Bundles) -> Result<wire::X509BundlesResponse, Status> {
     x509_bundle(bundles, bundles.own.trust_domain())?;
-    let bundles =
-        bundles.all().map(|bundle| (bundle.trust_domain().id().to_string(), Bytes::from(bundle.x509().to_der())));
+    let bundles = bundles.all().map(|bundle| (bundle.trust_domain().id().to_string(), Bytes::from(bundle.x509().to_der())));
     Ok(wire::X509BundlesResponse { crl: Vec::new(), bundles: bundles.collect() })
 }
 
@@ -226,10 +224,7 @@ impl SpiffeWorkloadApi for Workload {
         let audience = audiences(request.audience)?;
         let wanted = match request.spiffe_id.as_str() {
             "" => None,
-            id => Some(
-                SpiffeId::parse(id)
-                    .map_err(|error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}")))?,
-            ),
+            id => Some(SpiffeId::parse(id).map_err(|error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}")))?),
         };
         let tokens = self.issuer.jwt(&peer, &audience, wanted.as_ref()).await;
         let tokens = tokens.map_err(|refusal| status::refused(&refusal))?;
@@ -298,7 +293,9 @@ fn to_proto(value: serde_json::Value) -> Value {
         Json::Bool(value) => ValueKind::BoolValue(value),
         Json::Number(value) => ValueKind::NumberValue(value.as_f64().unwrap_or_default()),
         Json::String(value) => ValueKind::StringValue(value),
-        Json::Array(values) => ValueKind::ListValue(ListValue { values: values.into_iter().map(to_proto).collect() }),
+        Json::Array(values) => {
+            ValueKind::ListValue(ListValue { values: values.into_iter().map(to_proto).collect() })
+        }
         Json::Object(fields) => {
             let fields: HashMap<_, _> = fields.into_iter().map(|(name, value)| (name, to_proto(value))).collect();
             ValueKind::StructValue(Struct { fields: fields.into_iter().collect() })

@@ -8,11 +8,11 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::agent::{self, Deps};
+use crate::agent::{self, Bound, Deps, Reload};
 use crate::client::{ClientError, channel, with_header};
 use crate::config::{Config, Loaded, Mistake, Mistakes, Place};
 use crate::proto::admin::ReloadRequest;
-use crate::registry;
+use crate::{registry, telemetry};
 
 use super::args::{AgentCommand, ConfigArgs};
 use super::failure::{Exit, Failure, chain};
@@ -32,6 +32,16 @@ pub(super) fn run(command: AgentCommand, context: &mut Context) -> Result<(), Fa
 fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     let source = config::source(args, &context.host)?;
     let Loaded { config, .. } = source.load()?;
+    if config.dev {
+        prepare_dev_directory(&config)?;
+    }
+    let log = telemetry::init(config.log.level.as_str(), config.log.format);
+    let log = log.map_err(|error| Failure::new(Exit::Failure, chain(&error)))?;
+    let reload = Reload::with(move || match source.load() {
+        Ok(loaded) => Ok(loaded.config),
+        Err(Mistakes(mistakes)) => Err(mistakes.iter().map(Mistake::to_string).collect()),
+    });
+    let deps = Deps { log, reload, ..Deps::default() };
     let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failure, chain(error));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(&error))?;
@@ -45,8 +55,8 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
                 _ = interrupt.recv() => {}
             }
         };
-        let bound = agent::build(config.clone(), Deps::system(source)).await.map_err(|error| failed(&error))?;
-        announce(&config, context)?;
+        let bound = agent::build(config.clone(), deps).await.map_err(|error| failed(&error))?;
+        announce(&config, &bound, context)?;
         bound.run(shutdown).await.map_err(|error| failed(&error))
     })
 }

@@ -123,7 +123,7 @@ fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, JwtError> {
 }
 
 /// A NumericDate: seconds, perhaps with a fraction (RFC 7519, section 2).
-fn date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<OffsetDateTime>, JwtError> {
+pub(super) fn date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<OffsetDateTime>, JwtError> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let malformed = || JwtError::Member(name);
     if let Some(seconds) = value.as_i64() {

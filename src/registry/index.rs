@@ -17,7 +17,7 @@ use super::judge::{Judgement, explain, judge};
 use super::keys::{Key, KeySet};
 use crate::attest::{Evidence, Wanted};
 use crate::id::SpiffeId;
-use crate::selector::{KINDS, Selector};
+use crate::selector::Selector;
 
 /// An identity a process has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,9 +147,7 @@ impl Index {
         let mut groups: Box<[Group]> =
             members.into_iter().map(|(kinds, members)| Group::new(kinds, members, &entries, &hasher)).collect();
         groups.sort_unstable_by_key(|group| group.kinds);
-        let used_keys =
-            KINDS.iter().copied().filter(|(kind, key)| Key::find(kind, key).is_some_and(|key| used.contains(key)));
-        let wanted = Arc::new(Wanted::keys(used_keys));
+        let wanted = Arc::new(Wanted::keys(used.iter().map(|key| (key.kind(), key.key()))));
         Self { generation, entries: entries.into(), groups, by_id, ends: ends.into(), used, wanted, hasher }
     }
 

@@ -256,7 +256,10 @@ mod tests {
     }
 
     fn evidence(facts: &[&str]) -> Evidence {
-        Evidence { selectors: facts.iter().map(|f| Selector::parse(f).expect("valid")).collect(), gaps: Vec::new() }
+        Evidence {
+            selectors: facts.iter().map(|f| Selector::parse(f).expect("valid")).collect(),
+            ..Evidence::default()
+        }
     }
 
     fn expand(template: &str, evidence: &Evidence) -> Result<String, Unexpanded> {

@@ -263,7 +263,8 @@ fn path_error(error: webpki::Error) -> X509Error {
         webpki::Error::CertExpired { not_after, .. } => X509Error::Expired(at(not_after)),
         webpki::Error::CertNotValidYet { not_before, .. } => X509Error::NotYetValid(at(not_before)),
         webpki::Error::CertRevoked => X509Error::Revoked,
-        webpki::Error::UnknownIssuer => X509Error::UnknownAuthority,
+        // An authority of the right name whose key made no such signature is not the one that signed either.
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => X509Error::UnknownAuthority,
         other => X509Error::Path(other),
     }
 }

@@ -92,7 +92,7 @@ enum Pair {
     Rsa(RsaKeyPair),
 }
 
-const EC_KINDS: [(&'static EcdsaSigningAlgorithm, SignatureAlgorithm); 2] = [
+const EC_KINDS: [(&EcdsaSigningAlgorithm, SignatureAlgorithm); 2] = [
     (&ECDSA_P256_SHA256_ASN1_SIGNING, SignatureAlgorithm::EcdsaP256Sha256),
     (&ECDSA_P384_SHA384_ASN1_SIGNING, SignatureAlgorithm::EcdsaP384Sha384),
 ];

@@ -17,7 +17,8 @@ mod key;
 mod pem;
 #[cfg(feature = "agent")]
 mod profile;
-#[cfg(all(test, feature = "agent"))]
+#[cfg(test)]
+#[cfg(feature = "agent")]
 mod tests;
 
 use thiserror::Error;

@@ -1,0 +1,240 @@
+//! From a configuration to an agent that listens.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tokio::net::TcpListener;
+
+use super::{AgentState, Bound, Deps, Parts, StartError, observer};
+use crate::api::admin::{Admin, Roles};
+use crate::api::serve;
+use crate::api::workload;
+use crate::attest::{Attestation, Attestors};
+use crate::authority::keys::KeyStore;
+use crate::authority::Authority;
+use crate::base::durable;
+use crate::config::Config;
+use crate::http::{Http, Readiness};
+use crate::issue::Issuer;
+use crate::metrics::Metrics;
+use crate::peer::{Instances, Limits, Listener, ListenerConfig};
+use crate::policy::{Lifetimes, Policy};
+use crate::registry::{self, Registry, parse_entry};
+use crate::store::{Change, Expect, Space, Store, StoreError};
+use crate::sys::Kernel;
+use crate::sys::harden::Hardening;
+use crate::trust::Trust;
+
+/// The parts of `/readyz`.
+const PARTS: &[&str] = &["agent", "authority", "entries"];
+const NODE_ID: &str = "node-id";
+/// Who may ask on the admin socket is decided by role; connections to it are few.
+const ADMIN_CONNECTIONS: usize = 256;
+
+pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartError> {
+    // Before the first key is read or made.
+    let hardening = Hardening::apply();
+    let kernel = config.kernel();
+    let instances = Instances::new(kernel).map_err(StartError::Kernel)?;
+    let mut metrics_registry = MetricsRegistry::default();
+    let metrics = Metrics::register(&mut metrics_registry);
+
+    prepare_directories(&config)?;
+    let store = Store::open(&config.state_dir.join("store.redb")).await?;
+    let node = node_id(&store, &deps).await?;
+    let keys = KeyStore::open(config.state_dir.join("keys"))?;
+    let (authority, signers) = Authority::open(
+        config.authority().ok_or(StartError::DiskFiles)?,
+        deps.clock.clone(),
+        deps.entropy.clone(),
+        store.clone(),
+        keys,
+        deps.audit.clone(),
+    )
+    .await?;
+    let authority = Arc::new(authority);
+    let trust = Arc::new(Trust::open(config.trust_domain.clone(), signers, store.clone()).await?);
+
+    let registry = open_registry(&config, &store, &deps).await?;
+    let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl });
+    let issuer = Arc::new(Issuer {
+        attestation: attestation(&config, &deps),
+        registry: registry.subscribe(),
+        trust: trust.clone(),
+        policy,
+        key_type: config.authority.key_type,
+        audit: deps.audit.clone(),
+        metrics: metrics.clone(),
+        clock: deps.clock.clone(),
+        entropy: deps.entropy.clone(),
+    });
+
+    let observer = observer(deps.audit.clone(), metrics.clone());
+    let listener = |limits| ListenerConfig {
+        instances: instances.clone(),
+        limits,
+        observer: observer.clone(),
+        entropy: deps.entropy.clone(),
+    };
+    let limits = config.connection_limits();
+    let admin_limits = Limits { connections: ADMIN_CONNECTIONS, connections_per_uid: ADMIN_CONNECTIONS / 4, ..limits };
+    // Both sockets let everyone connect: who gets what is decided by who it is, never by who could open a file.
+    let workload = Listener::bind(&config.listen.workload, 0o666, listener(limits))?;
+    let admin = Listener::bind(&config.listen.admin, 0o666, listener(admin_limits))?;
+
+    let readiness = Readiness::waiting(PARTS);
+    let http = match config.http.address {
+        None => None,
+        Some(address) => {
+            let failed = |source| StartError::Http { address, source };
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            let http = Http { readiness: readiness.clone(), registry: Arc::new(metrics_registry) };
+            Some((listener, http))
+        }
+    };
+    let http_address = http.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
+
+    let state = Arc::new(AgentState::new(super::state::Parts {
+        node,
+        config: config.clone(),
+        readiness: readiness.clone(),
+        registry: registry.clone(),
+        trust: trust.clone(),
+        instances: instances.clone(),
+        connections: workload.open_connections(),
+        weaknesses: weaknesses(&kernel, &hardening),
+        metrics: metrics.clone(),
+        audit: deps.audit.clone(),
+        clock: deps.clock.clone(),
+    }));
+    readiness.set("authority", Ok(()));
+    readiness.set("agent", Ok(()));
+    state.entries_loaded(&registry.last_load());
+
+    let admin_service = Admin::new(crate::api::admin::Parts {
+        roles: Roles::new(&config.admin.viewers, &config.admin.operators)
+            .map_err(|(group, source)| StartError::Group { group, source })?,
+        authority: authority.clone(),
+        trust: trust.clone(),
+        registry: registry.clone(),
+        rules: config.entry_rules(),
+        store,
+        issuer: issuer.clone(),
+        instances,
+        log: deps.log.clone(),
+        status: state.clone(),
+        reload: Arc::new(super::reload::Reloader { state: state.clone(), log: deps.log.clone(), source: deps.reload }),
+    });
+
+    Ok(Bound {
+        workload: config.listen.workload.clone(),
+        admin: config.listen.admin.clone(),
+        http: http_address,
+        state,
+        parts: Parts {
+            authority,
+            trust,
+            registry,
+            issuer,
+            workload,
+            admin,
+            admin_service,
+            http,
+            limits: serve::Limits {
+                streams_per_connection: config.limits.streams_per_connection,
+                workload_message: config.limits.workload_message.as_usize(),
+                admin_message: config.limits.admin_message.as_usize(),
+            },
+            calls: workload::Limits {
+                calls: config.limits.calls as usize,
+                calls_per_uid: config.limits.calls_per_uid as usize,
+            },
+            drain_deadline: config.limits.drain,
+        },
+    })
+}
+
+fn prepare_directories(config: &Config) -> Result<(), StartError> {
+    durable::private_dir(&config.state_dir)?;
+    for socket in [&config.listen.workload, &config.listen.admin] {
+        if let Some(dir) = socket.parent() {
+            // Open to everyone: containers mount the directory, and what is in it is one socket.
+            durable::shared_dir(dir, 0o755)?;
+        }
+    }
+    if config.dev {
+        durable::private_dir(&config.entries_dir)?;
+    }
+    Ok(())
+}
+
+/// A stable random name of this node, made once.
+async fn node_id(store: &Store, deps: &Deps) -> Result<String, StoreError> {
+    if let Some(known) = store.get::<String>(Space::Node, NODE_ID).await? {
+        return Ok(known.value);
+    }
+    let fresh = deps.entropy.hex::<16>();
+    store.apply(vec![Change::put(Space::Node, NODE_ID, &fresh, Expect::Absent)]).await?;
+    Ok(fresh)
+}
+
+async fn open_registry(config: &Config, store: &Store, deps: &Deps) -> Result<Registry, StartError> {
+    let rules = config.entry_rules();
+    let unreadable = |mistakes: Vec<registry::Mistake>| {
+        StartError::StoredEntries(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    };
+    let mut built_in = Vec::new();
+    if config.dev {
+        built_in.push(parse_entry(&dev_entry(config), &registry::Source::BuiltIn, &rules).map_err(unreadable)?);
+    }
+    let stored = crate::api::admin::stored_entries(store, &rules).await.map_err(StartError::StoredEntries)?;
+    let registry = Registry::new(Some(config.entries_dir.clone()), rules, built_in, deps.clock.clone());
+    registry.set_store_entries(stored).await?;
+    registry.reload().await;
+    Ok(registry)
+}
+
+/// The one entry an agent started with `--dev` has from the start.
+fn dev_entry(config: &Config) -> String {
+    format!(
+        r#"
+        id = "dev"
+        spiffe_id = "spiffe://{domain}/user/{{unix.user|unix.uid}}"
+        match = ["unix:uid:{uid}"]
+        audiences = ["*"]
+        serves = ["*"]
+        bind = "unit"
+        "#,
+        domain = config.trust_domain,
+        uid = nix::unistd::geteuid(),
+    )
+}
+
+fn attestation(config: &Config, deps: &Deps) -> Attestation {
+    let attestors = Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy);
+    let turns = config.attestation_turns();
+    Attestation::new(attestors, turns, deps.clock.clone())
+}
+
+/// What is weaker on this host than it should be, and why.
+fn weaknesses(kernel: &Kernel, hardening: &Hardening) -> Vec<String> {
+    let missing = kernel.features().into_iter().filter(|(_, there)| !there);
+    let missing = missing.map(|(name, _)| format!("the kernel has no {name}: instances are held by weaker means"));
+    missing.chain(hardening.weaknesses()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_entry_of_a_dev_agent_obeys_its_own_rules() {
+        let config = Config::for_dev(Path::new("/nowhere"));
+        let entry = parse_entry(&dev_entry(&config), &registry::Source::BuiltIn, &config.entry_rules()).unwrap();
+        assert_eq!(entry.id().as_str(), "dev");
+        assert!(entry.allows_audience("anything"));
+        assert_eq!(entry.x509_ttl(), None::<Duration>);
+    }
+}

@@ -1,0 +1,167 @@
+//! What the agent does without being asked. Each waits for events and ends with the drain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use super::AgentState;
+use crate::authority::{Authority, X509Svid};
+use crate::base::backoff::Backoff;
+use crate::base::drain;
+use crate::issue::Issuer;
+use crate::metrics::{Domain, Metrics};
+use crate::registry::Registry;
+use crate::trust::Trust;
+use crate::x509::PrivateKey;
+
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// Prepares, activates and retires authorities when it is time.
+pub(super) async fn rotate(
+    authority: Arc<Authority>,
+    trust: Arc<Trust>,
+    state: Arc<AgentState>,
+    mut drain: drain::Watcher,
+) {
+    let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+    let mut changes = trust.watch();
+    loop {
+        changes.mark_unchanged();
+        let wait = match advance(&authority, &trust).await {
+            Ok(next) => {
+                backoff.reset();
+                state.readiness.set("authority", Ok(()));
+                next
+            }
+            Err(why) => {
+                tracing::error!("authorities cannot be rotated, trying again: {why}");
+                state.readiness.set("authority", Err(why));
+                state.clock.now() + backoff.delay(&state.entropy)
+            }
+        };
+        tokio::select! {
+            () = drain.draining() => return,
+            () = state.clock.sleep_until(wait) => {}
+            // An operator's rotation has times of its own.
+            _ = changes.changed() => {}
+        }
+    }
+}
+
+async fn advance(authority: &Authority, trust: &Trust) -> Result<OffsetDateTime, String> {
+    let (signers, next) = authority.advance().await.map_err(|error| crate::api::status::chain(&error))?;
+    if signers.slots() != trust.current().signers().slots() {
+        trust.authority_changed(signers).await.map_err(|error| crate::api::status::chain(&error))?;
+    }
+    Ok(next)
+}
+
+/// Keeps the agent's own SVID, `spiffe://TD/tether/agent/NODE`, fresh.
+pub(super) async fn keep_own_svid(issuer: Arc<Issuer>, state: Arc<AgentState>, mut drain: drain::Watcher) {
+    let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+    let mut changes = issuer.trust.watch();
+    loop {
+        changes.mark_unchanged();
+        let standing = state.own_svid().filter(|svid| {
+            let signed = &svid.signed;
+            half_life(signed.not_before, signed.not_after) > issuer.clock.now()
+                && issuer.trust.current().signers().stands(&signed.authority)
+        });
+        let wait = match standing {
+            Some(svid) => half_life(svid.signed.not_before, svid.signed.not_after),
+            None => match own_svid(&issuer, &state).await {
+                Ok(svid) => {
+                    backoff.reset();
+                    let wait = half_life(svid.signed.not_before, svid.signed.not_after);
+                    state.set_own_svid(svid);
+                    wait
+                }
+                Err(why) => {
+                    tracing::error!("the agent's own SVID cannot be renewed, trying again: {why}");
+                    issuer.clock.now() + backoff.delay(&issuer.entropy)
+                }
+            },
+        };
+        tokio::select! {
+            () = drain.draining() => return,
+            () = issuer.clock.sleep_until(wait) => {}
+            _ = changes.changed() => {}
+        }
+    }
+}
+
+async fn own_svid(issuer: &Issuer, state: &AgentState) -> Result<X509Svid, String> {
+    let trust = issuer.trust.current();
+    let key = PrivateKey::generate(issuer.key_type).map_err(|error| error.to_string())?;
+    let grant = issuer.policy.own_x509(trust.domain(), state.node());
+    let signed = trust.signers().sign_x509(grant, key.public_key(), issuer.clock.now()).await;
+    let signed = signed.map_err(|error| crate::api::status::chain(&error))?;
+    Ok(X509Svid { signed, key: key.to_pkcs8().map_err(|error| error.to_string())? })
+}
+
+fn half_life(not_before: OffsetDateTime, not_after: OffsetDateTime) -> OffsetDateTime {
+    not_before + (not_after - not_before) / 2
+}
+
+/// Reloads entries when their files change. Where they cannot be watched, says so and leaves it to `agent reload`.
+pub(super) async fn watch_entries(registry: Registry, state: Arc<AgentState>, mut drain: drain::Watcher) {
+    match registry.watch() {
+        Ok(watch) => {
+            // What was saved between the first load and the watch is seen by this one.
+            registry.reload().await;
+            watch.run(drain).await;
+        }
+        Err(error) => {
+            let why = crate::api::status::chain(&error);
+            tracing::error!("entry files are not watched, use `tether agent reload` after changes: {why}");
+            state.weaker(format!("entry files are not watched, use `tether agent reload` after changes: {why}"));
+            drain.draining().await;
+        }
+    }
+}
+
+/// Tells metrics, readiness, log and audit what became of each load.
+pub(super) async fn report_entries(registry: Registry, state: Arc<AgentState>, mut drain: drain::Watcher) {
+    let mut loads = registry.loads();
+    let mut index = registry.subscribe();
+    index.mark_unchanged();
+    state.index_is(&index.borrow_and_update().clone());
+    loop {
+        tokio::select! {
+            () = drain.draining() => return,
+            changed = loads.changed() => {
+                if changed.is_err() { return }
+                let load = loads.borrow_and_update().clone();
+                state.entries_loaded(&load);
+            }
+            changed = index.changed() => {
+                if changed.is_err() { return }
+                let index = index.borrow_and_update().clone();
+                state.index_is(&index);
+            }
+        }
+    }
+}
+
+/// Keeps the metric of when each bundle ends.
+pub(super) async fn report_bundles(trust: Arc<Trust>, metrics: Metrics, mut drain: drain::Watcher) {
+    let mut changes = trust.watch();
+    loop {
+        let snapshot = changes.borrow_and_update().clone();
+        metrics.bundle_expiration.clear();
+        let all = std::iter::once(snapshot.own()).chain(snapshot.foreign().map(|(_, bundle)| bundle));
+        for bundle in all {
+            let last = bundle.x509().certificates().iter().map(|certificate| certificate.not_after()).max();
+            if let Some(last) = last {
+                let domain = Domain { trust_domain: bundle.trust_domain().to_string() };
+                metrics.bundle_expiration.get_or_create(&domain).set(last.unix_timestamp());
+            }
+        }
+        tokio::select! {
+            () = drain.draining() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The agent as a whole: `build` opens and binds everything and says what it bound; `run` serves until told to stop.
+//!
+//! Order of start: state directory, store, authorities, bundles, entries, sockets, ready. Order of stop: not ready, no
+//! new connections, open streams end with Unavailable so that clients connect again, deadline, sockets removed.
+
+mod build;
+mod duties;
+mod reload;
+mod state;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::api::{admin, serve, workload};
+use crate::audit::Audit;
+use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
+use crate::base::clock::Clock;
+use crate::base::drain;
+use crate::base::durable::DurableError;
+use crate::base::entropy::Entropy;
+use crate::config::Config;
+use crate::http::Http;
+use crate::issue::Issuer;
+use crate::peer::{Listener, Observer};
+use crate::registry::{Registry, RegistryError};
+use crate::store::StoreError;
+use crate::sys::socket::SocketError;
+use crate::telemetry::LogLevel;
+use crate::trust::{Trust, TrustError};
+
+pub use self::reload::{Reload, Reloaded};
+pub use self::state::AgentState;
+
+/// What comes from outside, so that tests can bring their own.
+#[derive(Clone, Debug)]
+pub struct Deps {
+    /// The time.
+    pub clock: Clock,
+    /// Nonces, serials and jitter.
+    pub entropy: Entropy,
+    /// Where events go.
+    pub audit: Audit,
+    /// The running log.
+    pub log: LogLevel,
+    /// How the configuration is read again.
+    pub reload: Reload,
+}
+
+impl Default for Deps {
+    /// The real clock and entropy, and a configuration that cannot be read again.
+    fn default() -> Self {
+        Self {
+            clock: Clock::system(),
+            entropy: Entropy::system(),
+            audit: Audit::default(),
+            log: LogLevel::default(),
+            reload: Reload::never(),
+        }
+    }
+}
+
+/// Why the agent cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] DurableError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The key directory cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeyStoreError),
+    /// The authorities cannot be opened.
+    #[error("the signing authorities cannot be opened")]
+    Authority(#[from] AuthorityError),
+    /// The bundles cannot be opened.
+    #[error("the bundles cannot be opened")]
+    Trust(#[from] TrustError),
+    /// The entries cannot be opened.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Entries in the store are not readable.
+    #[error("registration entries in the store cannot be used: {0}")]
+    StoredEntries(String),
+    /// A socket cannot be bound.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The http listener cannot be bound.
+    #[error("cannot listen on http address {address}")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// The refusal.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel does not tell what the agent needs to know.
+    #[error("the kernel does not tell what the agent must know of its callers")]
+    Kernel(#[source] std::io::Error),
+    /// A group of the `[admin]` section does not exist or cannot be looked up.
+    #[error("`[admin]` names the group `{group}`, which cannot be looked up")]
+    Group {
+        /// The group.
+        group: String,
+        /// The refusal.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The configuration names no files for a disk authority.
+    #[error("`[authority] kind = \"disk\"` needs `cert_file` and `key_file`")]
+    DiskFiles,
+}
+
+/// Why a running agent stopped by itself.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// A server ended.
+    #[error("the {0} listener ended")]
+    Server(&'static str, #[source] tonic::transport::Error),
+    /// A task of the agent ended early.
+    #[error("BUG: a task of the agent ended")]
+    Task(#[source] tokio::task::JoinError),
+}
+
+/// An agent that has everything it needs and listens, and does not serve yet.
+pub struct Bound {
+    /// The workload socket.
+    pub workload: PathBuf,
+    /// The admin socket.
+    pub admin: PathBuf,
+    /// The http listener's address.
+    pub http: Option<SocketAddr>,
+    /// What the agent knows of itself.
+    pub state: Arc<AgentState>,
+    parts: Parts,
+}
+
+struct Parts {
+    authority: Arc<Authority>,
+    trust: Arc<Trust>,
+    registry: Registry,
+    issuer: Arc<Issuer>,
+    workload: Listener,
+    admin: Listener,
+    admin_service: admin::Admin,
+    http: Option<(TcpListener, Http)>,
+    limits: serve::Limits,
+    calls: workload::Limits,
+    drain_deadline: Duration,
+}
+
+/// Opens and binds everything.
+pub async fn build(config: Config, deps: Deps) -> Result<Bound, StartError> {
+    build::build(config, deps).await
+}
+
+impl Bound {
+    /// Serves until `shutdown` completes, then drains. Returns early only when something essential breaks.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Parts { authority, trust, registry, issuer, .. } = &self.parts;
+        let (trigger, watcher) = drain::channel();
+        let state = self.state.clone();
+
+        let mut duties = JoinSet::new();
+        duties.spawn(duties::rotate(authority.clone(), trust.clone(), state.clone(), watcher.clone()));
+        duties.spawn(duties::keep_own_svid(issuer.clone(), state.clone(), watcher.clone()));
+        duties.spawn(duties::report_entries(registry.clone(), state.clone(), watcher.clone()));
+        duties.spawn(duties::watch_entries(registry.clone(), state.clone(), watcher.clone()));
+        duties.spawn(duties::report_bundles(trust.clone(), issuer.metrics.clone(), watcher.clone()));
+
+        let workload = workload::Workload::new(issuer.clone(), watcher.clone(), self.parts.calls);
+        state.calls_are(workload.open_calls());
+        let mut servers = JoinSet::new();
+        let (limits, stop) = (self.parts.limits, watcher.clone());
+        servers.spawn(serve::workload(self.parts.workload, workload, limits, stop.clone()));
+        servers.spawn(serve::admin(self.parts.admin, self.parts.admin_service, limits, stop.clone()));
+        if let Some((listener, http)) = self.parts.http {
+            let stop = stop.clone();
+            servers.spawn(async move {
+                http.serve(listener, stop).await;
+                Ok(())
+            });
+        }
+        drop((watcher, stop));
+
+        tokio::pin!(shutdown);
+        let early = tokio::select! {
+            () = &mut shutdown => Ok(()),
+            ended = servers.join_next() => ended.map_or(Ok(()), |ended| ended.map_err(RunError::Task)?),
+            ended = duties.join_next() => ended.map_or(Ok(()), |ended| ended.map_err(RunError::Task)),
+        };
+        state.readiness.set("agent", Err("stopping".to_owned()));
+        let drained = async {
+            trigger.drain().await;
+            while servers.join_next().await.is_some() {}
+            while duties.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(self.parts.drain_deadline, drained).await.is_err() {
+            tracing::warn!("some connections did not end in time; they are cut");
+        }
+        early
+    }
+}
+
+/// Refused connections become log lines, metrics and audit events.
+fn observer(audit: Audit, metrics: crate::metrics::Metrics) -> Observer {
+    Arc::new(move |refusal, peer| {
+        metrics.connections_refused.get_or_create(&crate::metrics::Reason { reason: refusal.as_str() }).inc();
+        audit.record(crate::audit::Event::ConnectionRefused {
+            caller: crate::audit::Caller {
+                instance: peer.instance.map(|instance| instance.to_string()).unwrap_or_default(),
+                pid: peer.pid,
+                uid: peer.uid,
+            },
+            reason: refusal.as_str(),
+            detail: refusal.to_string(),
+        });
+    })
+}

@@ -1,0 +1,88 @@
+//! Reading configuration and entries again. What is wrong changes nothing, and the answer says what is.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::AgentState;
+use crate::api::admin::{ReloadSource, Reloadable};
+use crate::config::Config;
+use crate::telemetry::LogLevel;
+
+/// What became of one source.
+pub type Reloaded = ReloadSource;
+
+type Read = dyn Fn() -> Result<Config, Vec<String>> + Send + Sync;
+
+/// How the configuration is read again: the same sources as at the start.
+#[derive(Clone)]
+pub struct Reload(Option<Arc<Read>>);
+
+impl Reload {
+    /// There is nothing to read again.
+    pub fn never() -> Self {
+        Self(None)
+    }
+
+    /// Reads with `read`, which returns every mistake with its place.
+    pub fn with(read: impl Fn() -> Result<Config, Vec<String>> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(read)))
+    }
+}
+
+impl fmt::Debug for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reload")
+    }
+}
+
+/// Reloads a running agent.
+pub(super) struct Reloader {
+    pub(super) state: Arc<AgentState>,
+    pub(super) log: LogLevel,
+    pub(super) source: Reload,
+}
+
+impl Reloader {
+    /// The log level takes effect; any other difference waits for a restart, and is named.
+    fn configuration(&self) -> Option<ReloadSource> {
+        let read = self.source.0.as_ref()?;
+        let source = "configuration".to_owned();
+        let config = match read() {
+            Ok(config) => config,
+            Err(mistakes) => {
+                self.state.config_reloaded(false);
+                return Some(ReloadSource { source, ok: false, messages: mistakes });
+            }
+        };
+        self.state.config_reloaded(true);
+        let mut messages = vec!["read without a mistake".to_owned()];
+        let old = self.state.config();
+        if config.log.level != old.log.level {
+            match self.log.set(config.log.level.as_str()) {
+                Ok(level) => messages.push(format!("the log level is now `{level}`")),
+                Err(error) => messages.push(format!("the log level stays: {error}")),
+            }
+        }
+        let same_log = Config { log: old.log.clone(), ..config };
+        if same_log != *old {
+            messages.push("other settings changed too: they take effect when the agent is restarted".to_owned());
+        }
+        Some(ReloadSource { source, ok: true, messages })
+    }
+}
+
+#[tonic::async_trait]
+impl Reloadable for Reloader {
+    async fn reload(&self) -> Vec<ReloadSource> {
+        let mut sources: Vec<ReloadSource> = self.configuration().into_iter().collect();
+        let load = self.state.registry().reload().await;
+        let messages = if load.ok {
+            let count = self.state.registry().index().entries().len();
+            vec![format!("{} files loaded, {count} entries in force", load.files)]
+        } else {
+            load.mistakes.iter().map(ToString::to_string).collect()
+        };
+        sources.push(ReloadSource { source: "entries".to_owned(), ok: load.ok, messages });
+        sources
+    }
+}

@@ -1,0 +1,222 @@
+//! What the agent knows of itself: for `tether status`, readiness and metrics.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::api::admin::StatusSource;
+use crate::audit::{Audit, Event};
+use crate::authority::X509Svid;
+use crate::base::clock::Clock;
+use crate::base::entropy::Entropy;
+use crate::base::quota::Quota;
+use crate::config::Config;
+use crate::http::Readiness;
+use crate::metrics::Metrics;
+use crate::peer::Instances;
+use crate::registry::{Index, LoadState, Registry};
+use crate::trust::Trust;
+
+/// What [`AgentState`] is made of.
+pub(super) struct Parts {
+    pub(super) node: String,
+    pub(super) config: Config,
+    pub(super) readiness: Readiness,
+    pub(super) registry: Registry,
+    pub(super) trust: Arc<Trust>,
+    pub(super) instances: Instances,
+    pub(super) connections: Quota,
+    pub(super) weaknesses: Vec<String>,
+    pub(super) metrics: Metrics,
+    pub(super) audit: Audit,
+    pub(super) clock: Clock,
+}
+
+/// One agent's view of itself.
+pub struct AgentState {
+    pub(super) readiness: Readiness,
+    pub(super) clock: Clock,
+    pub(super) entropy: Entropy,
+    node: String,
+    config: Config,
+    registry: Registry,
+    trust: Arc<Trust>,
+    instances: Instances,
+    connections: Quota,
+    metrics: Metrics,
+    audit: Audit,
+    started_at: OffsetDateTime,
+    changing: Mutex<Changing>,
+}
+
+#[derive(Default)]
+struct Changing {
+    calls: Option<Quota>,
+    own_svid: Option<Arc<X509Svid>>,
+    weaknesses: Vec<String>,
+    reported: Option<Arc<LoadState>>,
+    index: Option<u64>,
+}
+
+impl AgentState {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            started_at: parts.clock.now(),
+            entropy: Entropy::system(),
+            readiness: parts.readiness,
+            clock: parts.clock,
+            node: parts.node,
+            config: parts.config,
+            registry: parts.registry,
+            trust: parts.trust,
+            instances: parts.instances,
+            connections: parts.connections,
+            metrics: parts.metrics,
+            audit: parts.audit,
+            changing: Mutex::new(Changing { weaknesses: parts.weaknesses, ..Changing::default() }),
+        }
+    }
+
+    fn changing(&self) -> std::sync::MutexGuard<'_, Changing> {
+        // Plain assignments under the lock: what a panic elsewhere left behind is whole.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node's stable random id.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The registration entries.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Bundles and signers.
+    pub fn trust(&self) -> &Arc<Trust> {
+        &self.trust
+    }
+
+    /// The configuration the agent was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The agent's own SVID, once there is one.
+    pub fn own_svid(&self) -> Option<Arc<X509Svid>> {
+        self.changing().own_svid.clone()
+    }
+
+    pub(super) fn set_own_svid(&self, svid: X509Svid) {
+        self.changing().own_svid = Some(Arc::new(svid));
+    }
+
+    pub(super) fn calls_are(&self, calls: Quota) {
+        self.changing().calls = Some(calls);
+    }
+
+    pub(super) fn weaker(&self, why: String) {
+        self.changing().weaknesses.push(why);
+    }
+
+    /// Whether the configuration was reloaded without a mistake.
+    pub(super) fn config_reloaded(&self, ok: bool) {
+        self.metrics.config_reload_success.set(i64::from(ok));
+    }
+
+    /// Reports a load of the entry files everywhere it is looked for; repeated mistakes are reported once.
+    pub(super) fn entries_loaded(&self, load: &Arc<LoadState>) {
+        let mistakes: Vec<String> = load.mistakes.iter().map(ToString::to_string).collect();
+        self.metrics.entries_load_success.set(i64::from(load.ok));
+        self.readiness.set("entries", if load.ok { Ok(()) } else { Err(mistakes.join("; ")) });
+        let before = self.changing().reported.replace(load.clone());
+        if before.is_some_and(|before| before.ok == load.ok && before.mistakes == load.mistakes) {
+            return;
+        }
+        if load.ok {
+            tracing::info!(files = load.files, "entry files loaded");
+        } else {
+            for mistake in &mistakes {
+                tracing::error!("entry files not loaded, those before stay in force: {mistake}");
+            }
+            self.audit.record(Event::EntriesRefused { mistakes });
+        }
+        for warning in load.warnings.iter() {
+            tracing::warn!("{warning}");
+        }
+    }
+
+    pub(super) fn index_is(&self, index: &Index) {
+        let (count, generation) = (index.entries().len(), index.generation());
+        self.metrics.entries.set(i64::try_from(count).unwrap_or(i64::MAX));
+        if self.changing().index.replace(generation) != Some(generation) {
+            self.audit.record(Event::EntriesChanged { count, generation });
+        }
+    }
+
+    fn authorities(&self) -> Vec<Value> {
+        let trust = self.trust.current();
+        let now = self.clock.now();
+        let slots = trust.signers().slots().iter().map(|slot| {
+            json!({
+                "id": slot.id,
+                "kind": slot.kind.as_str(),
+                "state": slot.state.as_str(),
+                "not_before": rfc3339(slot.not_before),
+                "not_after": rfc3339(slot.not_after),
+                "age_seconds": (now - slot.not_before).whole_seconds(),
+            })
+        });
+        slots.collect()
+    }
+}
+
+impl StatusSource for AgentState {
+    fn status(&self) -> Value {
+        let trust = self.trust.current();
+        let load = self.registry.last_load();
+        let index = self.registry.index();
+        let parts = self.readiness.parts();
+        let own = self.own_svid();
+        let changing = self.changing();
+        json!({
+            "version": 1,
+            "agent_version": env!("CARGO_PKG_VERSION"),
+            "commit": env!("TETHER_COMMIT"),
+            "pid": std::process::id(),
+            "started_at": rfc3339(self.started_at),
+            "trust_domain": trust.domain(),
+            "node": self.node,
+            "agent_id": format!("spiffe://{}/tether/agent/{}", trust.domain(), self.node),
+            "agent_svid_not_after": own.map(|svid| rfc3339(svid.signed.not_after)),
+            "ready": parts.values().all(Result::is_ok),
+            "parts": parts.iter().map(|(name, state)| {
+                (name.to_string(), json!({"ready": state.is_ok(), "reason": state.as_ref().err()}))
+            }).collect::<serde_json::Map<_, _>>(),
+            "workload_socket": self.config.listen.workload,
+            "admin_socket": self.config.listen.admin,
+            "authorities": self.authorities(),
+            "bundle_sequence": trust.own().sequence(),
+            "federated": trust.foreign().map(|(domain, _)| domain.to_string()).collect::<Vec<_>>(),
+            "entries": {
+                "count": index.entries().len(),
+                "generation": index.generation(),
+                "loaded_at": rfc3339(load.at),
+                "ok": load.ok,
+                "files": load.files,
+                "mistakes": load.mistakes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "warnings": load.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            },
+            "connections": self.connections.len(),
+            "calls": changing.calls.as_ref().map_or(0, Quota::len),
+            "instances": self.instances.len(),
+            "weaker": changing.weaknesses,
+        })
+    }
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    time.truncate_to_second().format(&Rfc3339).unwrap_or_default()
+}
