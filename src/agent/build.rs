@@ -1,14 +1,12 @@
 //! From a configuration to an agent that listens.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::net::TcpListener;
 
 use super::{AgentState, Bound, Deps, Parts, StartError, observer};
-use crate::api::admin::{Admin, Roles};
+use crate::api::admin::{Admin, Reloadable, Roles};
 use crate::api::serve;
 use crate::api::workload;
 use crate::attest::{Attestation, Attestors};
@@ -113,6 +111,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     readiness.set("agent", Ok(()));
     state.entries_loaded(&registry.last_load());
 
+    let reloader: Arc<dyn Reloadable> =
+        Arc::new(super::reload::Reloader { state: state.clone(), log: deps.log.clone(), source: deps.reload });
     let admin_service = Admin::new(crate::api::admin::Parts {
         roles: Roles::new(&config.admin.viewers, &config.admin.operators)
             .map_err(|(group, source)| StartError::Group { group, source })?,
@@ -125,7 +125,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         instances,
         log: deps.log.clone(),
         status: state.clone(),
-        reload: Arc::new(super::reload::Reloader { state: state.clone(), log: deps.log.clone(), source: deps.reload }),
+        reload: reloader.clone(),
     });
 
     Ok(Bound {
@@ -152,6 +152,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
                 calls_per_uid: config.limits.calls_per_uid as usize,
             },
             drain_deadline: config.limits.drain,
+            reloader,
         },
     })
 }
@@ -227,6 +228,9 @@ fn weaknesses(kernel: &Kernel, hardening: &Hardening) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

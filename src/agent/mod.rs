@@ -5,6 +5,7 @@
 
 mod build;
 mod duties;
+mod notify;
 mod reload;
 mod state;
 
@@ -17,6 +18,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use crate::api::admin::Reloadable;
 use crate::api::{admin, serve, workload};
 use crate::audit::Audit;
 use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
@@ -154,6 +156,7 @@ struct Parts {
     limits: serve::Limits,
     calls: workload::Limits,
     drain_deadline: Duration,
+    reloader: Arc<dyn Reloadable>,
 }
 
 /// Opens and binds everything.
@@ -162,6 +165,11 @@ pub async fn build(config: Config, deps: Deps) -> Result<Bound, StartError> {
 }
 
 impl Bound {
+    /// What reads configuration and entries again, for a signal handler.
+    pub fn reloader(&self) -> Arc<dyn Reloadable> {
+        self.parts.reloader.clone()
+    }
+
     /// Serves until `shutdown` completes, then drains. Returns early only when something essential breaks.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Parts { authority, trust, registry, issuer, .. } = &self.parts;
@@ -174,6 +182,7 @@ impl Bound {
         duties.spawn(duties::report_entries(registry.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::watch_entries(registry.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::report_bundles(trust.clone(), issuer.metrics.clone(), watcher.clone()));
+        duties.spawn(notify::feed_watchdog(watcher.clone()));
 
         let workload = workload::Workload::new(issuer.clone(), watcher.clone(), self.parts.calls);
         state.calls_are(workload.open_calls());
@@ -190,13 +199,15 @@ impl Bound {
         }
         drop((watcher, stop));
 
+        notify::ready("serving");
         tokio::pin!(shutdown);
         let early = tokio::select! {
             () = &mut shutdown => Ok(()),
-            ended = servers.join_next() => ended.map_or(Ok(()), |ended| ended.map_err(RunError::Task)?),
+            ended = servers.join_next() => ended.map_or(Ok(()), |ended| server_ended(ended)),
             ended = duties.join_next() => ended.map_or(Ok(()), |ended| ended.map_err(RunError::Task)),
         };
         state.readiness.set("agent", Err("stopping".to_owned()));
+        notify::stopping();
         let drained = async {
             trigger.drain().await;
             while servers.join_next().await.is_some() {}
@@ -207,6 +218,13 @@ impl Bound {
         }
         early
     }
+}
+
+/// A server ends before the drain only when its socket breaks.
+fn server_ended(
+    ended: Result<Result<(), (&'static str, tonic::transport::Error)>, tokio::task::JoinError>,
+) -> Result<(), RunError> {
+    ended.map_err(RunError::Task)?.map_err(|(name, error)| RunError::Server(name, error))
 }
 
 /// Refused connections become log lines, metrics and audit events.

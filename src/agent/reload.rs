@@ -74,6 +74,7 @@ impl Reloader {
 #[tonic::async_trait]
 impl Reloadable for Reloader {
     async fn reload(&self) -> Vec<ReloadSource> {
+        super::notify::reloading();
         let mut sources: Vec<ReloadSource> = self.configuration().into_iter().collect();
         let load = self.state.registry().reload().await;
         let messages = if load.ok {
@@ -83,6 +84,12 @@ impl Reloadable for Reloader {
             load.mistakes.iter().map(ToString::to_string).collect()
         };
         sources.push(ReloadSource { source: "entries".to_owned(), ok: load.ok, messages });
+        let refused = sources.iter().filter(|source| !source.ok).map(|source| source.source.as_str());
+        let refused: Vec<&str> = refused.collect();
+        match refused.as_slice() {
+            [] => super::notify::ready("serving"),
+            refused => super::notify::ready(&format!("serving; not reloaded: {}", refused.join(", "))),
+        }
         sources
     }
 }

@@ -41,7 +41,7 @@ pub async fn workload(
     let api = SpiffeWorkloadApiServer::new(service).max_decoding_message_size(limits.workload_message);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(WORKLOAD_API, tonic_health::ServingStatus::Serving).await;
-    let routes = Routes::new(api).add_service(health_service).add_routes(reflection(&[WORKLOAD_API]));
+    let routes = reflection(&[WORKLOAD_API]).add_service(api).add_service(health_service);
     let server = Server::builder()
         .max_concurrent_streams(limits.streams_per_connection)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
@@ -61,11 +61,11 @@ pub async fn admin(
     let size = limits.admin_message;
     let names = ["Agent", "Authorities", "Bundles", "Entries"].map(|name| format!("tether.admin.v1.{name}"));
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let routes = Routes::new(EntriesServer::new(service.clone()).max_decoding_message_size(size))
+    let routes = reflection(&names)
+        .add_service(EntriesServer::new(service.clone()).max_decoding_message_size(size))
         .add_service(AgentServer::new(service.clone()))
         .add_service(AuthoritiesServer::new(service.clone()))
-        .add_service(BundlesServer::new(service).max_decoding_message_size(size))
-        .add_routes(reflection(&names));
+        .add_service(BundlesServer::new(service).max_decoding_message_size(size));
     let server = Server::builder()
         .max_concurrent_streams(limits.streams_per_connection)
         .http2_max_header_list_size(HEADER_LIST_BYTES)

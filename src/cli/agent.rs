@@ -8,11 +8,13 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::agent::{self, Bound, Deps, Reload};
+use crate::agent::{self, Deps, Reload};
 use crate::client::{ClientError, channel, with_header};
+use crate::base::durable;
 use crate::config::{Config, Loaded, Mistake, Mistakes, Place};
 use crate::proto::admin::ReloadRequest;
-use crate::{registry, telemetry};
+use crate::registry;
+use crate::telemetry;
 
 use super::args::{AgentCommand, ConfigArgs};
 use super::failure::{Exit, Failure, chain};
@@ -32,31 +34,40 @@ pub(super) fn run(command: AgentCommand, context: &mut Context) -> Result<(), Fa
 fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     let source = config::source(args, &context.host)?;
     let Loaded { config, .. } = source.load()?;
-    if config.dev {
-        prepare_dev_directory(&config)?;
-    }
-    let log = telemetry::init(config.log.level.as_str(), config.log.format);
-    let log = log.map_err(|error| Failure::new(Exit::Failure, chain(&error)))?;
-    let reload = Reload::with(move || match source.load() {
-        Ok(loaded) => Ok(loaded.config),
-        Err(Mistakes(mistakes)) => Err(mistakes.iter().map(Mistake::to_string).collect()),
-    });
-    let deps = Deps { log, reload, ..Deps::default() };
     let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failure, chain(error));
+    if let Some(dir) = &source.dev {
+        // Everything of a --dev agent is in here, so nobody else may be able to enter.
+        durable::private_dir(dir)?;
+    }
+    let log = telemetry::init(config.log.level.as_str(), config.log.format).map_err(|error| failed(&error))?;
+    let read_again = move || match source.load() {
+        Ok(loaded) => Ok(loaded.config),
+        Err(Mistakes(mistakes)) => Err(mistakes.iter().map(ToString::to_string).collect()),
+    };
+    let deps = Deps { log, reload: Reload::with(read_again), ..Deps::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(&error))?;
     runtime.block_on(async {
         // Before anything is bound: a signal that comes early still ends the agent in order.
         let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failed(&error))?;
+        let mut hang_up = signal(SignalKind::hangup()).map_err(|error| failed(&error))?;
+        let bound = agent::build(config.clone(), deps).await.map_err(|error| failed(&error))?;
+        let reloader = bound.reloader();
         let shutdown = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return,
+                    _ = interrupt.recv() => return,
+                    _ = hang_up.recv() => {
+                        for source in reloader.reload().await {
+                            tracing::info!(ok = source.ok, "reloaded {}: {}", source.source, source.messages.join("; "));
+                        }
+                    }
+                }
             }
         };
-        let bound = agent::build(config.clone(), deps).await.map_err(|error| failed(&error))?;
-        announce(&config, &bound, context)?;
+        announce(&config, context)?;
         bound.run(shutdown).await.map_err(|error| failed(&error))
     })
 }
@@ -125,7 +136,7 @@ fn check(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     if !checked.ok {
         return Err(Failure::new(
             Exit::Invalid,
-            "the agent would not start with this, and a running one would not take it",
+            format!("{} mistakes; the agent would not take this", checked.mistakes.len()),
         ));
     }
     context.output.note(&format!("the configuration and {} entries are right", checked.entries));

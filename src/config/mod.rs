@@ -133,6 +133,10 @@ settings! {
         connections_per_uid: u32 = 4_096;
         /// Calls in progress on one connection, streams included.
         streams_per_connection: u32 = 256;
+        /// Calls in progress on the workload socket, streams included.
+        calls: u32 = 65_536;
+        /// Of these, how many one uid may have.
+        calls_per_uid: u32 = 16_384;
         /// The largest request on the workload socket.
         workload_message: ByteSize = ByteSize::kib(64);
         /// The largest request on the admin socket: a whole set of entries has to fit.
