@@ -8,8 +8,8 @@ use tokio::net::TcpListener;
 use super::{AgentState, Bound, Deps, Parts, StartError, observer};
 use crate::api::admin::{Admin, Reloadable, Roles};
 use crate::attest::{Attestation, Attestors};
-use crate::authority::keys::KeyStore;
 use crate::authority::Authority;
+use crate::authority::keys::KeyStore;
 use crate::base::durable;
 use crate::config::Config;
 use crate::http::{Http, Readiness};
@@ -42,7 +42,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let node = node_id(&store, &deps).await?;
     let keys = KeyStore::open(config.state_dir.join("keys"))?;
     let (authority, signers) = Authority::open(
-        config.authority(),
+        config.authority().ok_or(StartError::DiskFiles)?,
         deps.clock.clone(),
         deps.entropy.clone(),
         store.clone(),

@@ -95,6 +95,9 @@ pub enum StartError {
     /// A socket cannot be bound.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The configuration names no files for a disk authority.
+    #[error("`[authority] kind = \"disk\"` needs `cert_file` and `key_file`")]
+    DiskFiles,
     /// The http listener cannot be bound.
     #[error("cannot listen on http address {address}")]
     Http {

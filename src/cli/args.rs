@@ -10,8 +10,13 @@ use crate::id::{SpiffeId, TrustDomain};
 /// The commit of the SPIFFE specification that is implemented.
 pub const SPIFFE_COMMIT: &str = "665a28f";
 
-const VERSION: &str =
-    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("TETHER_COMMIT"), ")\n", "SPIFFE specification 665a28f");
+/// What `--version` prints after the name.
+const VERSION: &str = if env!("TETHER_COMMIT").is_empty() {
+    // Built from an archive.
+    concat!(env!("CARGO_PKG_VERSION"), "\nSPIFFE specification 665a28f")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("TETHER_COMMIT"), ")\nSPIFFE specification 665a28f")
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:

@@ -20,7 +20,7 @@ pub(super) fn completion(shell: clap_complete::Shell, context: &mut Context) -> 
 }
 
 pub(super) fn man(dir: Option<&Path>, context: &mut Context) -> Result<(), Failure> {
-    let mut command = Cli::command().disable_help_subcommand(true);
+    let mut command = Cli::command().disable_help_subcommand(true).version(env!("CARGO_PKG_VERSION"));
     command.build();
     let Some(dir) = dir else {
         return Ok(context.output.text(&page(command, "tether")?)?);

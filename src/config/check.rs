@@ -93,6 +93,8 @@ fn limits(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
     rule(limits.connections > 0, "limits.connections", zero);
     rule(limits.connections_per_uid > 0, "limits.connections_per_uid", zero);
     rule(limits.streams_per_connection > 0, "limits.streams_per_connection", zero);
+    rule(limits.calls > 0, "limits.calls", zero);
+    rule(limits.calls_per_uid > 0, "limits.calls_per_uid", zero);
     rule(limits.attestations > 0, "limits.attestations", zero);
     rule(limits.attestations_per_uid > 0, "limits.attestations_per_uid", zero);
     rule(!limits.half_open.is_zero(), "limits.half_open", zero);

@@ -28,19 +28,18 @@ impl Config {
         LONGEST_JWT.max(self.svid.jwt_ttl).min(self.authority.jwt_key_ttl / 2)
     }
 
-    /// How authorities are made.
-    pub fn authority(&self) -> authority::Config {
+    /// How authorities are made; `None` when kind "disk" has no files, which [`super::Source::load`] refuses.
+    pub fn authority(&self) -> Option<authority::Config> {
         let section = &self.authority;
-        let source = match (section.kind, &section.cert_file, &section.key_file) {
-            (AuthorityKind::Disk, Some(certificate), Some(key)) => authority::Source::Disk(DiskFiles {
-                certificate: certificate.clone(),
-                key: key.clone(),
+        let source = match section.kind {
+            AuthorityKind::Embedded => authority::Source::Embedded,
+            AuthorityKind::Disk => authority::Source::Disk(DiskFiles {
+                certificate: section.cert_file.clone()?,
+                key: section.key_file.clone()?,
                 bundle: section.bundle_file.clone(),
             }),
-            // The loader refuses kind "disk" without its files.
-            _ => authority::Source::Embedded,
         };
-        authority::Config {
+        Some(authority::Config {
             domain: self.trust_domain.clone(),
             source,
             key_type: section.key_type,
@@ -51,7 +50,7 @@ impl Config {
             jwt_key_ttl: section.jwt_key_ttl,
             propagation: section.propagation,
             longest_jwt: self.longest_jwt(),
-        }
+        })
     }
 
     /// How processes are examined.
