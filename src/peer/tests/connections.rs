@@ -236,7 +236,7 @@ async fn a_user_at_its_limit_is_told_so_and_its_open_connections_go_on() {
     answer(&mut first);
     let mut preface = vec![0; PREFACE.len()];
     stream.read_exact(&mut preface).await.expect("still served");
-    assert_eq!(fixture.listener.open_connections(), 1);
+    assert_eq!(fixture.listener.open_connections().len(), 1);
     drop(stream);
     let third = fixture.connect();
     let _stream = fixture.accept().await;
@@ -255,7 +255,7 @@ async fn many_connections_of_a_process_share_its_instance_and_leave_nothing_behi
     assert_eq!(ids.len(), 10);
     drop(open);
     assert!(fixture.instances.is_empty());
-    assert_eq!(fixture.listener.open_connections(), 0);
+    assert!(fixture.listener.open_connections().is_empty());
 }
 
 #[tokio::test]
