@@ -7,11 +7,9 @@ use tokio::net::TcpListener;
 
 use super::{AgentState, Bound, Deps, Parts, StartError, observer};
 use crate::api::admin::{Admin, Reloadable, Roles};
-use crate::api::serve;
-use crate::api::workload;
 use crate::attest::{Attestation, Attestors};
-use crate::authority::keys::KeyStore;
 use crate::authority::Authority;
+use crate::authority::keys::KeyStore;
 use crate::base::durable;
 use crate::config::Config;
 use crate::http::{Http, Readiness};
@@ -58,7 +56,11 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let registry = open_registry(&config, &store, &deps).await?;
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl });
     let issuer = Arc::new(Issuer {
-        attestation: attestation(&config, &deps),
+        attestation: Attestation::new(
+            Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy),
+            config.attestation_turns(),
+            deps.clock.clone(),
+        ),
         registry: registry.subscribe(),
         trust: trust.clone(),
         policy,
@@ -82,6 +84,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let workload = Listener::bind(&config.listen.workload, 0o666, listener(limits))?;
     let admin = Listener::bind(&config.listen.admin, 0o666, listener(admin_limits))?;
 
+    let calls = config.calls();
     let readiness = Readiness::waiting(PARTS);
     let http = match config.http.address {
         None => None,
@@ -102,6 +105,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         trust: trust.clone(),
         instances: instances.clone(),
         connections: workload.open_connections(),
+        calls: calls.clone(),
         weaknesses: weaknesses(&kernel, &hardening),
         metrics: metrics.clone(),
         audit: deps.audit.clone(),
@@ -142,15 +146,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             admin,
             admin_service,
             http,
-            limits: serve::Limits {
-                streams_per_connection: config.limits.streams_per_connection,
-                workload_message: config.limits.workload_message.as_usize(),
-                admin_message: config.limits.admin_message.as_usize(),
-            },
-            calls: workload::Limits {
-                calls: config.limits.calls as usize,
-                calls_per_uid: config.limits.calls_per_uid as usize,
-            },
+            limits: config.server_limits(),
+            calls,
             drain_deadline: config.limits.drain,
             reloader,
         },
@@ -158,6 +155,10 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
 }
 
 fn prepare_directories(config: &Config) -> Result<(), StartError> {
+    if let (true, Some(dir)) = (config.dev, config.state_dir.parent()) {
+        // Perhaps in a place where others could have made it first: ours and closed to them, or not used.
+        durable::private_dir(dir)?;
+    }
     durable::private_dir(&config.state_dir)?;
     for socket in [&config.listen.workload, &config.listen.admin] {
         if let Some(dir) = socket.parent() {
@@ -213,12 +214,6 @@ fn dev_entry(config: &Config) -> String {
     )
 }
 
-fn attestation(config: &Config, deps: &Deps) -> Attestation {
-    let attestors = Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy);
-    let turns = config.attestation_turns();
-    Attestation::new(attestors, turns, deps.clock.clone())
-}
-
 /// What is weaker on this host than it should be, and why.
 fn weaknesses(kernel: &Kernel, hardening: &Hardening) -> Vec<String> {
     let missing = kernel.features().into_iter().filter(|(_, there)| !there);
@@ -229,7 +224,6 @@ fn weaknesses(kernel: &Kernel, hardening: &Hardening) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::Duration;
 
     use super::*;
 
@@ -239,6 +233,5 @@ mod tests {
         let entry = parse_entry(&dev_entry(&config), &registry::Source::BuiltIn, &config.entry_rules()).unwrap();
         assert_eq!(entry.id().as_str(), "dev");
         assert!(entry.allows_audience("anything"));
-        assert_eq!(entry.x509_ttl(), None::<Duration>);
     }
 }

@@ -26,6 +26,7 @@ use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::base::durable::DurableError;
 use crate::base::entropy::Entropy;
+use crate::base::quota::Quota;
 use crate::config::Config;
 use crate::http::Http;
 use crate::issue::Issuer;
@@ -94,6 +95,9 @@ pub enum StartError {
     /// A socket cannot be bound.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The configuration names no files for a disk authority.
+    #[error("`[authority] kind = \"disk\"` needs `cert_file` and `key_file`")]
+    DiskFiles,
     /// The http listener cannot be bound.
     #[error("cannot listen on http address {address}")]
     Http {
@@ -115,9 +119,6 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// The configuration names no files for a disk authority.
-    #[error("`[authority] kind = \"disk\"` needs `cert_file` and `key_file`")]
-    DiskFiles,
 }
 
 /// Why a running agent stopped by itself.
@@ -154,7 +155,7 @@ struct Parts {
     admin_service: admin::Admin,
     http: Option<(TcpListener, Http)>,
     limits: serve::Limits,
-    calls: workload::Limits,
+    calls: Quota,
     drain_deadline: Duration,
     reloader: Arc<dyn Reloadable>,
 }
@@ -185,7 +186,6 @@ impl Bound {
         duties.spawn(notify::feed_watchdog(watcher.clone()));
 
         let workload = workload::Workload::new(issuer.clone(), watcher.clone(), self.parts.calls);
-        state.calls_are(workload.open_calls());
         let mut servers = JoinSet::new();
         let (limits, stop) = (self.parts.limits, watcher.clone());
         servers.spawn(serve::workload(self.parts.workload, workload, limits, stop.clone()));

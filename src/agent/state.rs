@@ -28,6 +28,7 @@ pub(super) struct Parts {
     pub(super) trust: Arc<Trust>,
     pub(super) instances: Instances,
     pub(super) connections: Quota,
+    pub(super) calls: Quota,
     pub(super) weaknesses: Vec<String>,
     pub(super) metrics: Metrics,
     pub(super) audit: Audit,
@@ -45,6 +46,7 @@ pub struct AgentState {
     trust: Arc<Trust>,
     instances: Instances,
     connections: Quota,
+    calls: Quota,
     metrics: Metrics,
     audit: Audit,
     started_at: OffsetDateTime,
@@ -53,7 +55,6 @@ pub struct AgentState {
 
 #[derive(Default)]
 struct Changing {
-    calls: Option<Quota>,
     own_svid: Option<Arc<X509Svid>>,
     weaknesses: Vec<String>,
     reported: Option<Arc<LoadState>>,
@@ -73,6 +74,7 @@ impl AgentState {
             trust: parts.trust,
             instances: parts.instances,
             connections: parts.connections,
+            calls: parts.calls,
             metrics: parts.metrics,
             audit: parts.audit,
             changing: Mutex::new(Changing { weaknesses: parts.weaknesses, ..Changing::default() }),
@@ -111,10 +113,6 @@ impl AgentState {
 
     pub(super) fn set_own_svid(&self, svid: X509Svid) {
         self.changing().own_svid = Some(Arc::new(svid));
-    }
-
-    pub(super) fn calls_are(&self, calls: Quota) {
-        self.changing().calls = Some(calls);
     }
 
     pub(super) fn weaker(&self, why: String) {
@@ -210,7 +208,7 @@ impl StatusSource for AgentState {
                 "warnings": load.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
             },
             "connections": self.connections.len(),
-            "calls": changing.calls.as_ref().map_or(0, Quota::len),
+            "calls": self.calls.len(),
             "instances": self.instances.len(),
             "weaker": changing.weaknesses,
         })

@@ -145,9 +145,8 @@ impl wire::authorities_server::Authorities for Admin {
         let request = request.into_inner();
         let kind = match request.kind.as_str() {
             "" => Kind::X509Signing,
-            name => Kind::parse(name).ok_or_else(|| {
-                status::bad_field("kind", format!("is `{name}`: use x509-signing, x509-root or jwt"))
-            })?,
+            name => Kind::parse(name)
+                .ok_or_else(|| status::bad_field("kind", format!("is `{name}`: use x509-signing, x509-root or jwt")))?,
         };
         self.audit(&peer, "authority.rotate", kind.as_str());
         let signers = self.parts.authority.rotate(kind, request.now).await;
@@ -183,7 +182,8 @@ impl wire::bundles_server::Bundles for Admin {
             return Ok(Response::new(wire::ShowBundlesResponse { bundles }));
         }
         let domain = domain(&wanted)?;
-        let bundle = trust.bundle(&domain).ok_or_else(|| Status::not_found(format!("there is no bundle of `{domain}`")))?;
+        let bundle =
+            trust.bundle(&domain).ok_or_else(|| Status::not_found(format!("there is no bundle of `{domain}`")))?;
         Ok(Response::new(wire::ShowBundlesResponse { bundles: vec![bundle_view(bundle, trust.domain())?] }))
     }
 
@@ -292,7 +292,8 @@ impl Admin {
                 origin: explained.entry.origin().to_string(),
             });
         }
-        let mut notes: Vec<String> = evidence.notes.iter().map(|note| format!("{}: {}", note.kind, note.text)).collect();
+        let mut notes: Vec<String> =
+            evidence.notes.iter().map(|note| format!("{}: {}", note.kind, note.text)).collect();
         if left_out > 0 {
             notes.push(format!("{left_out} more entries do not match"));
         }

@@ -86,10 +86,7 @@ fn reflection(services: &[&str]) -> Routes {
 }
 
 /// Connections until the drain begins; the listener and its socket file go with this stream.
-fn accepted(
-    listener: Listener,
-    mut drain: drain::Watcher,
-) -> impl Stream<Item = std::io::Result<PeerStream>> + Send {
+fn accepted(listener: Listener, mut drain: drain::Watcher) -> impl Stream<Item = std::io::Result<PeerStream>> + Send {
     use futures_util::StreamExt;
     listener.incoming().take_until(async move { drain.draining().await })
 }

@@ -18,7 +18,9 @@ pub const HEADER: &str = "workload.spiffe.io";
 
 /// A call without the metadata that shows it was meant for a Workload Endpoint (section 3).
 pub fn missing_header() -> Status {
-    Status::invalid_argument(format!("the metadata `{HEADER}: true` is missing: every call to a Workload Endpoint carries it"))
+    Status::invalid_argument(format!(
+        "the metadata `{HEADER}: true` is missing: every call to a Workload Endpoint carries it"
+    ))
 }
 
 /// A mandatory field is empty or malformed.
@@ -40,7 +42,10 @@ pub fn refused(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::NoIdentity { .. } | Refusal::NotGranted(_) | Refusal::Denied(_) => Code::PermissionDenied,
         Refusal::Connection(_) | Refusal::Look(LookError::Ended(_)) => Code::PermissionDenied,
-        Refusal::Look(LookError::Unseen(_)) | Refusal::Attestation(_) | Refusal::Unavailable { .. } | Refusal::Stopping => Code::Unavailable,
+        Refusal::Look(LookError::Unseen(_))
+        | Refusal::Attestation(_)
+        | Refusal::Unavailable { .. }
+        | Refusal::Stopping => Code::Unavailable,
         Refusal::Authority(_) | Refusal::Key(_) => Code::Unavailable,
     };
     Status::new(code, refusal.to_string())

@@ -26,15 +26,6 @@ const MAX_AUDIENCE_BYTES: usize = 2048;
 /// The most audiences one token is made for.
 const MAX_AUDIENCES: usize = 32;
 
-/// What callers may have open at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Calls and streams of all users together.
-    pub calls: usize,
-    /// Calls and streams of one user.
-    pub calls_per_uid: usize,
-}
-
 /// The service.
 #[derive(Clone, Debug)]
 pub struct Workload {
@@ -47,17 +38,8 @@ type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Workload {
     /// Serves what `issuer` issues until `drain` begins.
-    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher, limits: Limits) -> Self {
-        Self {
-            issuer,
-            drain,
-            calls: Quota::new(limits.calls, limits.calls_per_uid),
-        }
-    }
-
-    /// The calls and streams that are open.
-    pub fn open_calls(&self) -> Quota {
-        self.calls.clone()
+    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher, calls: Quota) -> Self {
+        Self { issuer, drain, calls }
     }
 
     fn place(&self, peer: &PeerConn) -> Result<Place, Status> {
@@ -142,7 +124,12 @@ fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
     Ok(wire::X509svidResponse {
         svids: svids.collect(),
         crl: Vec::new(),
-        federated_bundles: state.bundles.federated.values().map(|b| (b.trust_domain().id().to_string(), Bytes::from(b.x509().to_der()))).collect(),
+        federated_bundles: state
+            .bundles
+            .federated
+            .values()
+            .map(|b| (b.trust_domain().id().to_string(), Bytes::from(b.x509().to_der())))
+            .collect(),
     })
 }
 
@@ -154,7 +141,8 @@ fn x509_bundle(bundles: &Bundles, domain: &crate::id::TrustDomain) -> Result<Byt
 
 fn x509_bundles_response(bundles: &Bundles) -> Result<wire::X509BundlesResponse, Status> {
     x509_bundle(bundles, bundles.own.trust_domain())?;
-    let bundles = bundles.all().map(|bundle| (bundle.trust_domain().id().to_string(), Bytes::from(bundle.x509().to_der())));
+    let bundles =
+        bundles.all().map(|bundle| (bundle.trust_domain().id().to_string(), Bytes::from(bundle.x509().to_der())));
     Ok(wire::X509BundlesResponse { crl: Vec::new(), bundles: bundles.collect() })
 }
 
@@ -224,7 +212,10 @@ impl SpiffeWorkloadApi for Workload {
         let audience = audiences(request.audience)?;
         let wanted = match request.spiffe_id.as_str() {
             "" => None,
-            id => Some(SpiffeId::parse(id).map_err(|error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}")))?),
+            id => Some(
+                SpiffeId::parse(id)
+                    .map_err(|error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}")))?,
+            ),
         };
         let tokens = self.issuer.jwt(&peer, &audience, wanted.as_ref()).await;
         let tokens = tokens.map_err(|refusal| status::refused(&refusal))?;
@@ -293,9 +284,7 @@ fn to_proto(value: serde_json::Value) -> Value {
         Json::Bool(value) => ValueKind::BoolValue(value),
         Json::Number(value) => ValueKind::NumberValue(value.as_f64().unwrap_or_default()),
         Json::String(value) => ValueKind::StringValue(value),
-        Json::Array(values) => {
-            ValueKind::ListValue(ListValue { values: values.into_iter().map(to_proto).collect() })
-        }
+        Json::Array(values) => ValueKind::ListValue(ListValue { values: values.into_iter().map(to_proto).collect() }),
         Json::Object(fields) => {
             let fields: HashMap<_, _> = fields.into_iter().map(|(name, value)| (name, to_proto(value))).collect();
             ValueKind::StructValue(Struct { fields: fields.into_iter().collect() })

@@ -10,7 +10,6 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::agent::{self, Deps, Reload};
 use crate::client::{ClientError, channel, with_header};
-use crate::base::durable;
 use crate::config::{Config, Loaded, Mistake, Mistakes, Place};
 use crate::proto::admin::ReloadRequest;
 use crate::registry;
@@ -35,10 +34,6 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     let source = config::source(args, &context.host)?;
     let Loaded { config, .. } = source.load()?;
     let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failure, chain(error));
-    if let Some(dir) = &source.dev {
-        // Everything of a --dev agent is in here, so nobody else may be able to enter.
-        durable::private_dir(dir)?;
-    }
     let log = telemetry::init(config.log.level.as_str(), config.log.format).map_err(|error| failed(&error))?;
     let read_again = move || match source.load() {
         Ok(loaded) => Ok(loaded.config),

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use crate::api::serve;
 use crate::authority::{self, DiskFiles};
-use crate::base::quota::Turns;
+use crate::base::quota::{Quota, Turns};
 use crate::sys::Kernel;
 use crate::{attest, peer, registry};
 
@@ -84,6 +85,20 @@ impl Config {
             connections: index(self.limits.connections),
             connections_per_uid: index(self.limits.connections_per_uid),
             half_open: self.limits.half_open,
+        }
+    }
+
+    /// How many calls on the workload socket may be open.
+    pub fn calls(&self) -> Quota {
+        Quota::new(index(self.limits.calls), index(self.limits.calls_per_uid))
+    }
+
+    /// The limits of one connection.
+    pub fn server_limits(&self) -> serve::Limits {
+        serve::Limits {
+            streams_per_connection: self.limits.streams_per_connection,
+            workload_message: self.limits.workload_message.as_usize(),
+            admin_message: self.limits.admin_message.as_usize(),
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,7 +109,7 @@ impl fmt::Display for Origin {
 
 /// A registration entry that was checked: it cannot be changed and has no mistakes.
 ///
-/// There may be 100,000 of them, so what few entries have is kept apart.
+/// There may be 100,000 of them, so what many have in common is shared, and what few have is kept apart.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry(Fields);
 
@@ -119,16 +118,35 @@ pub struct Entry(Fields);
 pub(super) struct Fields {
     pub(super) id: EntryId,
     pub(super) spiffe_id: Template,
-    pub(super) matches: Box<[Selector]>,
-    pub(super) owner: Option<Arc<str>>,
-    pub(super) audiences: Box<[Box<str>]>,
+    pub(super) matches: Selectors,
     pub(super) origin: Origin,
-    pub(super) x509_ttl: Option<NonZeroU32>,
-    pub(super) jwt_ttl: Option<NonZeroU32>,
+    pub(super) common: Arc<Common>,
+    pub(super) rare: Option<Box<Rare>>,
+}
+
+/// What many entries have in common.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Common {
+    pub(super) owner: Option<Box<str>>,
+    pub(super) audiences: Box<[Box<str>]>,
+    pub(super) x509_ttl: Option<Duration>,
+    pub(super) jwt_ttl: Option<Duration>,
     pub(super) bind: Bind,
     pub(super) exportable: bool,
     pub(super) disabled: bool,
-    pub(super) rare: Option<Box<Rare>>,
+}
+
+/// A list of selectors that needs no memory of its own when it has two, as most have.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Selectors {
+    Two([Selector; 2]),
+    Any(Box<[Selector]>),
+}
+
+impl From<Vec<Selector>> for Selectors {
+    fn from(list: Vec<Selector>) -> Self {
+        list.try_into().map_or_else(|list: Vec<_>| Self::Any(list.into()), Self::Two)
+    }
 }
 
 /// What few entries have.
@@ -163,7 +181,10 @@ impl Entry {
 
     /// The selectors that must all hold; never empty.
     pub fn matches(&self) -> &[Selector] {
-        &self.0.matches
+        match &self.0.matches {
+            Selectors::Two(list) => list,
+            Selectors::Any(list) => list,
+        }
     }
 
     /// The selectors of which any one forbids.
@@ -173,7 +194,7 @@ impl Entry {
 
     /// Who answers for it; present outside `--dev`.
     pub fn owner(&self) -> Option<&str> {
-        self.0.owner.as_deref()
+        self.0.common.owner.as_deref()
     }
 
     /// The hint it asks for. Whether a process gets it is [`super::Identity::hint`]'s answer.
@@ -183,22 +204,22 @@ impl Entry {
 
     /// The lifetime of its X.509-SVIDs; `None` for the default.
     pub fn x509_ttl(&self) -> Option<Duration> {
-        self.0.x509_ttl.map(|seconds| Duration::from_secs(seconds.get().into()))
+        self.0.common.x509_ttl
     }
 
     /// The lifetime of its JWT-SVIDs; `None` for the default.
     pub fn jwt_ttl(&self) -> Option<Duration> {
-        self.0.jwt_ttl.map(|seconds| Duration::from_secs(seconds.get().into()))
+        self.0.common.jwt_ttl
     }
 
     /// The audiences its JWT-SVIDs may have; `*` alone for any.
     pub fn audiences(&self) -> &[Box<str>] {
-        &self.0.audiences
+        &self.0.common.audiences
     }
 
     /// Whether its JWT-SVIDs may have this audience.
     pub fn allows_audience(&self, audience: &str) -> bool {
-        self.0.audiences.iter().any(|allowed| **allowed == *audience || **allowed == *ANY)
+        self.0.common.audiences.iter().any(|allowed| **allowed == *audience || **allowed == *ANY)
     }
 
     /// The URI prefixes for which the workload may check proofs; `*` alone for any.
@@ -223,17 +244,17 @@ impl Entry {
 
     /// Whose end revokes what it gave.
     pub fn bind(&self) -> Bind {
-        self.0.bind
+        self.0.common.bind
     }
 
     /// Whether keys and tokens may be written to files.
     pub fn is_exportable(&self) -> bool {
-        self.0.exportable
+        self.0.common.exportable
     }
 
     /// Whether it is switched off.
     pub fn is_disabled(&self) -> bool {
-        self.0.disabled
+        self.0.common.disabled
     }
 
     /// When it ends.
@@ -310,6 +331,6 @@ mod tests {
 
     #[test]
     fn an_entry_is_small() {
-        assert!(size_of::<Entry>() <= 160, "{}", size_of::<Entry>());
+        assert!(size_of::<Entry>() <= 120, "{}", size_of::<Entry>());
     }
 }

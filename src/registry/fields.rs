@@ -48,10 +48,10 @@ fn is_hex(value: &str, digits: usize) -> bool {
     value.len() == digits && value.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-pub(super) fn owner(text: &str) -> Result<&str, String> {
+pub(super) fn owner(text: &str) -> Result<Box<str>, String> {
     match text.trim() {
         "" => Err("the owner is empty: name who answers for this entry".to_owned()),
-        _ => Ok(text),
+        _ => Ok(text.into()),
     }
 }
 

@@ -59,7 +59,7 @@ pub struct Matched {
 
 impl Matched {
     /// With one attestor down every entry may be unavailable; naming a few is enough.
-    pub const MAX_UNAVAILABLE: usize = 32;
+    pub const MAX_UNAVAILABLE: usize = 8;
 }
 
 /// What an entry means for a process.

@@ -44,7 +44,7 @@ pub struct Loader {
 #[derive(Debug)]
 struct Parsed {
     digest: [u8; 32],
-    entries: Vec<Arc<Entry>>,
+    entries: Box<[Arc<Entry>]>,
 }
 
 impl Loader {

@@ -4,7 +4,6 @@
 //! what the rest of it means would be a guess.
 
 use std::collections::{HashMap, HashSet};
-use std::num::NonZeroU32;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use time::OffsetDateTime;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::entry::{ANY, Bind, Entry, EntryId, Fields, Origin, Rare};
+use super::entry::{ANY, Bind, Common, Entry, EntryId, Fields, Origin, Rare};
 use super::keys::{Key, KeySet};
 use super::mistake::{Lines, Mistake};
 use super::template::Template;
@@ -116,11 +115,11 @@ impl Source {
     }
 }
 
-/// Shares equal texts among entries: thousands of them have the same owner and often the same uid.
+/// Shares what is equal among entries: thousands of them have the same owner and audiences, and often the same uid.
 #[derive(Default)]
 pub(super) struct Interner {
     selectors: HashMap<Box<str>, Selector>,
-    texts: HashSet<Arc<str>>,
+    common: HashSet<Arc<Common>>,
 }
 
 impl Interner {
@@ -133,12 +132,12 @@ impl Interner {
         Ok(selector)
     }
 
-    fn text(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.texts.get(text) {
+    fn common(&mut self, common: Common) -> Arc<Common> {
+        if let Some(known) = self.common.get(&common) {
             return known.clone();
         }
-        let shared: Arc<str> = text.into();
-        self.texts.insert(shared.clone());
+        let shared = Arc::new(common);
+        self.common.insert(shared.clone());
         shared
     }
 }
@@ -246,7 +245,7 @@ impl<'a> Parser<'a> {
                 }
                 "match" => matches = Some(self.selectors(key, value)),
                 "unless" => unless = self.selectors(key, value),
-                "owner" => owner = Some(self.one(key, value, |text| fields::owner(text).map(str::to_owned))),
+                "owner" => owner = Some(self.one(key, value, fields::owner)),
                 "hint" => rare.hint = self.one(key, value, fields::hint),
                 "x509_ttl" => x509_ttl = self.lifetime(key, value, rules.max_x509_ttl),
                 "jwt_ttl" => jwt_ttl = self.lifetime(key, value, rules.max_jwt_ttl),
@@ -307,14 +306,16 @@ impl<'a> Parser<'a> {
             id: id.unwrap_or_else(|| id_of_content(&spiffe_id, &matches, &rare.unless)),
             spiffe_id,
             matches: matches.into(),
-            owner: owner.flatten().map(|owner| self.interner.text(&owner)),
-            audiences: audiences.into(),
             origin: self.source.origin(self.lines.line(at.start)),
-            x509_ttl,
-            jwt_ttl,
-            bind,
-            exportable: exportable.unwrap_or(false),
-            disabled: disabled.unwrap_or(false),
+            common: self.interner.common(Common {
+                owner: owner.flatten(),
+                audiences: audiences.into(),
+                x509_ttl,
+                jwt_ttl,
+                bind,
+                exportable: exportable.unwrap_or(false),
+                disabled: disabled.unwrap_or(false),
+            }),
             rare: Some(Box::new(rare)),
         }))
     }
@@ -412,13 +413,12 @@ impl<'a> Parser<'a> {
         key: &Spanned<toml::de::DeString<'a>>,
         value: &Value<'a>,
         most: Duration,
-    ) -> Option<NonZeroU32> {
+    ) -> Option<Duration> {
         if value.get_ref().is_integer() {
             self.wrong_type(key.get_ref(), value, "a text with a unit, for example `\"15m\"`");
             return None;
         }
-        let lifetime = self.one(key, value, |text| lifetime::parse(text, most).map_err(|error| error.to_string()))?;
-        NonZeroU32::new(u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX))
+        self.one(key, value, |text| lifetime::parse(text, most).map_err(|error| error.to_string()))
     }
 
     fn boolean(&mut self, key: &Spanned<toml::de::DeString<'a>>, value: &Value<'a>) -> Option<bool> {

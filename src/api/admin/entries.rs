@@ -76,10 +76,9 @@ impl Admin {
             return Ok(row);
         }
         match self.parts.registry.index().entry(id) {
-            Some(entry) => Err(Status::failed_precondition(format!(
-                "entry `{id}` comes from {}: change it there",
-                entry.origin()
-            ))),
+            Some(entry) => {
+                Err(Status::failed_precondition(format!("entry `{id}` comes from {}: change it there", entry.origin())))
+            }
             None => Err(Status::not_found(format!("there is no entry `{id}`"))),
         }
     }
@@ -141,7 +140,9 @@ impl wire::entries_server::Entries for Admin {
         let _changing = self.entries.lock().await;
         self.free_elsewhere(&id)?;
         if self.row(&id).await?.is_some() {
-            return Err(Status::already_exists(format!("there is an entry `{id}` already: update it, or choose another id")));
+            return Err(Status::already_exists(format!(
+                "there is an entry `{id}` already: update it, or choose another id"
+            )));
         }
         self.audit(&peer, "entry.create", id.as_str());
         self.store_all(vec![Wish { entry, expect: Expect::Absent, created_at: self.now() }]).await?;

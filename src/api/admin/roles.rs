@@ -44,7 +44,9 @@ impl Roles {
         if credentials.uid == 0 || credentials.uid == self.own_uid {
             return true;
         }
-        let member = |groups: &[u32]| groups.contains(&credentials.gid) || credentials.groups.iter().any(|gid| groups.contains(gid));
+        let member = |groups: &[u32]| {
+            groups.contains(&credentials.gid) || credentials.groups.iter().any(|gid| groups.contains(gid))
+        };
         match role {
             Role::Viewer => member(&self.viewers) || member(&self.operators),
             Role::Operator => member(&self.operators),
