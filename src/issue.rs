@@ -224,7 +224,8 @@ impl Issuer {
                     let private = PrivateKey::generate(self.key_type)?;
                     let signed = entitled.trust.signers().sign_x509(grant, private.public_key(), entitled.now).await?;
                     peer.instance().look()?;
-                    let svid = Arc::new(self.keep(identity, X509Svid { signed, key: private.to_pkcs8()? }, entitled.now));
+                    let svid =
+                        Arc::new(self.keep(identity, X509Svid { signed, key: private.to_pkcs8()? }, entitled.now));
                     self.record_x509(peer, &svid);
                     kept.insert(key, svid.clone());
                     svid
@@ -316,10 +317,9 @@ impl Issuer {
         let matched = index.matching(attested.evidence(), now);
         if matched.identities.is_empty() {
             return Err(match matched.unavailable.into_iter().next() {
-                Some(unavailable) => Refusal::Unavailable {
-                    entry: unavailable.entry.id().clone(),
-                    why: unavailable.reasons.join("; "),
-                },
+                Some(unavailable) => {
+                    Refusal::Unavailable { entry: unavailable.entry.id().clone(), why: unavailable.reasons.join("; ") }
+                }
                 None => Refusal::NoIdentity { pid: peer.instance().pid(), uid: attested.uid() },
             });
         }

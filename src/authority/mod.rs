@@ -263,9 +263,8 @@ impl Authority {
         kind: Kind,
         gone: &BTreeSet<String>,
     ) -> Result<(), AuthorityError> {
-        let doomed = |slot: &Slot| {
-            slot.kind == kind && matches!(slot.state, State::Prepared { .. }) && gone.contains(&slot.id)
-        };
+        let doomed =
+            |slot: &Slot| slot.kind == kind && matches!(slot.state, State::Prepared { .. }) && gone.contains(&slot.id);
         self.forget(slots, doomed, "revoked").await
     }
 
@@ -335,7 +334,8 @@ impl Authority {
                 let key = PrivateKey::generate(self.config.key_type)?;
                 let root = self_signed_root(domain.clone(), key, Validity { not_before, not_after }, &serial)?;
                 let certificate = root.certificate().der().to_vec();
-                let slot = Slot { id: serial.to_string(), kind, state, not_before: now, not_after, certificate, issuer: None };
+                let slot =
+                    Slot { id: serial.to_string(), kind, state, not_before: now, not_after, certificate, issuer: None };
                 (root.into_key(), slot)
             }
             Kind::X509Signing => {

@@ -178,9 +178,7 @@ pub fn plan(slots: &[Slot], managed: &[Kind], now: OffsetDateTime) -> Plan {
 
 /// Whether the root above a signing CA no longer signs: its successor is the root that chains should end in.
 fn outlived_its_root(signing: &Slot, slots: &[Slot]) -> bool {
-    slots
-        .iter()
-        .any(|root| Some(&root.id) == signing.issuer.as_ref() && matches!(root.state, State::Retired { .. }))
+    slots.iter().any(|root| Some(&root.id) == signing.issuer.as_ref() && matches!(root.state, State::Retired { .. }))
 }
 
 /// Lets the prepared slot sign. The active one of its kind is retired until everything it signed is out, which is

@@ -54,7 +54,8 @@ async fn over_two_years_every_svid_is_believed_with_the_bundle_of_its_own_messag
         agent.clock().advance(HOUR * 24);
         let mut changes = agent.state().trust().watch();
         // The rotation runs beside us; what is due now is done before anything is signed by what it replaces.
-        let due = agent.state().trust().current().signers().slots().iter().any(|slot| slot.not_after <= agent.clock().now());
+        let due =
+            agent.state().trust().current().signers().slots().iter().any(|slot| slot.not_after <= agent.clock().now());
         if due {
             crate::harness::within(changes.changed()).await.unwrap();
         }
@@ -76,7 +77,10 @@ async fn revoking_the_signing_authority_replaces_svids_and_bundle_in_one_message
     let domain = TrustDomain::parse("dev.tether.internal").unwrap();
     let new_bundle = X509Authorities::from_der(domain, &second.svids[0].bundle).unwrap();
     let old = Chain::from_der(&first.svids[0].x509_svid).unwrap();
-    assert!(verify(&old, &new_bundle, agent.clock().now(), &[]).is_err(), "what the revoked authority signed is not believed");
+    assert!(
+        verify(&old, &new_bundle, agent.clock().now(), &[]).is_err(),
+        "what the revoked authority signed is not believed"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,7 +35,8 @@ async fn an_edit_that_changes_nothing_for_a_process_is_not_sent_to_it() {
     let agent = TestAgent::start().await;
     let mut stream = agent.workload().await.fetch_x509svid(X509svidRequest {}).await.unwrap().into_inner();
     next(&mut stream).await.unwrap();
-    let other = "[[entry]]\nid = \"other\"\nspiffe_id = \"spiffe://dev.tether.internal/other\"\nmatch = [\"unix:uid:4242\"]\n";
+    let other =
+        "[[entry]]\nid = \"other\"\nspiffe_id = \"spiffe://dev.tether.internal/other\"\nmatch = [\"unix:uid:4242\"]\n";
     agent.write_entries("other.toml", other).await;
     agent.write_entries("mine.toml", &entry("mine", "mine", "")).await;
     // Streams are ordered: had the first edit been sent, it would come before this.
