@@ -200,12 +200,12 @@ fn write_x509(update: &X509Context, dir: &Path, context: &mut Context) -> Result
 }
 
 fn note_others(identities: usize, context: &mut Context) {
-    if identities > 1 {
-        context.output.note(&format!(
-            "this caller has {} more; choose one with --spiffe-id, see all with --output json",
-            if identities == 2 { "one identity".to_owned() } else { format!("{} identities", identities - 1) },
-        ));
-    }
+    let more = match identities {
+        0 | 1 => return,
+        2 => "one more identity".to_owned(),
+        count => format!("{} more identities", count - 1),
+    };
+    context.output.note(&format!("this caller has {more}; choose one with --spiffe-id, see all with --output json"));
 }
 
 async fn jwt(

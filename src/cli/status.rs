@@ -33,7 +33,7 @@ pub(super) async fn run(args: StatusArgs, context: &mut Context) -> Result<(), F
         if context.output.is_json() {
             context.output.json(&document)?;
         } else {
-            context.output.text(&render(&document, context.host.now()))?;
+            print(&document, context)?;
         }
         if !args.watch {
             return Ok(());
@@ -48,35 +48,49 @@ async fn fetch(admin: &Admin) -> Result<Map<String, Value>, Failure> {
         .map_err(|error| Failure::new(Exit::Failure, format!("the agent's status is not JSON: {error}")))
 }
 
-/// The document for a person: a line for each value, a block for each object, a line for each item of a list.
-fn render(document: &Map<String, Value>, now: OffsetDateTime) -> String {
-    let mut text = String::new();
-    let is_line = |value: &&Value| !matches!(value, Value::Object(_) | Value::Array(_));
-    for (name, value) in document.iter().filter(|(name, value)| *name != "version" && is_line(value)) {
-        text.push_str(&format!("{}: {}\n", spaced(name), scalar(value, now)));
+/// The document for a person: a line for each value, then a block for each object and a table for each list.
+fn print(document: &Map<String, Value>, context: &mut Context) -> Result<(), Failure> {
+    let now = context.host.now();
+    let is_block = |value: &Value| matches!(value, Value::Object(_) | Value::Array(_));
+    let lines = document.iter().filter(|(name, value)| *name != "version" && !is_block(value));
+    let lines: Vec<_> = lines.map(|(name, value)| (spaced(name), inline(value, now))).collect();
+    fields(&lines, context)?;
+    for (name, value) in document.iter().filter(|(_, value)| is_block(value)) {
+        context.output.line(&format!("\n{}", spaced(name).to_uppercase()))?;
+        match value {
+            Value::Object(block) => {
+                let lines: Vec<_> = block.iter().map(|(name, value)| (spaced(name), inline(value, now))).collect();
+                fields(&lines, context)?;
+            }
+            Value::Array(items) => list(items, now, context)?,
+            _ => {}
+        }
     }
-    for (name, value) in document.iter().filter(|(_, value)| !is_line(value)) {
-        text.push_str(&format!("\n{}\n", spaced(name)));
-        block(value, now, &mut text);
-    }
-    text
+    Ok(())
 }
 
-fn block(value: &Value, now: OffsetDateTime, text: &mut String) {
-    match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                text.push_str(&format!("  {}: {}\n", spaced(name), inline(value, now)));
-            }
-        }
-        Value::Array(items) if items.is_empty() => text.push_str("  none\n"),
-        Value::Array(items) => {
-            for item in items {
-                text.push_str(&format!("  {}\n", inline(item, now)));
-            }
-        }
-        other => text.push_str(&format!("  {}\n", scalar(other, now))),
+fn fields(lines: &[(String, String)], context: &mut Context) -> Result<(), Failure> {
+    let lines: Vec<_> = lines.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+    Ok(context.output.fields(&lines)?)
+}
+
+/// Objects become the rows of a table; anything else a line each.
+fn list(items: &[Value], now: OffsetDateTime, context: &mut Context) -> Result<(), Failure> {
+    let objects: Vec<_> = items.iter().filter_map(Value::as_object).collect();
+    if let Some(first) = objects.first().filter(|_| objects.len() == items.len()) {
+        let names: Vec<_> = first.keys().map(|name| spaced(name)).collect();
+        let header: Vec<_> = names.iter().map(String::as_str).collect();
+        let cell = |object: &Map<String, Value>, name: &String| object.get(name).map_or_else(String::new, |v| inline(v, now));
+        let rows: Vec<_> = objects.iter().map(|object| first.keys().map(|name| cell(object, name)).collect()).collect();
+        return Ok(context.output.table(&header, &rows)?);
     }
+    if items.is_empty() {
+        return Ok(context.output.line("none")?);
+    }
+    for item in items {
+        context.output.line(&inline(item, now))?;
+    }
+    Ok(())
 }
 
 fn inline(value: &Value, now: OffsetDateTime) -> String {
@@ -86,6 +100,7 @@ fn inline(value: &Value, now: OffsetDateTime) -> String {
                 fields.iter().map(|(name, value)| format!("{} {}", spaced(name), inline(value, now))).collect();
             parts.join(", ")
         }
+        Value::Array(items) if items.is_empty() => "none".to_owned(),
         Value::Array(items) => items.iter().map(|item| inline(item, now)).collect::<Vec<_>>().join("; "),
         other => scalar(other, now),
     }

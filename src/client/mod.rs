@@ -13,6 +13,8 @@ mod watch;
 mod workload;
 
 #[cfg(all(test, feature = "agent"))]
+pub(crate) mod fake;
+#[cfg(all(test, feature = "agent"))]
 mod tests;
 
 pub use channel::channel;

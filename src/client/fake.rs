@@ -1,0 +1,246 @@
+//! A Workload API that says what a test tells it to, on a real socket.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use time::OffsetDateTime;
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+use crate::id::{SpiffeId, TrustDomain};
+use crate::jwt::{JwtAuthorities, JwtClaims, JwtSigner};
+use crate::proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
+use crate::proto::workload::*;
+use crate::x509::{Issuer, KeyType, LeafParams, PrivateKey, Serial, Validity, X509Authorities, self_signed_root};
+
+/// The time in all documents of [`Documents`]: they are valid for an hour from then.
+pub(crate) const NOW: OffsetDateTime = time::macros::datetime!(2026-11-22 12:00 UTC);
+
+/// The answers, each call taking the next one; without one left a call is denied.
+#[derive(Clone, Default)]
+pub(crate) struct FakeWorkloadApi(Arc<Mutex<Script>>);
+
+#[derive(Default)]
+pub(crate) struct Script {
+    /// For each X.509 stream its messages, after which it ends.
+    pub(crate) x509: VecDeque<Vec<Result<X509svidResponse, Status>>>,
+    pub(crate) jwt: VecDeque<Result<JwtsvidResponse, Status>>,
+    pub(crate) x509_bundles: VecDeque<X509BundlesResponse>,
+    pub(crate) jwt_bundles: VecDeque<JwtBundlesResponse>,
+    pub(crate) validate: VecDeque<Result<ValidateJwtsvidResponse, Status>>,
+    /// The `workload.spiffe.io` values of each call.
+    pub(crate) headers: Vec<Vec<String>>,
+}
+
+impl FakeWorkloadApi {
+    pub(crate) fn script(&self) -> std::sync::MutexGuard<'_, Script> {
+        self.0.lock().expect("no test panicked with the lock")
+    }
+
+    fn take<T, R>(&self, request: &Request<T>, next: impl FnOnce(&mut Script) -> Option<R>) -> Result<R, Status> {
+        let values = request.metadata().get_all("workload.spiffe.io").iter();
+        let values = values.map(|value| value.to_str().expect("text").to_owned()).collect();
+        let mut script = self.script();
+        script.headers.push(values);
+        next(&mut script).ok_or_else(|| Status::permission_denied("no identity issued"))
+    }
+
+    fn once<T: Send + 'static>(answer: T) -> Response<BoxStream<'static, Result<T, Status>>> {
+        Response::new(stream::iter([Ok(answer)]).chain(stream::pending()).boxed())
+    }
+}
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for FakeWorkloadApi {
+    type FetchX509SVIDStream = BoxStream<'static, Result<X509svidResponse, Status>>;
+    type FetchX509BundlesStream = BoxStream<'static, Result<X509BundlesResponse, Status>>;
+    type FetchJWTBundlesStream = BoxStream<'static, Result<JwtBundlesResponse, Status>>;
+    type FetchWITSVIDStream = BoxStream<'static, Result<WitsvidResponse, Status>>;
+    type FetchWITBundlesStream = BoxStream<'static, Result<WitBundlesResponse, Status>>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        let messages = self.take(&request, |script| script.x509.pop_front())?;
+        Ok(Response::new(stream::iter(messages).boxed()))
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        Ok(Self::once(self.take(&request, |script| script.x509_bundles.pop_front())?))
+    }
+
+    async fn fetch_jwtsvid(&self, request: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
+        self.take(&request, |script| script.jwt.pop_front())?.map(Response::new)
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        request: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        Ok(Self::once(self.take(&request, |script| script.jwt_bundles.pop_front())?))
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        request: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        self.take(&request, |script| script.validate.pop_front())?.map(Response::new)
+    }
+
+    async fn fetch_witsvid(&self, _: Request<WitsvidRequest>) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn fetch_wit_bundles(
+        &self,
+        _: Request<WitBundlesRequest>,
+    ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+}
+
+/// Services on a socket in a directory of their own, served by a thread until this is dropped.
+pub(crate) struct Served {
+    dir: tempfile::TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Served {
+    pub(crate) fn workload_api(api: FakeWorkloadApi) -> Self {
+        Self::routes(Routes::new(SpiffeWorkloadApiServer::new(api)))
+    }
+
+    pub(crate) fn routes(routes: Routes) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(path).expect("bound");
+        listener.set_nonblocking(true).expect("not blocking");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async move {
+                let listener = UnixListener::from_std(listener).expect("registered");
+                let incoming = stream::unfold(listener, async |listener| {
+                    let accepted = listener.accept().await.map(|(stream, _)| stream);
+                    Some((accepted, listener))
+                });
+                let server = tonic::transport::Server::builder().add_routes(routes);
+                tokio::select! {
+                    served = server.serve_with_incoming(incoming.boxed()) => served.expect("serves"),
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self { dir, stop: Some(stop), thread: Some(thread) }
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        format!("unix://{}", self.path().display())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Documents of one trust domain, made by its root.
+pub(crate) struct Documents {
+    issuer: Issuer,
+    jwt: JwtSigner,
+}
+
+impl Documents {
+    pub(crate) fn of(domain: &str) -> Self {
+        let domain = TrustDomain::parse(domain).expect("legal");
+        let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
+        let issuer = self_signed_root(domain, key, validity(), &Serial::from_random([1; 16])).expect("a root");
+        let jwt = JwtSigner::new(&PrivateKey::generate(KeyType::EcP256).expect("a key")).expect("a signer");
+        Self { issuer, jwt }
+    }
+
+    pub(crate) fn x509(&self, path: &str, hint: &str) -> X509svid {
+        let id = self.id(path);
+        let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
+        let leaf = LeafParams {
+            spiffe_id: &id,
+            public_key: key.public_key(),
+            dns_names: &[],
+            validity: validity(),
+            serial: &Serial::from_random([2; 16]),
+        };
+        let certificate = self.issuer.sign_leaf(&leaf).expect("signed");
+        X509svid {
+            spiffe_id: id.to_string(),
+            x509_svid: certificate.to_vec().into(),
+            x509_svid_key: key.to_pkcs8().expect("a key").expose().clone().into(),
+            bundle: self.bundle().into(),
+            hint: hint.to_owned(),
+        }
+    }
+
+    pub(crate) fn jwt(&self, path: &str, audience: &str) -> Jwtsvid {
+        let id = self.id(path);
+        let claims = JwtClaims {
+            sub: &id,
+            aud: &[audience.to_owned()],
+            exp: NOW + Duration::from_secs(300),
+            iat: NOW,
+            jti: "1",
+            iss: None,
+        };
+        let svid = self.jwt.sign(&claims).expect("signed");
+        Jwtsvid { spiffe_id: id.to_string(), svid, hint: String::new() }
+    }
+
+    /// Concatenated DER.
+    pub(crate) fn bundle(&self) -> Vec<u8> {
+        X509Authorities::new(self.domain(), [self.issuer.certificate().clone()]).expect("an authority").to_der()
+    }
+
+    /// A JWK Set as the Workload API has it.
+    pub(crate) fn jwks(&self) -> String {
+        let keys = JwtAuthorities::new(self.domain(), [(self.jwt.key_id().to_owned(), self.jwt.public_key().clone())]);
+        let none = X509Authorities::new(self.domain(), []).expect("empty");
+        crate::bundle::Bundle::new(none, keys).jwt_jwks()
+    }
+
+    pub(crate) fn domain_id(&self) -> String {
+        self.domain().id().to_string()
+    }
+
+    fn domain(&self) -> TrustDomain {
+        self.issuer.trust_domain().clone()
+    }
+
+    fn id(&self, path: &str) -> SpiffeId {
+        SpiffeId::parse(&format!("{}{path}", self.domain_id())).expect("legal")
+    }
+}
+
+fn validity() -> Validity {
+    Validity { not_before: NOW, not_after: NOW + Duration::from_secs(3600) }
+}
+
+/// Where the socket of nobody would be.
+pub(crate) fn nowhere() -> &'static Path {
+    Path::new("/nonexistent/socket")
+}
