@@ -115,8 +115,12 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     readiness.set("agent", Ok(()));
     state.entries_loaded(&registry.last_load());
 
-    let reloader: Arc<dyn Reloadable> =
-        Arc::new(super::reload::Reloader { state: state.clone(), log: deps.log.clone(), source: deps.reload });
+    let reloader: Arc<dyn Reloadable> = Arc::new(super::reload::Reloader {
+        state: state.clone(),
+        authority: authority.clone(),
+        log: deps.log.clone(),
+        source: deps.reload,
+    });
     let admin_service = Admin::new(crate::api::admin::Parts {
         roles: Roles::new(&config.admin.viewers, &config.admin.operators)
             .map_err(|(group, source)| StartError::Group { group, source })?,

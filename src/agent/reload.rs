@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::AgentState;
 use crate::api::admin::{ReloadSource, Reloadable};
+use crate::authority::Authority;
 use crate::config::Config;
 use crate::telemetry::LogLevel;
 
@@ -38,6 +39,7 @@ impl fmt::Debug for Reload {
 /// Reloads a running agent.
 pub(super) struct Reloader {
     pub(super) state: Arc<AgentState>,
+    pub(super) authority: Arc<Authority>,
     pub(super) log: LogLevel,
     pub(super) source: Reload,
 }
@@ -71,11 +73,30 @@ impl Reloader {
     }
 }
 
+impl Reloader {
+    /// The files of a `disk` authority; nothing to say of the embedded one.
+    async fn authority_files(&self) -> Option<ReloadSource> {
+        let source = "authority files".to_owned();
+        let published = match self.authority.reload_files().await {
+            Ok(None) => return None,
+            Ok(Some(signers)) => {
+                self.state.trust().authority_changed(signers).await.map_err(|error| crate::api::status::chain(&error))
+            }
+            Err(error) => Err(crate::api::status::chain(&error)),
+        };
+        Some(match published {
+            Ok(()) => ReloadSource { source, ok: true, messages: vec!["in force".to_owned()] },
+            Err(why) => ReloadSource { source, ok: false, messages: vec![why] },
+        })
+    }
+}
+
 #[tonic::async_trait]
 impl Reloadable for Reloader {
     async fn reload(&self) -> Vec<ReloadSource> {
         super::notify::reloading();
         let mut sources: Vec<ReloadSource> = self.configuration().into_iter().collect();
+        sources.extend(self.authority_files().await);
         let load = self.state.registry().reload().await;
         let messages = if load.ok {
             let count = self.state.registry().index().entries().len();

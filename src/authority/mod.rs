@@ -14,7 +14,7 @@ mod signers;
 pub mod slot;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -85,7 +85,7 @@ pub enum AuthorityError {
     #[error("there is no authority `{0}`: `tether authority show` lists them")]
     Unknown(String),
     /// The root is in files that somebody else keeps.
-    #[error("the root comes from files: replace them and reload the agent")]
+    #[error("the root comes from files: replace them and run `tether agent reload`")]
     RootOnDisk,
     /// The journal could not be read or written; nothing has changed.
     #[error(transparent)]
@@ -117,7 +117,8 @@ pub enum AuthorityError {
 #[derive(Debug)]
 pub struct Authority {
     config: Config,
-    disk: Option<DiskAuthority>,
+    /// What the files held when they were last read; changed only while `slots` is locked.
+    disk: Option<RwLock<Arc<DiskAuthority>>>,
     clock: Clock,
     entropy: Entropy,
     store: Store,
@@ -137,10 +138,7 @@ impl Authority {
         keys: KeyStore,
         audit: Audit,
     ) -> Result<(Self, Arc<Signers>), AuthorityError> {
-        let disk = match &config.source {
-            Source::Embedded => None,
-            Source::Disk(files) => Some(DiskAuthority::read(files, &config.domain, clock.now())?),
-        };
+        let disk = read_files(&config, &clock)?;
         let rows = store.list::<Slot>(Space::Authorities).await?;
         let mut slots: Vec<Slot> = rows.into_iter().map(|(_, row)| row.value).collect();
         if let Some(disk) = &disk {
@@ -148,6 +146,7 @@ impl Authority {
             slots.retain(|slot| slot.kind == Kind::Jwt || slot.issuer.as_deref() == Some(disk.id()));
         }
         keys.remove_unknown(|id| slots.iter().any(|slot| slot.id == id))?;
+        let disk = disk.map(|disk| RwLock::new(Arc::new(disk)));
         let authority = Self { config, disk, clock, entropy, store, keys, audit, slots: Mutex::new(slots) };
         let (signers, _) = authority.advance().await?;
         Ok((authority, signers))
@@ -198,6 +197,37 @@ impl Authority {
         self.forget(&mut slots, |slot| gone.contains(&slot.id), "revoked").await?;
         self.carry_out(&mut slots).await?;
         self.signers(&slots)
+    }
+
+    /// Reads the files of a `disk` authority again. When they hold another certificate, signing CAs below it take over
+    /// and what the former ones signed no longer stands; a file that is not usable changes nothing.
+    pub async fn reload_files(&self) -> Result<Option<Arc<Signers>>, AuthorityError> {
+        let (Some(current), Some(read)) = (&self.disk, read_files(&self.config, &self.clock)?) else { return Ok(None) };
+        let mut slots = self.slots.lock().await;
+        let before = std::mem::replace(&mut *current.write().unwrap_or_else(PoisonError::into_inner), Arc::new(read));
+        match self.follow_files(&mut slots).await {
+            Ok(signers) => Ok(Some(signers)),
+            Err(error) => {
+                *current.write().unwrap_or_else(PoisonError::into_inner) = before;
+                Err(error)
+            }
+        }
+    }
+
+    async fn follow_files(&self, slots: &mut Vec<Slot>) -> Result<Arc<Signers>, AuthorityError> {
+        let issuer = self.disk().map(|disk| disk.id().to_owned());
+        let stale = |slot: &Slot| slot.kind == Kind::X509Signing && slot.issuer != issuer;
+        if slots.iter().any(stale) {
+            self.forget(slots, |slot| stale(slot) && slot.state != State::Active, "removed").await?;
+            self.succeed(slots, Kind::X509Signing, self.clock.now()).await?;
+            self.carry_out(slots).await?;
+            self.forget(slots, stale, "removed").await?;
+        }
+        self.signers(slots)
+    }
+
+    fn disk(&self) -> Option<Arc<DiskAuthority>> {
+        self.disk.as_ref().map(|disk| disk.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     fn check_ours(&self, kind: Kind) -> Result<(), AuthorityError> {
@@ -354,7 +384,7 @@ impl Authority {
 
     /// The root that signs signing CAs, and its id.
     fn root(&self, slots: &[Slot]) -> Result<(String, Issuer), AuthorityError> {
-        if let Some(disk) = &self.disk {
+        if let Some(disk) = self.disk() {
             return Ok((disk.id().to_owned(), disk.issuer(&self.config.domain)?));
         }
         let root = slots
@@ -384,7 +414,7 @@ impl Authority {
         let (signing, jwt) = (active(Kind::X509Signing)?, active(Kind::Jwt)?);
         let mut above_leaf = signing.certificate.clone();
         let mut roots = Vec::new();
-        match &self.disk {
+        match self.disk() {
             Some(disk) => {
                 above_leaf.extend_from_slice(disk.intermediates());
                 roots.extend(disk.roots().iter().cloned());
@@ -421,3 +451,14 @@ impl Authority {
         }))
     }
 }
+
+/// What the files of a `disk` authority hold now; `None` for the other kind.
+fn read_files(config: &Config, clock: &Clock) -> Result<Option<DiskAuthority>, AuthorityError> {
+    match &config.source {
+        Source::Embedded => Ok(None),
+        Source::Disk(files) => Ok(Some(DiskAuthority::read(files, &config.domain, clock.now())?)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

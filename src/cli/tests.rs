@@ -95,21 +95,14 @@ fn fetch_x509_prints_what_scripts_rely_on() {
     let svid = &json["svids"][0];
     assert_eq!(
         keys(svid),
-        [
-            "bundle_pem",
-            "hint",
-            "not_after",
-            "not_before",
-            "serial",
-            "spiffe_id",
-            "x509_svid_key_pem",
-            "x509_svid_pem"
-        ]
+        ["bundle_pem", "hint", "not_after", "not_before", "serial", "spiffe_id", "x509_svid_key_pem", "x509_svid_pem"]
     );
     assert_eq!((&json["version"], &svid["spiffe_id"]), (&json!(1), &json!("spiffe://example.org/a")));
     assert_eq!((&svid["hint"], &json["svids"][1]["hint"]), (&json!("internal"), &Value::Null));
     assert_eq!(svid["not_after"], "2026-11-22T13:00:00Z");
-    for (field, label) in [("x509_svid_pem", "CERTIFICATE"), ("x509_svid_key_pem", "PRIVATE KEY"), ("bundle_pem", "CERTIFICATE")] {
+    for (field, label) in
+        [("x509_svid_pem", "CERTIFICATE"), ("x509_svid_key_pem", "PRIVATE KEY"), ("bundle_pem", "CERTIFICATE")]
+    {
         let text = svid[field].as_str().expect("text");
         assert!(text.starts_with(&format!("-----BEGIN {label}-----\n")), "{text}");
     }
@@ -284,7 +277,8 @@ fn entry(toml: &str) -> EntryView {
     }
 }
 
-const ENTRY: &str = "[[entry]]\nid = \"billing\"\nspiffe_id = \"spiffe://example.org/billing\"\nmatch = [\"unix:uid:1000\"]\n";
+const ENTRY: &str =
+    "[[entry]]\nid = \"billing\"\nspiffe_id = \"spiffe://example.org/billing\"\nmatch = [\"unix:uid:1000\"]\n";
 
 impl FakeAdmin {
     fn served(&self) -> Served {
@@ -366,11 +360,8 @@ impl Agent for FakeAdmin {
         }))
     }
     async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {
-        let refused = ReloadedSource {
-            source: "entries".to_owned(),
-            ok: false,
-            messages: vec!["/e/a.toml:1:2: no".to_owned()],
-        };
+        let refused =
+            ReloadedSource { source: "entries".to_owned(), ok: false, messages: vec!["/e/a.toml:1:2: no".to_owned()] };
         Ok(Response::new(ReloadResponse { sources: vec![refused] }))
     }
     async fn log_level(&self, request: Request<LogLevelRequest>) -> Result<Response<LogLevelResponse>, Status> {
@@ -414,7 +405,9 @@ impl Bundles for FakeAdmin {
             pem: format!("PEM of {trust_domain}\n"),
             own,
         };
-        Ok(Response::new(ShowBundlesResponse { bundles: vec![view("partner.example", false), view("example.org", true)] }))
+        Ok(Response::new(ShowBundlesResponse {
+            bundles: vec![view("partner.example", false), view("example.org", true)],
+        }))
     }
     async fn set(&self, request: Request<SetBundleRequest>) -> Result<Response<BundleView>, Status> {
         let SetBundleRequest { trust_domain, content } = request.into_inner();
@@ -520,9 +513,12 @@ fn spire_entries_need_a_choice_of_parents_and_an_owner_and_arrive_as_ours() {
 fn status_is_shown_whatever_is_in_it_and_passed_on_as_json() {
     let served = FakeAdmin::default().served();
     let done = tether("status", &served);
-    for expected in
-        ["trust domain  example.org\n", "started at    2026-11-22T11:59:00Z (1m ago)\n", "PARTS\nentries  ok\n", "WEAKER\nnone\n"]
-    {
+    for expected in [
+        "trust domain  example.org\n",
+        "started at    2026-11-22T11:59:00Z (1m ago)\n",
+        "PARTS\nentries  ok\n",
+        "WEAKER\nnone\n",
+    ] {
         assert!(done.data.contains(expected), "{}", done.data);
     }
     assert_eq!(tether("status --output json", &served).json()["trust_domain"], "example.org");
@@ -637,7 +633,9 @@ fn the_command_line_is_consistent_and_documents_itself() {
     let dir = tempfile::tempdir().expect("a directory");
     assert_eq!(tether_with(&format!("man --write {}", dir.path().display()), &[], "").exit, Exit::Ok);
     assert!(dir.path().join("tether-fetch-x509.1").exists() && dir.path().join("tether.1").exists());
-    for wrong in ["", "nonsense", "fetch jwt", "fetch x509 --spiffe-id nonsense", "agent run --dir /x", "config show --set x"] {
+    for wrong in
+        ["", "nonsense", "fetch jwt", "fetch x509 --spiffe-id nonsense", "agent run --dir /x", "config show --set x"]
+    {
         let done = tether_with(wrong, &[], "");
         assert_eq!((done.exit, done.data.as_str()), (Exit::Usage, ""), "{wrong}");
     }
