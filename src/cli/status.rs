@@ -80,7 +80,8 @@ fn list(items: &[Value], now: OffsetDateTime, context: &mut Context) -> Result<(
     if let Some(first) = objects.first().filter(|_| objects.len() == items.len()) {
         let names: Vec<_> = first.keys().map(|name| spaced(name)).collect();
         let header: Vec<_> = names.iter().map(String::as_str).collect();
-        let cell = |object: &Map<String, Value>, name: &String| object.get(name).map_or_else(String::new, |v| inline(v, now));
+        let cell =
+            |object: &Map<String, Value>, name: &String| object.get(name).map_or_else(String::new, |v| inline(v, now));
         let rows: Vec<_> = objects.iter().map(|object| first.keys().map(|name| cell(object, name)).collect()).collect();
         return Ok(context.output.table(&header, &rows)?);
     }
