@@ -172,6 +172,11 @@ impl SelectorSet {
         self.0.extend(more);
     }
 
+    /// Keeps only the facts that `keep` wants.
+    pub fn retain(&mut self, keep: impl FnMut(&Selector) -> bool) {
+        self.0.retain(keep);
+    }
+
     /// The value of `kind.key` when exactly one fact has it: what `{kind.key}` in a template stands for.
     pub fn single_value(&self, kind: &str, key: &str) -> Option<&str> {
         let mut values = self.0.iter().filter(|s| s.kind() == kind && s.key() == key);

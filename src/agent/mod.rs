@@ -203,7 +203,7 @@ impl Bound {
         tokio::pin!(shutdown);
         let early = tokio::select! {
             () = &mut shutdown => Ok(()),
-            ended = servers.join_next() => ended.map_or(Ok(()), |ended| server_ended(ended)),
+            ended = servers.join_next() => ended.map_or(Ok(()), server_ended),
             ended = duties.join_next() => ended.map_or(Ok(()), |ended| ended.map_err(RunError::Task)),
         };
         state.readiness.set("agent", Err("stopping".to_owned()));

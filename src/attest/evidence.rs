@@ -51,6 +51,12 @@ impl Evidence {
         self.gaps.iter().find(|gap| gap.kind == kind && (gap.keys.is_empty() || gap.keys.contains(&key)))
     }
 
+    /// Takes back what was found of one type: it says nothing about this process.
+    pub(super) fn withhold(&mut self, kind: &'static str, why: String) {
+        self.selectors.retain(|selector| selector.kind() != kind);
+        self.gaps.push(Gap { kind, keys: &[], why });
+    }
+
     /// Whether something is missing that somebody wanted, so that asking again may find it.
     pub(super) fn has_failures(&self) -> bool {
         self.gaps.iter().any(|gap| gap.why != NOT_WANTED)

@@ -12,12 +12,14 @@ use tokio::sync::Mutex;
 use super::{Attestors, Evidence, ExecutableEvidence, Subject, Wanted};
 use crate::base::clock::Clock;
 use crate::base::quota::Turns;
-use crate::peer::{Facts, Instance, LookError};
+use crate::peer::{Facts, Instance, LookError, Weakness};
 
 /// How often a process that keeps changing its credentials is looked at before it is told to try again.
 const ATTEMPTS: usize = 3;
-/// How long evidence with something missing from it is used before the attestors are asked again.
-const GAPS_LAST: Duration = Duration::from_secs(1);
+/// How long evidence with something missing from it is used before the attestors are asked again; each time that
+/// finds the same gaps doubles it, because some gaps are there to stay.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Why a process could not be attested.
 #[derive(Debug, Error)]
@@ -65,7 +67,15 @@ impl Attested {
 #[derive(Debug, Default)]
 struct Memory {
     /// Locked while attesting: callers of one process wait for one attestation.
-    last: Mutex<Option<Last>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    last: Option<Last>,
+    /// The path of the executable when it was first attested. The instance ends with another executable, so this
+    /// stays true while the file is moved or unlinked under the running program (design rule 4).
+    path: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -74,6 +84,7 @@ struct Last {
     wanted: Arc<Wanted>,
     evidence: Arc<Evidence>,
     at: OffsetDateTime,
+    retry: Duration,
 }
 
 /// Attests instances, remembering what it found for as long as it holds.
@@ -95,22 +106,25 @@ impl Attestation {
     /// otherwise this costs one look at the process.
     pub async fn attest(&self, instance: &Arc<Instance>, wanted: &Arc<Wanted>) -> Result<Attested, AttestationError> {
         let memory = instance.attached::<Memory>();
-        let mut last = memory.last.lock().await;
+        let mut known = memory.known.lock().await;
         let mut facts = instance.look()?;
-        if let Some(last) = last.as_ref().filter(|last| self.holds(last, facts, wanted)) {
+        if let Some(last) = known.last.as_ref().filter(|last| self.holds(last, facts, wanted)) {
             return Ok(attested(facts, last.evidence.clone()));
         }
         let _turn = self.turns.turn(facts.uid).await;
-        let known_path = last.as_ref().and_then(|last| last.evidence.selectors.single_value("unix", "path"));
-        let known_path = known_path.map(PathBuf::from);
         for _ in 0..ATTEMPTS {
-            let subject = subject(instance, facts, known_path.clone())?;
-            let evidence = Arc::new(self.attestors.attest(&subject, wanted).await);
+            let evidence = Arc::new(self.ask(instance, facts, known.path.clone(), wanted).await?);
             // Look again: what was read is about this instance, and about these credentials, only if they still hold.
             let now = instance.look()?;
             if now == facts {
+                let retry = match &known.last {
+                    Some(last) if last.evidence == evidence => (last.retry * 2).min(LAST_RETRY),
+                    _ => FIRST_RETRY,
+                };
+                let path = evidence.selectors.single_value("unix", "path").map(PathBuf::from);
+                known.path = known.path.take().or(path);
                 let at = self.clock.now();
-                *last = Some(Last { facts, wanted: wanted.clone(), evidence: evidence.clone(), at });
+                known.last = Some(Last { facts, wanted: wanted.clone(), evidence: evidence.clone(), at, retry });
                 return Ok(attested(facts, evidence));
             }
             facts = now;
@@ -121,13 +135,29 @@ impl Attestation {
     /// Everything that can be found out of the instance, asked anew: for explaining.
     pub async fn explain(&self, instance: &Arc<Instance>) -> Result<Attested, AttestationError> {
         let facts = instance.look()?;
+        let path = instance.attached::<Memory>().known.lock().await.path.clone();
         let _turn = self.turns.turn(facts.uid).await;
-        let evidence = self.attestors.attest(&subject(instance, facts, None)?, &Wanted::everything()).await;
+        let evidence = self.ask(instance, facts, path, &Wanted::everything()).await?;
         Ok(attested(instance.look()?, Arc::new(evidence)))
     }
 
+    async fn ask(
+        &self,
+        instance: &Instance,
+        facts: Facts,
+        path: Option<PathBuf>,
+        wanted: &Wanted,
+    ) -> Result<Evidence, AttestationError> {
+        let mut evidence = self.attestors.attest(&subject(instance, facts, path)?, wanted).await;
+        if let Some(weak) = instance.weak().filter(Weakness::bars_executable) {
+            // Labels follow the executable; like it they say nothing where somebody else can send in its name.
+            evidence.withhold("lsm", weak.to_string());
+        }
+        Ok(evidence)
+    }
+
     fn holds(&self, last: &Last, facts: Facts, wanted: &Arc<Wanted>) -> bool {
-        let fresh = !last.evidence.has_failures() || (self.clock.now() - last.at).unsigned_abs() < GAPS_LAST;
+        let fresh = !last.evidence.has_failures() || (self.clock.now() - last.at).unsigned_abs() < last.retry;
         last.facts == facts && (Arc::ptr_eq(&last.wanted, wanted) || last.wanted == *wanted) && fresh
     }
 }

@@ -120,9 +120,9 @@ impl Instances {
             let pidfd = PidFd::of_peer(&socket).map_err(failed("get a handle of the caller"))?;
             return self.of_handle(pidfd, peer.pid);
         }
-        // Between `connect` and here the caller may have exited and its number may have been given to another process.
-        // That one would have to be of the same user, and somebody must still hold the caller's end. What it sends is
-        // compared with the process we hold: so the wrong process is held only if it is also the one that sends.
+        // Between `connect` and here the caller may have exited, and its number may have been given to another process of
+        // the same user, while somebody still holds the caller's end. What the caller had sent would then pass for the
+        // other's, but the challenge can be answered by that other process alone, so that nothing is released.
         let pidfd = PidFd::open(peer.pid).map_err(failed("get a handle of the caller"))?;
         let instance = self.of_handle(pidfd, peer.pid)?;
         let facts = instance.look().map_err(|_| InstanceError::Gone)?;

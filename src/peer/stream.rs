@@ -80,8 +80,7 @@ impl PeerStream {
 
     /// Reads once and checks the sender. `Ok(None)`: what was read was for us, or there was nothing after all.
     fn read_checked(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<Option<()>> {
-        let space = buf.remaining().min(MAX_READ);
-        let space = &mut buf.initialize_unfilled()[..space];
+        let space = buf.initialize_unfilled_to(buf.remaining().min(MAX_READ));
         let received = match self.socket.try_io(Interest::READABLE, || socket::recv_with_sender(&self.socket, space)) {
             Ok(received) => received,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),

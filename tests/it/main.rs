@@ -1,4 +1,5 @@
 //! Behaviour of the whole agent, a module for each subject.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says where")]
 
 #[path = "../harness/mod.rs"]
 mod harness;
