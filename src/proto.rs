@@ -14,3 +14,7 @@ pub mod admin {
 
 /// The encoded descriptors of all services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The response metadata in which tether says why it denied a call: the stable name of the reason. The standard has one
+/// status for all of them; clients that do not know it lose nothing.
+pub const DENIAL_METADATA: &str = "tether-denial";

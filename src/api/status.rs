@@ -3,6 +3,7 @@
 //! Clients retry Unavailable and PermissionDenied with backoff and report InvalidArgument and Unimplemented at once,
 //! so the code says what a caller should do; the text says it to a person.
 
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::authority::AuthorityError;
@@ -10,6 +11,7 @@ use crate::base::quota::Full;
 use crate::issue::Refusal;
 use crate::jwt::JwtError;
 use crate::peer::LookError;
+use crate::proto::DENIAL_METADATA;
 use crate::store::StoreError;
 use crate::trust::TrustError;
 
@@ -48,7 +50,11 @@ pub fn refused(refusal: &Refusal) -> Status {
         | Refusal::Stopping => Code::Unavailable,
         Refusal::Authority(_) | Refusal::Key(_) => Code::Unavailable,
     };
-    Status::new(code, refusal.to_string())
+    let mut status = Status::new(code, refusal.to_string());
+    if code == Code::PermissionDenied {
+        status.metadata_mut().insert(DENIAL_METADATA, MetadataValue::from_static(refusal.as_str()));
+    }
+    status
 }
 
 /// A token is not valid. The standard names no code; this is the one other implementations use.

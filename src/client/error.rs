@@ -6,13 +6,10 @@ use thiserror::Error;
 use tonic::{Code, Status};
 
 use super::{Endpoint, EndpointError};
+use crate::proto::DENIAL_METADATA;
 
-/// The response metadata in which tether says why it denied: `no-identity`, `audience` or `policy`.
-///
-/// The standard has one status for all of them. Other agents send no such metadata.
-pub const DENIAL_METADATA: &str = "tether-denial";
-/// The value of [`DENIAL_METADATA`] for a caller without an identity.
-const NO_IDENTITY: &str = "no-identity";
+/// The values of [`DENIAL_METADATA`] for a caller without an identity, or without the one it asked for.
+const NO_IDENTITY: [&str; 2] = ["no_identity", "not_granted"];
 
 /// Why a call to the Workload API gave nothing.
 #[derive(Debug, Error)]
@@ -75,7 +72,7 @@ impl ClientError {
         match status.code() {
             Code::Unavailable => Self::NotReady(message),
             Code::PermissionDenied => match status.metadata().get(DENIAL_METADATA) {
-                Some(reason) if reason != NO_IDENTITY => Self::Denied(message),
+                Some(reason) if !NO_IDENTITY.iter().any(|none| reason == none) => Self::Denied(message),
                 _ => Self::NoIdentity(message),
             },
             Code::InvalidArgument => Self::Invalid(message),

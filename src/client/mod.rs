@@ -19,6 +19,6 @@ mod tests;
 
 pub use channel::channel;
 pub use endpoint::{ENDPOINT_VARIABLE, Endpoint, EndpointError};
-pub use error::{ClientError, DENIAL_METADATA};
+pub use error::ClientError;
 pub use watch::{JwtBundleWatch, Watch, X509BundleWatch, X509Watch};
 pub use workload::{JwtSvid, SecurityHeader, ValidatedJwt, WorkloadApi, X509Context, X509Svid, with_header};

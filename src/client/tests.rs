@@ -1,6 +1,7 @@
 use tonic::Status;
 
 use crate::id::TrustDomain;
+use crate::proto::DENIAL_METADATA;
 use crate::proto::workload::{
     JwtBundlesResponse, JwtsvidResponse, ValidateJwtsvidResponse, X509BundlesResponse, X509svidResponse,
 };
@@ -109,7 +110,7 @@ async fn a_status_says_what_happened_and_whether_trying_again_can_help() {
     let mut audience = Status::permission_denied("audience `x` is not allowed");
     audience.metadata_mut().insert(DENIAL_METADATA, "audience".parse().expect("ascii"));
     let mut nobody = Status::permission_denied("no identity");
-    nobody.metadata_mut().insert(DENIAL_METADATA, "no-identity".parse().expect("ascii"));
+    nobody.metadata_mut().insert(DENIAL_METADATA, "no_identity".parse().expect("ascii"));
     let cases: Vec<(Status, Is, bool)> = vec![
         (Status::invalid_argument("x"), |error| matches!(error, ClientError::Invalid(_)), false),
         (Status::unimplemented("x"), |error| matches!(error, ClientError::NotOffered(_)), false),
