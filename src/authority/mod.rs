@@ -446,10 +446,17 @@ impl Authority {
             roots,
             jwt_keys,
             standing: slots.iter().map(|slot| slot.id.as_str().into()).collect(),
-            slots: slots.to_vec(),
+            slots: in_order(slots),
             entropy: self.entropy.clone(),
         }))
     }
+}
+
+/// The order in which people see them: by kind, the oldest first.
+fn in_order(slots: &[Slot]) -> Vec<Slot> {
+    let mut slots = slots.to_vec();
+    slots.sort_by(|a, b| (a.kind, a.not_before, &a.id).cmp(&(b.kind, b.not_before, &b.id)));
+    slots
 }
 
 /// What the files of a `disk` authority hold now; `None` for the other kind.
