@@ -68,7 +68,7 @@ func fetch(ctx context.Context, audience string) error {
 	}
 	own := pick(x509.SVIDs)
 	if own == nil {
-		return errors.New("no SVID with the hint `interop`")
+		return errors.New("no SVID with the hint `go`")
 	}
 
 	bundles, err := client.FetchX509Bundles(ctx)
@@ -214,7 +214,7 @@ func newSource(ctx context.Context) (*workloadapi.X509Source, error) {
 // pick takes the SVID meant for these tests; nil makes the source fail rather than use another identity.
 func pick(svids []*x509svid.SVID) *x509svid.SVID {
 	for _, svid := range svids {
-		if svid.Hint == "interop" {
+		if svid.Hint == "go" {
 			return svid
 		}
 	}

@@ -37,7 +37,7 @@ async fn fetch(audience: &str) -> Result<()> {
     let client = WorkloadApiClient::connect_env().await?;
     let context = client.fetch_x509_context().await?;
     let ids: Vec<String> = context.svids().iter().map(|svid| svid.spiffe_id().to_string()).collect();
-    let own = InteropSvid.pick_svid(context.svids()).ok_or("no SVID with the hint `interop`")?;
+    let own = InteropSvid.pick_svid(context.svids()).ok_or("no SVID with the hint `rust`")?;
 
     let bundles = client.fetch_x509_bundles().await?;
     let trust_domains: Vec<String> = bundles.iter().map(|(name, _)| name.to_string()).collect();
@@ -141,7 +141,7 @@ struct InteropSvid;
 
 impl SvidPicker for InteropSvid {
     fn pick_svid(&self, svids: &[Arc<X509Svid>]) -> Option<usize> {
-        svids.iter().position(|svid| svid.hint() == Some("interop"))
+        svids.iter().position(|svid| svid.hint() == Some("rust"))
     }
 }
 

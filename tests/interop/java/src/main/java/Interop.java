@@ -157,14 +157,20 @@ public final class Interop {
 
     /** The SVID meant for these tests, never another identity. */
     private static X509Svid pick(List<X509Svid> svids) {
-        return svids.stream().filter(svid -> "interop".equals(svid.getHint())).findFirst().orElseThrow();
+        return svids.stream().filter(svid -> "java".equals(svid.getHint())).findFirst().orElseThrow();
     }
 
     private static void printUpdates(WorkloadApiClient client, CountDownLatch remaining) {
         client.watchX509Context(new Watcher<X509Context>() {
             @Override
             public void onUpdate(X509Context context) {
-                X509Svid svid = pick(context.getX509Svids());
+                X509Svid svid;
+                try {
+                    svid = pick(context.getX509Svids());
+                } catch (RuntimeException error) { // the client would swallow it and leave everyone waiting
+                    onError(error);
+                    return;
+                }
                 print(Map.of(
                         "serial", svid.getLeaf().getSerialNumber().toString(16),
                         "spiffe_id", svid.getSpiffeId().toString()));
