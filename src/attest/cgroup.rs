@@ -70,7 +70,7 @@ pub(super) fn read(proc_dir: &ProcDir) -> Result<Place, AttestError> {
 }
 
 /// Parses `/proc/PID/cgroup` (cgroups(7)); `None` when a line is not `ID:CONTROLLERS:PATH`.
-fn parse(text: &str) -> Option<Place> {
+pub(super) fn parse(text: &str) -> Option<Place> {
     let (mut unified, mut systemd) = (None, None);
     for line in text.lines() {
         let (_id, rest) = line.split_once(':')?;

@@ -160,5 +160,21 @@ async fn one(attestor: &dyn Attestor, deadline: Duration, subject: &Subject, wan
     }
 }
 
+/// Entry point for fuzzing: reads arbitrary bytes as each file of `/proc/PID` that attestors read.
+#[doc(hidden)]
+pub fn fuzz_proc_file(bytes: &[u8]) {
+    unix::fuzz_status(bytes);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        if let Some(cgroup::Place::At(path)) = cgroup::parse(text) {
+            assert!(
+                path.starts_with('/') && !path.starts_with("/../"),
+                "a path outside our namespace is taken for one in it"
+            );
+            systemd::fuzz_placement(&path);
+        }
+        systemd::fuzz_placement(text);
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::agent::{self, Deps, Reload};
-use crate::client::{ClientError, channel, with_header};
+use crate::client::{ClientError, Endpoint, channel, with_header};
 use crate::config::{Config, Loaded, Mistake, Mistakes, Place};
 use crate::proto::admin::ReloadRequest;
 use crate::registry;
@@ -69,15 +69,15 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
 
 /// What was bound. The last line is `ready`: from then on calls are answered.
 fn announce(config: &Config, context: &mut Context) -> Result<(), Failure> {
-    let workload = config.listen.workload.display().to_string();
     context.output.fields(&[
         ("trust domain", config.trust_domain.to_string()),
-        ("workload socket", workload.clone()),
+        ("workload socket", config.listen.workload.display().to_string()),
         ("admin socket", config.listen.admin.display().to_string()),
     ])?;
     if config.dev {
         context.output.line("")?;
-        context.output.line(&format!("export SPIFFE_ENDPOINT_SOCKET=unix://{}", quoted(&workload)))?;
+        let endpoint = Endpoint::Unix(config.listen.workload.clone()).to_string();
+        context.output.line(&format!("export SPIFFE_ENDPOINT_SOCKET={}", quoted(&endpoint)))?;
         context
             .output
             .line(&format!("export TETHER_ADMIN_SOCKET={}", quoted(&config.listen.admin.to_string_lossy())))?;
@@ -88,7 +88,7 @@ fn announce(config: &Config, context: &mut Context) -> Result<(), Failure> {
 
 /// `path` as one word of a shell.
 fn quoted(path: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/:._-".contains(c);
     if path.chars().all(is_plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 

@@ -1,6 +1,6 @@
 //! Where the Workload API is (Workload Endpoint, section 4).
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -113,10 +113,18 @@ impl FromStr for Endpoint {
     }
 }
 
+/// The URI form, which [`Endpoint::parse`] reads back.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Unix(path) => {
+                f.write_str("unix://")?;
+                path.to_string_lossy().chars().try_for_each(|character| match character {
+                    '%' | '?' | '#' | ' ' => write!(f, "%{:02X}", u32::from(character)),
+                    character if character.is_ascii_control() => write!(f, "%{:02X}", u32::from(character)),
+                    character => f.write_char(character),
+                })
+            }
             Self::Tcp(address) => write!(f, "tcp://{address}"),
         }
     }

@@ -131,6 +131,28 @@ pub(super) fn load(source: &Source, file: Option<(&Path, &str)>) -> Result<Loade
     loading.finish()
 }
 
+/// Entry point for fuzzing: reads arbitrary bytes as a configuration file, and what it shows once more.
+#[doc(hidden)]
+pub fn fuzz_file(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let path = Path::new("fuzz.toml");
+    match load(&Source::default(), Some((path, text))) {
+        Ok(loaded) => {
+            let shown = super::show(&loaded, false);
+            let again = load(&Source::default(), Some((path, &shown))).map(|again| again.config);
+            assert_eq!(again, Ok(loaded.config), "what is shown reads as what it was");
+        }
+        Err(Mistakes(mistakes)) => {
+            assert!(!mistakes.is_empty());
+            for mistake in mistakes {
+                if let Place::File(position) = mistake.place {
+                    assert!((1..=text.split('\n').count()).contains(&position.line), "a place that is not in the file");
+                }
+            }
+        }
+    }
+}
+
 /// A setting from the environment or a flag.
 struct TextSetting<'a> {
     path: String,

@@ -24,7 +24,7 @@ mod value;
 mod tests;
 
 pub use example::{Shown, example, show};
-pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source};
+pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source, fuzz_file};
 pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter};
 
 use settings::settings;

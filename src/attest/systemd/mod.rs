@@ -240,5 +240,12 @@ fn add_surroundings(findings: &mut Findings, placement: &Placement, uid: u32) {
     }
 }
 
+/// Entry point for fuzzing: reads arbitrary text as a cgroup's path.
+pub(super) fn fuzz_placement(path: &str) {
+    if let Some((unit, _)) = Placement::of(path).unit {
+        assert!(path.split('/').any(|component| component.ends_with(unit.as_str())), "the unit is not in the path");
+    }
+}
+
 #[cfg(test)]
 mod tests;

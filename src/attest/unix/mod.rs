@@ -197,5 +197,10 @@ fn expect_same(what: &'static str, expected: u32, found: u32) -> Result<(), Atte
     Err(AttestError::Changed { what, from: expected.to_string(), to: found.to_string() })
 }
 
+/// Entry point for fuzzing: reads arbitrary bytes as `/proc/PID/status`.
+pub(super) fn fuzz_status(bytes: &[u8]) {
+    let _ = Status::parse(bytes);
+}
+
 #[cfg(test)]
 mod tests;

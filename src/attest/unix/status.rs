@@ -29,7 +29,7 @@ impl Status {
 
     /// Takes the effective ids of `Uid:` and `Gid:` (real, effective, saved, file system) and all of `Groups:`. The
     /// process chooses its `Name:`, but the kernel escapes newlines in it, so it cannot forge a line.
-    fn parse(content: &[u8]) -> Option<Self> {
+    pub fn parse(content: &[u8]) -> Option<Self> {
         let line = |name: &[u8]| {
             let rest = content.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name))?;
             std::str::from_utf8(rest).ok()

@@ -16,8 +16,9 @@ pub fn fuzz_inbound(data: &[u8]) {
         return; // the one bound that is about a single read
     }
     assert_eq!(whole.error, cut.error, "the error depends on how the bytes are cut");
-    assert_eq!(whole.answered, cut.answered, "the event depends on how the bytes are cut");
+    // An error ends the connection, and the read that holds it reports nothing else.
     if whole.error.is_none() {
+        assert_eq!(whole.answered, cut.answered, "the event depends on how the bytes are cut");
         assert_eq!(whole.output, cut.output, "the output depends on how the bytes are cut");
     }
     let again = run(&cut.output, 4096);
