@@ -144,10 +144,14 @@ impl Registry {
 
 /// Building an index of 100,000 entries takes tens of milliseconds and reading them longer: not on an async thread.
 async fn on_disk_threads<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    spawn_blocking(work).await.unwrap_or_else(|error| match error.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(error) => unreachable!("a blocking task that has begun is not cancelled: {error}"),
-    })
+    match spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Cancelled: the runtime shuts down, and with it whoever waits here.
+            Err(_) => std::future::pending().await,
+        },
+    }
 }
 
 impl Shared {
