@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 
 use super::entry::Entry;
 use super::index::Index;
@@ -144,13 +144,11 @@ impl Registry {
 
 /// Building an index of 100,000 entries takes tens of milliseconds and reading them longer: not on an async thread.
 async fn on_disk_threads<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match spawn_blocking(work).await {
+    match spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
         Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // Cancelled: the runtime shuts down, and with it whoever waits here.
-            Err(_) => std::future::pending().await,
-        },
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime is shutting down and does not begin the work; nor will it go on with who waits for it.
+        Err(Err(_cancelled)) => std::future::pending().await,
     }
 }
 

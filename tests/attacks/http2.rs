@@ -88,6 +88,14 @@ pub fn ping() -> Vec<u8> {
     frame(PING, 0, 0, &MARK)
 }
 
+/// The head of a frame of a type nobody knows, which a server must pass over (RFC 9113 section 5.5): whatever comes
+/// next, up to 16384 bytes of it, is no offence.
+pub fn head_of_an_unknown_frame() -> Vec<u8> {
+    const UNKNOWN: u8 = 0xfe;
+    let [_, length @ ..] = 16_384_u32.to_be_bytes();
+    [&length[..], &[UNKNOWN, 0, 0, 0, 0, 0]].concat()
+}
+
 /// The next frame, without reading a byte beyond it; `None` at the end.
 pub fn read_frame(from: &mut impl Read) -> io::Result<Option<Frame>> {
     let mut head = [0; 9];

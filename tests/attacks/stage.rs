@@ -108,11 +108,6 @@ impl Actor {
         self
     }
 
-    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
-        self.command.env(name, value);
-        self
-    }
-
     /// Runs as somebody who is not root, where we are.
     pub fn unprivileged(mut self) -> Self {
         if nix::unistd::geteuid().is_root() {

@@ -86,7 +86,6 @@ impl Rule {
 /// A server and its socket.
 pub struct Target {
     runtime: Option<Runtime>,
-    side: Side,
     socket: PathBuf,
     server: Server,
 }
@@ -122,7 +121,7 @@ impl Target {
                 Server::Tether(Box::new(runtime.block_on(Tether::new(stage, side, &socket, rule))))
             }
         };
-        Self { runtime: Some(runtime), side, socket, server }
+        Self { runtime: Some(runtime), socket, server }
     }
 
     /// A server that serves.
@@ -148,10 +147,6 @@ impl Target {
 
     pub fn socket(&self) -> &Path {
         &self.socket
-    }
-
-    pub fn side(&self) -> Side {
-        self.side
     }
 
     /// Makes the server send something new on open streams.

@@ -25,8 +25,7 @@ fn inherited_proven(side: Side) {
 fn handed_down(side: Side, when: &str) {
     let stage = Stage::new();
     let mut target = Target::serving(&stage, side, &Rule::path(&stage.trusted()));
-    let mut parent =
-        Actor::new(stage.trusted(), "hand-down").arg(target.socket()).arg(stage.thief()).arg(when).start();
+    let mut parent = Actor::new(stage.trusted(), "hand-down").arg(target.socket()).arg(stage.thief()).arg(when).start();
     let verdict = parent.verdict();
     target.judge(&verdict, &["sender_changed"]);
 }

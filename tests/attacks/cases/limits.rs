@@ -7,10 +7,9 @@ use crate::http2;
 use crate::stage::{Actor, Stage};
 use crate::target::{Rule, Side, Target};
 
-pub const LIMITS: &[Attack] = &[
-    Attack::new("KNOWN LIMIT: a trusted program that connects for whoever starts it is whoever starts it", steered)
-        .on(&[Side::Naive, Side::Tether, Side::OldKernel]),
-];
+pub const LIMITS: &[Attack] =
+    &[Attack::new("KNOWN LIMIT: a trusted program that connects for whoever starts it is whoever starts it", steered)
+        .on(&[Side::Naive, Side::Tether, Side::OldKernel])];
 
 /// An executable selector says which file runs and not who steers it: pair it with a user the attacker does not have.
 fn steered(side: Side) {

@@ -38,6 +38,7 @@ impl Attack {
 
 /// Every attack.
 pub fn all() -> impl Iterator<Item = &'static Attack> {
-    let all = [connection::ATTACKS, exec::ATTACKS, process::ATTACKS, files::ATTACKS, placement::ATTACKS, limits::LIMITS];
+    let all =
+        [connection::ATTACKS, exec::ATTACKS, process::ATTACKS, files::ATTACKS, placement::ATTACKS, limits::LIMITS];
     all.into_iter().flatten()
 }

@@ -45,7 +45,8 @@ fn named_like_a_unit(side: Side) {
     let unit = format!("tether-attack-{}-{}.service", std::process::id(), side.name());
     let mut target = Target::serving(&stage, side, &Rule::Unit(unit.clone()));
     let delegated = Delegated::new(&format!("ci-{unit}"));
-    let script = "echo 0 > \"$1/cgroup.procs\" && shift && exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
+    let script =
+        "echo 0 > \"$1/cgroup.procs\" && shift && exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
     let mut attacker = Actor::new("sh", "enter-cgroup")
         .arg("-c")
         .arg(script)

@@ -17,7 +17,8 @@ const NO_FILE: &str = "/no/such/file";
 
 /// Becomes the trusted program.
 fn become_trusted(command: &mut Command) -> ! {
-    let error = command.env_remove(ROLE).exec();
+    // Nor does it need what was set for us.
+    let error = command.env_remove(ROLE).env_remove("LD_LIBRARY_PATH").exec();
     panic!("the trusted program starts: {error}");
 }
 
@@ -66,13 +67,14 @@ pub fn swap_printing(socket: &str, program: &str, trusted: &str) {
     become_trusted(command.arg(request).args([NO_FILE, "-"]).stdout(OwnedFd::from(server)));
 }
 
-/// The loader of the trusted program prints what it does on the connection.
+/// The loader of the trusted program prints what it does on the connection, into a frame that was begun for it.
 pub fn swap_debugging(socket: &str, program: &str, trusted: &str) {
     let server = connect_and_ask(socket);
+    send(&server, &http2::head_of_an_unknown_frame());
     thief(program, "use-stdin", &server).arg("listens").spawn().unwrap();
     let mut command = Command::new(trusted);
     // Standard error is taken, so it says on standard output that it runs.
-    command.args(["/proc/self/comm", "-"]).env("LD_DEBUG", "libs").stderr(OwnedFd::from(server));
+    command.args(["/proc/self/comm", "-"]).env("LD_DEBUG", "files").stderr(OwnedFd::from(server));
     become_trusted(&mut command);
 }
 

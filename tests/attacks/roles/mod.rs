@@ -61,7 +61,7 @@ pub fn play() -> bool {
         ("forge", [socket, trusted]) => placement::forge(socket, trusted),
         ("enter-cgroup", [directory, socket]) => placement::enter_cgroup(directory, socket),
         ("change-user", [socket, uid]) => placement::change_user(socket, uid),
-        ("reuse-pid", [side, pid_max]) => reuse::reuse_pid(side, pid_max),
+        ("reuse-pid", [side]) => reuse::reuse_pid(side),
         _ => panic!("no such role: {role} {arguments:?}"),
     }
     true
