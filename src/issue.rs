@@ -25,7 +25,7 @@ use crate::peer::{LookError, PeerConn};
 use crate::policy::{Denial, Policy};
 use crate::registry::{Entry, EntryId, Identity, Index};
 use crate::trust::{Snapshot, Trust};
-use crate::x509::{KeyError, KeyType, PrivateKey};
+use crate::x509::{KeyError, KeyType, PrivateKey, X509Authorities};
 
 /// How far two hosts' clocks may differ when a token is validated.
 const LEEWAY: Duration = Duration::from_secs(10);
@@ -140,19 +140,20 @@ impl Bundles {
         std::iter::once(&self.own).chain(self.federated.values())
     }
 
+    /// The X.509 authorities of each trust domain that has any: one without has no X.509 bundle (X509-SVID, 6.2).
+    pub fn x509(&self) -> impl Iterator<Item = &X509Authorities> {
+        self.all().map(|bundle| bundle.x509()).filter(|authorities| !authorities.is_empty())
+    }
+
     /// Whether the X.509 authorities are the same.
     pub fn same_x509(&self, other: &Self) -> bool {
-        self.same(other, |a, b| a.x509() == b.x509())
+        self.x509().eq(other.x509())
     }
 
     /// Whether the JWT authorities are the same.
     pub fn same_jwt(&self, other: &Self) -> bool {
-        self.same(other, |a, b| a.jwt() == b.jwt())
-    }
-
-    fn same(&self, other: &Self, same: impl Fn(&Bundle, &Bundle) -> bool) -> bool {
         self.all().map(|bundle| bundle.trust_domain()).eq(other.all().map(|bundle| bundle.trust_domain()))
-            && self.all().zip(other.all()).all(|(a, b)| Arc::ptr_eq(a, b) || same(a, b))
+            && self.all().zip(other.all()).all(|(a, b)| Arc::ptr_eq(a, b) || a.jwt() == b.jwt())
     }
 }
 

@@ -113,7 +113,8 @@ pub(super) fn peer<T>(request: &Request<T>) -> Result<PeerConn, Status> {
 }
 
 fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
-    let bundle = x509_bundle(&state.bundles, state.bundles.own.trust_domain())?;
+    let bundle = x509_bundle(&state.bundles)?;
+    let own = state.bundles.own.trust_domain().id().to_string();
     let svids = state.svids.iter().map(|(svid, hint)| wire::X509svid {
         spiffe_id: svid.spiffe_id.to_string(),
         x509_svid: Bytes::copy_from_slice(&svid.svid.signed.chain),
@@ -124,26 +125,27 @@ fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
     Ok(wire::X509svidResponse {
         svids: svids.collect(),
         crl: Vec::new(),
-        federated_bundles: state
-            .bundles
-            .federated
-            .values()
-            .map(|b| (b.trust_domain().id().to_string(), Bytes::from(b.x509().to_der())))
-            .collect(),
+        federated_bundles: x509_map(&state.bundles).filter(|(id, _)| *id != own).collect(),
     })
 }
 
-fn x509_bundle(bundles: &Bundles, domain: &crate::id::TrustDomain) -> Result<Bytes, Status> {
-    let der = Bytes::from(bundles.own.x509().to_der());
+fn x509_bundle(bundles: &Bundles) -> Result<Bytes, Status> {
+    let own = bundles.own.x509();
     // A mandatory field must not be empty; a trust domain without a root cannot be spoken for.
-    if der.is_empty() { Err(Status::unavailable(format!("`{domain}` has no X.509 authority"))) } else { Ok(der) }
+    if own.is_empty() {
+        return Err(Status::unavailable(format!("`{}` has no X.509 authority", own.trust_domain())));
+    }
+    Ok(own.to_der().into())
+}
+
+/// The X.509 bundles by the SPIFFE IDs of their trust domains.
+fn x509_map(bundles: &Bundles) -> impl Iterator<Item = (String, Bytes)> {
+    bundles.x509().map(|authorities| (authorities.trust_domain().id().to_string(), authorities.to_der().into()))
 }
 
 fn x509_bundles_response(bundles: &Bundles) -> Result<wire::X509BundlesResponse, Status> {
-    x509_bundle(bundles, bundles.own.trust_domain())?;
-    let bundles =
-        bundles.all().map(|bundle| (bundle.trust_domain().id().to_string(), Bytes::from(bundle.x509().to_der())));
-    Ok(wire::X509BundlesResponse { crl: Vec::new(), bundles: bundles.collect() })
+    x509_bundle(bundles)?;
+    Ok(wire::X509BundlesResponse { crl: Vec::new(), bundles: x509_map(bundles).collect() })
 }
 
 fn jwt_bundles_response(bundles: &Bundles) -> Result<wire::JwtBundlesResponse, Status> {
