@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::Effort;
 use crate::support::Result;
-use crate::support::process::{Agent, EmptyServer, TETHER, entry_for_me};
+use crate::support::process::{Agent, EmptyServer, entry_for_me, tether};
 use crate::support::report::{Figure, Report};
 use crate::support::stats::Rounds;
 
@@ -35,7 +35,7 @@ pub fn idle_agent(effort: Effort, report: Report) -> Result<()> {
     let what = "exec to ready, first start (makes authorities)";
     let figure = Figure::of_rounds("P5 first", what, &first, "ms", beside, &empty_ready);
     report.print(&figure.goal("<= 50 ms", first.median() <= 50.0));
-    let size = std::fs::metadata(TETHER)?.len() as f64 / MIB;
+    let size = std::fs::metadata(tether())?.len() as f64 / MIB;
     let bench = std::fs::metadata(std::env::current_exe()?)?.len() as f64 / MIB;
     let figure = Figure::new("P5 size", "stripped program", size, "MiB").beside("this bench", bench);
     report.print(&figure.goal("<= 20 MiB", size <= 20.0));

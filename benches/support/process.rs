@@ -100,15 +100,17 @@ impl EmptyServer {
     }
 }
 
-/// The agent that was built with this bench, as a process, in a directory of its own.
+/// The agent as a process, in a directory of its own.
 pub struct Agent {
     /// The process.
     pub process: Process,
     dir: tempfile::TempDir,
 }
 
-/// The agent's program.
-pub const TETHER: &str = env!("CARGO_BIN_EXE_tether");
+/// The agent's program: the one built with this bench, or what `TETHER_BENCH_AGENT` names, to compare builds.
+pub fn tether() -> PathBuf {
+    std::env::var_os("TETHER_BENCH_AGENT").map_or_else(|| env!("CARGO_BIN_EXE_tether").into(), PathBuf::from)
+}
 
 impl Agent {
     /// Starts an agent with these entries; `settings` are `section.key=value`.
@@ -128,7 +130,7 @@ impl Agent {
     }
 
     fn run(dir: &Path, settings: &[&str]) -> Result<Process> {
-        let mut command = Command::new(TETHER);
+        let mut command = Command::new(tether());
         command.args(["agent", "run", "--config"]).arg(dir.join("tether.toml"));
         for setting in settings {
             command.args(["--set", setting]);
