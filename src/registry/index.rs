@@ -236,6 +236,10 @@ impl Index {
     }
 }
 
+/// What a match on the executable depends on beside the process; which connection is meant is not known here.
+const ABOUT_EXECUTABLE: &str = "it is about the executable, so it is given only on a connection that the process holds \
+                                close-on-exec; Java programs do not";
+
 /// The verdict on an entry that applies, beside the earlier ones that do.
 fn verdict_beside(entry: &Arc<Entry>, spiffe_id: SpiffeId, given: &mut Vec<Identity>) -> Verdict {
     if let Some(first) = given.iter().find(|earlier| earlier.spiffe_id == spiffe_id) {
@@ -247,8 +251,8 @@ fn verdict_beside(entry: &Arc<Entry>, spiffe_id: SpiffeId, given: &mut Vec<Ident
         let hint = entry.hint().unwrap_or_default();
         format!("it is sent without its hint `{hint}`, which entry `{}` comes first with", keeper.entry.id())
     });
-    let notes: Vec<String> = notes.into_iter().collect();
-    given.push(Identity { entry: entry.clone(), spiffe_id: spiffe_id.clone(), hint_is_taken: !notes.is_empty() });
+    given.push(Identity { entry: entry.clone(), spiffe_id: spiffe_id.clone(), hint_is_taken: notes.is_some() });
+    let notes = notes.into_iter().chain(entry.depends_on_executable().then(|| ABOUT_EXECUTABLE.to_owned())).collect();
     Verdict::Match { spiffe_id, notes }
 }
 

@@ -152,6 +152,14 @@ fn the_first_entry_keeps_a_spiffe_id_and_a_hint_and_explain_names_it() {
 }
 
 #[test]
+fn explain_says_that_an_entry_about_the_executable_also_needs_a_connection_held_close_on_exec() {
+    let index = index("[[entry]]\nid = 'a'\nspiffe_id = 'spiffe://td/a'\nmatch = ['unix:path:/bin/a']\n");
+    let explained = index.explain(&evidence(&["unix:path:/bin/a"]), NOW);
+    let Verdict::Match { notes, .. } = &explained[0].verdict else { panic!("{:?}", explained[0].verdict) };
+    assert!(notes[0].contains("close-on-exec"), "{notes:?}");
+}
+
+#[test]
 fn explain_gives_every_reason_that_decides() {
     let index = index(
         "[[entry]]\nid = 'no'\nspiffe_id = 'spiffe://td/a'\nmatch = ['unix:uid:1', 'unix:gid:1', 'systemd:slice:a.slice']\n\
