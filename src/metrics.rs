@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicI64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -10,8 +10,22 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Which document.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+/// Labels of `tether_svid_issued_total`: `x509` or `jwt`, and `ok` or `error`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Issued {
+    r#type: &'static str,
+    result: &'static str,
+}
+
+impl Issued {
+    /// An SVID of this kind that was issued, or was not.
+    pub fn new(kind: Kind, issued: bool) -> Self {
+        Self { r#type: kind.as_str(), result: if issued { "ok" } else { "error" } }
+    }
+}
+
+/// A kind of SVID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An X.509-SVID.
     X509,
@@ -19,22 +33,14 @@ pub enum Kind {
     Jwt,
 }
 
-/// How it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Outcome {
-    /// Done.
-    Ok,
-    /// Not done.
-    Error,
-}
-
-/// Labels of `tether_svid_issued_total`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Issued {
-    /// The kind of SVID.
-    pub r#type: Kind,
-    /// Whether it was issued.
-    pub result: Outcome,
+impl Kind {
+    /// Its name in labels and in audit events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::X509 => "x509",
+            Self::Jwt => "jwt",
+        }
+    }
 }
 
 /// A label with a reason from a closed set of the module that counts.
@@ -74,8 +80,6 @@ pub struct Metrics {
     pub refused: Family<Reason, Counter>,
     /// Connections refused or cut.
     pub connections_refused: Family<Reason, Counter>,
-    /// Connections open on the workload socket.
-    pub workload_connections: Gauge,
     /// Streams open on the workload socket.
     pub workload_streams: Family<Rpc, Gauge>,
     /// How long attestation took.
@@ -99,7 +103,6 @@ impl Metrics {
             svid_issued: Family::default(),
             refused: Family::default(),
             connections_refused: Family::default(),
-            workload_connections: Gauge::default(),
             workload_streams: Family::default(),
             attestation_duration: Family::new_with_constructor(|| Histogram::new(exponential_buckets(1e-5, 4.0, 9))),
             attestation_failures: Family::default(),
@@ -114,7 +117,6 @@ impl Metrics {
         tether.register("svid_issued", "SVIDs issued", metrics.svid_issued.clone());
         tether.register("refused", "Callers refused an SVID or a bundle", metrics.refused.clone());
         tether.register("connections_refused", "Connections refused or cut", metrics.connections_refused.clone());
-        tether.register("workload_connections", "Open workload connections", metrics.workload_connections.clone());
         tether.register("workload_streams", "Open workload streams", metrics.workload_streams.clone());
         tether.register_with_unit(
             "attestation_duration",

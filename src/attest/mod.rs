@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
+use crate::metrics::{Attestor as AttestorLabel, Metrics};
 
 pub use cgroup::Cgroup;
 pub use evidence::{Evidence, Findings, Gap, Note, Wanted};
@@ -114,7 +115,10 @@ pub trait Attestor: Send + Sync {
 
 /// All attestors of this agent, each with its deadline.
 #[derive(Default)]
-pub struct Attestors(Vec<(Box<dyn Attestor>, Duration)>);
+pub struct Attestors {
+    all: Vec<(Box<dyn Attestor>, Duration)>,
+    metrics: Option<Metrics>,
+}
 
 impl Attestors {
     /// The attestors of a Linux host: unix, cgroup, systemd, lsm.
@@ -130,7 +134,14 @@ impl Attestors {
     /// Adds an attestor, which may take at most `deadline`.
     #[must_use]
     pub fn with(mut self, attestor: impl Attestor + 'static, deadline: Duration) -> Self {
-        self.0.push((Box::new(attestor), deadline));
+        self.all.push((Box::new(attestor), deadline));
+        self
+    }
+
+    /// Counts how long each takes and how often it fails.
+    #[must_use]
+    pub fn counted(mut self, metrics: Metrics) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 
@@ -139,24 +150,33 @@ impl Attestors {
     /// Evidence is only good for selectors in `wanted`: the others may be gaps, so whoever changes the set of entries
     /// attests again.
     pub async fn attest(&self, subject: &Subject, wanted: &Wanted) -> Evidence {
-        let all = self.0.iter().map(|(attestor, deadline)| one(attestor.as_ref(), *deadline, subject, wanted));
+        let all = self.all.iter().map(|(attestor, deadline)| self.one(attestor.as_ref(), *deadline, subject, wanted));
         let mut evidence = Evidence::default();
         for findings in join_all(all).await {
             evidence.add(findings);
         }
         evidence
     }
-}
 
-async fn one(attestor: &dyn Attestor, deadline: Duration, subject: &Subject, wanted: &Wanted) -> Findings {
-    let kind = attestor.kind();
-    if !wanted.has_kind(kind) {
-        return Findings::none(kind, evidence::NOT_WANTED);
-    }
-    match tokio::time::timeout(deadline, attestor.attest(subject, wanted)).await {
-        Ok(Ok(findings)) => findings,
-        Ok(Err(error)) => Findings::none(kind, error.words()),
-        Err(_) => Findings::none(kind, format!("there was no answer within {deadline:?}")),
+    async fn one(&self, attestor: &dyn Attestor, deadline: Duration, subject: &Subject, wanted: &Wanted) -> Findings {
+        let kind = attestor.kind();
+        if !wanted.has_kind(kind) {
+            return Findings::none(kind, evidence::NOT_WANTED);
+        }
+        let began = tokio::time::Instant::now();
+        let (findings, failed) = match tokio::time::timeout(deadline, attestor.attest(subject, wanted)).await {
+            Ok(Ok(findings)) => (findings, false),
+            Ok(Err(error)) => (Findings::none(kind, error.words()), true),
+            Err(_) => (Findings::none(kind, format!("there was no answer within {deadline:?}")), true),
+        };
+        if let Some(metrics) = &self.metrics {
+            let label = AttestorLabel { attestor: kind };
+            metrics.attestation_duration.get_or_create(&label).observe(began.elapsed().as_secs_f64());
+            if failed {
+                metrics.attestation_failures.get_or_create(&label).inc();
+            }
+        }
+        findings
     }
 }
 

@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::broadcast;
 
 /// Subscribers that fall this many events behind miss some and are told so.
@@ -94,6 +95,13 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Whether somebody did not get what it wanted.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::ConnectionRefused { .. } | Self::EntriesRefused { .. })
+    }
+}
+
 /// Records events; clones share the subscribers.
 #[derive(Clone, Debug)]
 pub struct Audit {
@@ -109,12 +117,11 @@ impl Default for Audit {
 impl Audit {
     /// Records an event.
     pub fn record(&self, event: Event) {
-        let text = serde_json::to_string(&event).expect("events are plain data");
-        match &event {
-            Event::Refused { .. } | Event::ConnectionRefused { .. } | Event::EntriesRefused { .. } => {
-                tracing::warn!(target: "tether::audit", "{text}");
-            }
-            _ => tracing::info!(target: "tether::audit", "{text}"),
+        let line = Line::of(&event);
+        if event.is_refusal() {
+            line.log_warning();
+        } else {
+            line.log();
         }
         // Nobody listening is fine.
         let _ = self.subscribers.send(event);
@@ -127,13 +134,113 @@ impl Audit {
             return;
         }
         let event = event();
-        let text = serde_json::to_string(&event).expect("events are plain data");
-        tracing::debug!(target: "tether::audit", "{text}");
+        Line::of(&event).log_debug();
         let _ = self.subscribers.send(event);
     }
 
     /// Every event from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.subscribers.subscribe()
+    }
+}
+
+/// The fields of an event as a log line has them, so that a JSON log can be searched by them.
+#[derive(Default)]
+struct Line<'a> {
+    event: &'static str,
+    caller: Option<&'a Caller>,
+    kind: Option<&'static str>,
+    spiffe_id: Option<&'a str>,
+    entry: Option<&'a str>,
+    serial: Option<&'a str>,
+    audience: Option<String>,
+    not_after: Option<String>,
+    reason: Option<&'static str>,
+    detail: Option<String>,
+    subject: Option<&'a str>,
+    change: Option<&'static str>,
+}
+
+/// One line at one level; fields that an event does not have are left out.
+macro_rules! log_at {
+    ($level:ident, $line:expr) => {{
+        let line = $line;
+        tracing::$level!(
+            target: "tether::audit",
+            instance = line.caller.map(|caller| caller.instance.as_str()).filter(|instance| !instance.is_empty()),
+            pid = line.caller.map(|caller| caller.pid),
+            uid = line.caller.map(|caller| caller.uid),
+            kind = line.kind,
+            change = line.change,
+            spiffe_id = line.spiffe_id,
+            entry = line.entry,
+            serial = line.serial,
+            audience = line.audience,
+            not_after = line.not_after,
+            reason = line.reason,
+            detail = line.detail,
+            subject = line.subject,
+            "{}",
+            line.event
+        );
+    }};
+}
+
+impl<'a> Line<'a> {
+    fn of(event: &'a Event) -> Self {
+        let none = Self::default();
+        match event {
+            Event::SvidIssued { caller, kind, spiffe_id, entry, serial, audience, not_after } => Self {
+                event: "svid_issued",
+                caller: Some(caller),
+                kind: Some(kind),
+                spiffe_id: Some(spiffe_id),
+                entry: Some(entry),
+                serial: Some(serial),
+                audience: (!audience.is_empty()).then(|| audience.join(" ")),
+                not_after: not_after.truncate_to_second().format(&Rfc3339).ok(),
+                ..none
+            },
+            Event::Refused { caller, reason, detail } => Self {
+                event: "refused",
+                caller: Some(caller),
+                reason: Some(reason),
+                detail: Some(detail.clone()),
+                ..none
+            },
+            Event::ConnectionRefused { caller, reason, detail } => Self {
+                event: "connection_refused",
+                caller: Some(caller),
+                reason: Some(reason),
+                detail: Some(detail.clone()),
+                ..none
+            },
+            Event::AuthorityChanged { id, kind, change } => {
+                Self { event: "authority_changed", subject: Some(id), kind: Some(kind), change: Some(change), ..none }
+            }
+            Event::EntriesChanged { count, generation } => Self {
+                event: "entries_changed",
+                detail: Some(format!("{count} entries, generation {generation}")),
+                ..none
+            },
+            Event::EntriesRefused { mistakes } => {
+                Self { event: "entries_refused", detail: Some(mistakes.join("; ")), ..none }
+            }
+            Event::Admin { caller, action, subject } => {
+                Self { event: "admin", caller: Some(caller), change: Some(action), subject: Some(subject), ..none }
+            }
+        }
+    }
+
+    fn log(self) {
+        log_at!(info, self);
+    }
+
+    fn log_warning(self) {
+        log_at!(warn, self);
+    }
+
+    fn log_debug(self) {
+        log_at!(debug, self);
     }
 }

@@ -111,7 +111,9 @@ pub const RULES: &[Rule] = &[
         id: "BUN-12",
         binds: "cli",
         says: "a bundle is kept with the name of its trust domain, which it does not say itself",
-        shown: Shown::Review("`bundle::Bundle` carries its `TrustDomain`, given by whoever sets it; `trust` keeps a map by it"),
+        shown: Shown::Review(
+            "`bundle::Bundle` carries its `TrustDomain`, given by whoever sets it; `trust` keeps a map by it",
+        ),
     },
     Rule {
         id: "BUN-13",

@@ -271,7 +271,9 @@ async fn strict() {
         let of = |certificate: &X509Certificate<'_>, authority: bool| {
             certificate.extensions().iter().find_map(|extension| match (extension.parsed_extension(), authority) {
                 (ParsedExtension::SubjectKeyIdentifier(id), false) => Some(id.0.to_vec()),
-                (ParsedExtension::AuthorityKeyIdentifier(id), true) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+                (ParsedExtension::AuthorityKeyIdentifier(id), true) => {
+                    id.key_identifier.as_ref().map(|id| id.0.to_vec())
+                }
                 _ => None,
             })
         };

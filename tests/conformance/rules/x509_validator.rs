@@ -26,7 +26,11 @@ pub const RULES: &[Rule] = &[
         binds: "val",
         says: "certificates with several URI names, or none, are refused",
         shown: Shown::Test(|| {
-            refuse("two SPIFFE IDs", |leaf| leaf.subject_alt_names.push(uri("spiffe://example.org/b")), "more than one");
+            refuse(
+                "two SPIFFE IDs",
+                |leaf| leaf.subject_alt_names.push(uri("spiffe://example.org/b")),
+                "more than one",
+            );
             refuse("another URI", |leaf| leaf.subject_alt_names.push(uri("https://example.org")), "more than one");
             refuse("none", |leaf| leaf.subject_alt_names.clear(), "no URI");
             refuse("DNS only", |leaf| leaf.subject_alt_names = vec![dns("example.org")], "no URI");
@@ -81,7 +85,8 @@ pub const RULES: &[Rule] = &[
         binds: "val",
         says: "the one URI name must be a SPIFFE ID",
         shown: Shown::Test(|| {
-            let only = |name: &'static str| move |leaf: &mut CertificateParams| leaf.subject_alt_names = vec![uri(name)];
+            let only =
+                |name: &'static str| move |leaf: &mut CertificateParams| leaf.subject_alt_names = vec![uri(name)];
             refuse("https", only("https://example.org/a"), "not a SPIFFE ID");
             refuse("upper case", only("SPIFFE://example.org/a"), "not a SPIFFE ID");
             refuse("no scheme", only("example.org/a"), "not a SPIFFE ID");
@@ -218,8 +223,10 @@ fn path_validation() {
     believe(&[&expired.leaf(WORKLOAD, NOW, |_| ()), &expired.der], &[&root]).expect_err("an expired intermediate");
     // Extensions that nobody knows.
     let unknown = [1, 3, 6, 1, 4, 1, 99999, 1];
-    let add = |critical| move |leaf: &mut CertificateParams| {
-        leaf.custom_extensions.push(extension(&unknown, critical, &[5, 0]));
+    let add = |critical| {
+        move |leaf: &mut CertificateParams| {
+            leaf.custom_extensions.push(extension(&unknown, critical, &[5, 0]));
+        }
     };
     believe(&[&root.leaf(WORKLOAD, NOW, add(false))], &[&root]).expect("not critical");
     believe(&[&root.leaf(WORKLOAD, NOW, add(true))], &[&root]).expect_err("critical");
@@ -239,7 +246,8 @@ fn own_bundle() {
     let (ours, theirs) = (Ca::root("ours", NOW), Ca::root("theirs", NOW));
     let chain = Chain::from_der(&theirs.leaf(WORKLOAD, NOW, |_| ())).unwrap();
     verify(&chain, &authorities("example.org", &[&ours]), NOW, &[]).expect_err("signed by another domain's root");
-    let error = verify(&chain, &authorities("partner.example", &[&theirs]), NOW, &[]).expect_err("another domain's bundle");
+    let error =
+        verify(&chain, &authorities("partner.example", &[&theirs]), NOW, &[]).expect_err("another domain's bundle");
     assert!(matches!(error, X509Error::OtherTrustDomain { .. }), "{error}");
     verify(&chain, &authorities("example.org", &[]), NOW, &[]).expect_err("an empty bundle believes nothing");
 }
