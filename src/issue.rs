@@ -314,6 +314,12 @@ impl Issuer {
         peer.proven().await.map_err(Refusal::Connection)?;
         let index = self.registry.borrow().clone();
         let mut attested = self.attest(peer, &index).await?;
+        if (attested.uid(), attested.gid()) != (peer.uid(), peer.gid()) {
+            // Another user than connected: perhaps by executing a setuid program that copies what somebody else says.
+            // Who only gave up privileges opened the connection itself, which can be seen.
+            let held = peer.holds_cloexec().await;
+            held.map_err(|why| Refusal::Connection(crate::peer::Refusal::NotCloseOnExec(why)))?;
+        }
         let now = self.clock.now();
         let matched = index.matching(attested.evidence(), now);
         if matched.identities.is_empty() {

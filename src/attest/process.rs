@@ -51,6 +51,11 @@ impl Attested {
         self.facts.uid
     }
 
+    /// The effective group id.
+    pub fn gid(&self) -> u32 {
+        self.facts.gid
+    }
+
     /// Adds what the connection says of the executable (design rule 3): it may be no evidence on this connection
     /// although the selectors hold.
     pub fn require_executable(&mut self, held: Result<(), String>) {

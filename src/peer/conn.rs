@@ -85,6 +85,11 @@ impl PeerConn {
         self.0.connected_by.uid
     }
 
+    /// The group id that connected.
+    pub fn gid(&self) -> u32 {
+        self.0.connected_by.gid
+    }
+
     /// Who is on the other end.
     pub fn instance(&self) -> &Arc<Instance> {
         &self.0.instance

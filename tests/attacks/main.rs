@@ -4,6 +4,9 @@
 //! README.md has the table. Nothing here sleeps: processes wait for each other's lines and ends.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "../harness/mod.rs"]
+mod harness;
+
 mod cases;
 mod http2;
 mod kernel;

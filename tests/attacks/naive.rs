@@ -1,6 +1,7 @@
 //! What every attack must succeed against: a Workload API server that believes `SO_PEERCRED`. When a request comes in
 //! it looks up the process that once connected, by number, and decides by what it finds.
 
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -55,6 +56,7 @@ impl Naive {
         let Some(pid) = caller.pid() else { return false };
         match &self.rule {
             Rule::Uid(uid) => caller.uid() == *uid,
+            Rule::UidNow(uid) => std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|found| found.uid() == *uid),
             Rule::Path(path) => executable_path(pid).is_some_and(|found| found == *path),
             Rule::Program { path, .. } => executable_path(pid).is_some_and(|found| found == *path),
             Rule::Unit(name) => innermost_cgroup(pid).is_some_and(|found| found == *name),

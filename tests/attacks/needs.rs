@@ -4,6 +4,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 use crate::stage::NOBODY;
 
 /// A need, and why it is not met.
@@ -52,6 +54,14 @@ pub fn pid_max_of_a_namespace() -> Result<(), String> {
         return Ok(());
     }
     Err(format!("needs Linux 6.14, where kernel.pid_max belongs to a pid namespace; this is {}", release.trim()))
+}
+
+/// Files that run as their owner.
+pub fn setuid_files() -> Result<(), String> {
+    root()?;
+    let mount = statvfs(&std::env::temp_dir()).map_err(|errno| errno.to_string())?;
+    let ignored = mount.flags().contains(FsFlags::ST_NOSUID);
+    if ignored { Err("needs a temporary directory that is not mounted nosuid".to_owned()) } else { Ok(()) }
 }
 
 /// Control groups that can be given away.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tether::agent::{self, AgentState, Bound, Deps};
 use tether::audit::Event;
 use tether::config::{Config, KernelInterfaces};
+use tether::proto::admin::ExplainRequest;
+use tether::proto::admin::agent_client::AgentClient;
 use tokio::runtime::Runtime;
 use tokio::sync::broadcast;
 
@@ -52,8 +54,10 @@ impl Side {
 /// Who is entitled to the prize.
 #[derive(Clone, Debug)]
 pub enum Rule {
-    /// Every process of a user.
+    /// Every process that connected as a user.
     Uid(u32),
+    /// Every process that is a user's when it asks.
+    UidNow(u32),
     /// The program at a path.
     Path(PathBuf),
     /// The program at a path, while it has this content.
@@ -74,7 +78,7 @@ impl Rule {
 
     fn entry(&self) -> String {
         let selectors = match self {
-            Self::Uid(uid) => format!("\"unix:uid:{uid}\""),
+            Self::Uid(uid) | Self::UidNow(uid) => format!("\"unix:uid:{uid}\""),
             Self::Path(path) => format!("\"unix:path:{}\"", path.display()),
             Self::Program { path, sha256 } => format!("\"unix:path:{}\", \"unix:sha256:{sha256}\"", path.display()),
             Self::Unit(name) => format!("\"systemd:unit:{name}\""),
@@ -99,6 +103,7 @@ struct Tether {
     closed: Option<Bound>,
     state: Arc<AgentState>,
     entries: PathBuf,
+    admin: PathBuf,
     events: broadcast::Receiver<Event>,
 }
 
@@ -176,6 +181,17 @@ impl Target {
         }
     }
 
+    /// Why tether holds that less is known of a process than of others; empty when it does not.
+    pub fn weakness(&self, pid: u32) -> String {
+        let Server::Tether(tether) = &self.server else { panic!("only tether says") };
+        let request = ExplainRequest { pid: i32::try_from(pid).unwrap() };
+        let explained = async {
+            let mut agent = AgentClient::new(crate::harness::channel(&tether.admin).await);
+            agent.explain(request).await.expect("we may ask").into_inner()
+        };
+        self.runtime.as_ref().expect("until dropped").block_on(explained).weak
+    }
+
     /// Waits until each of `reasons` is in the audit log of tether.
     pub fn recorded(&mut self, reasons: &[&str]) {
         let Server::Tether(tether) = &mut self.server else { return };
@@ -217,7 +233,7 @@ impl Tether {
         if side == Side::OldKernel {
             config.attest.peer.kernel = KernelInterfaces::Baseline;
         }
-        let entries = config.entries_dir.clone();
+        let (entries, admin) = (config.entries_dir.clone(), config.listen.admin.clone());
         std::fs::create_dir_all(&entries).unwrap();
         std::fs::write(entries.join("trusted.toml"), rule.entry()).unwrap();
         let deps = Deps::default();
@@ -225,7 +241,7 @@ impl Tether {
         let bound = agent::build(config, deps).await.expect("the agent starts");
         let mistakes = &bound.state.registry().last_load().mistakes;
         assert!(mistakes.is_empty(), "{mistakes:?}");
-        Self { state: bound.state.clone(), closed: Some(bound), entries, events }
+        Self { state: bound.state.clone(), closed: Some(bound), entries, admin, events }
     }
 }
 

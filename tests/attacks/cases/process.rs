@@ -2,6 +2,7 @@
 
 use super::Attack;
 use crate::needs;
+use crate::roles::GOT;
 use crate::stage::{Actor, NOBODY, Stage};
 use crate::target::{Rule, Side, Target};
 
@@ -10,6 +11,12 @@ pub const ATTACKS: &[Attack] = &[
     Attack::new("a trusted program gets the number of a caller that died in the queue", reused)
         .needing(needs::pid_max_of_a_namespace),
     Attack::new("the caller asks after it gave up the user it connected as", other_user).needing(needs::root),
+    Attack::new("a caller that gave up the user it connected as has what the new one has", new_user)
+        .needing(needs::root)
+        .on(&[Side::Tether, Side::OldKernel]),
+    Attack::new("write, fork, exec a setuid program that copies what the child says", setuid)
+        .needing(needs::setuid_files),
+    Attack::new("an instance is weak where less is known of it", weak).on(&[Side::Tether, Side::OldKernel]),
 ];
 
 fn dead(side: Side) {
@@ -36,4 +43,35 @@ fn other_user(side: Side) {
     let mut caller = Actor::new(stage.thief(), "change-user").arg(target.socket()).arg(NOBODY.to_string()).start();
     let verdict = caller.verdict();
     target.judge(&verdict, &["no_identity"]);
+}
+
+fn new_user(side: Side) {
+    let stage = Stage::new();
+    let target = Target::serving(&stage, side, &Rule::UidNow(NOBODY));
+    let mut caller = Actor::new(stage.thief(), "change-user").arg(target.socket()).arg(NOBODY.to_string()).start();
+    assert_eq!(caller.verdict(), GOT);
+}
+
+/// The entry is about a user and says nothing of the executable. An old kernel cannot even tell that the process is
+/// the one that connected, since its user is another.
+fn setuid(side: Side) {
+    let stage = Stage::new();
+    let copier = stage.trusted_cat();
+    std::fs::set_permissions(&copier, std::os::unix::fs::PermissionsExt::from_mode(0o4755)).unwrap();
+    let mut target = Target::closed(&stage, side, &Rule::UidNow(0));
+    let caller = Actor::new(stage.thief(), "swap-copying").arg(target.socket()).arg(stage.thief()).arg(copier);
+    let mut caller = caller.unprivileged().start();
+    caller.wait_for_swap();
+    target.open();
+    let verdict = caller.verdict();
+    target.judge(&verdict, &[if side == Side::OldKernel { "caller_gone" } else { "not_close_on_exec" }]);
+}
+
+fn weak(side: Side) {
+    let stage = Stage::new();
+    let target = Target::serving(&stage, side, &Rule::our_user());
+    let mut caller = Actor::new(stage.thief(), "hold").arg(target.socket()).start();
+    caller.line();
+    let weakness = target.weakness(caller.pid());
+    assert_eq!(weakness.contains("by number and start time only"), side == Side::OldKernel, "{weakness}");
 }
