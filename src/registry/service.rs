@@ -144,10 +144,12 @@ impl Registry {
 
 /// Building an index of 100,000 entries takes tens of milliseconds and reading them longer: not on an async thread.
 async fn on_disk_threads<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    spawn_blocking(work).await.unwrap_or_else(|error| match error.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(error) => unreachable!("a blocking task that has begun is not cancelled: {error}"),
-    })
+    match spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // It is cancelled only before it begins, when the runtime ends: then this task ends here as well.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }
 
 impl Shared {

@@ -35,7 +35,12 @@ pub const RULES: &[Rule] = &[
     },
     Rule { id: "EP-11", binds: "cli", says: "an endpoint's scheme is unix or tcp", shown: ADDRESSES },
     Rule { id: "EP-12", binds: "cli", says: "a Unix endpoint is an absolute path and nothing else", shown: ADDRESSES },
-    Rule { id: "EP-13", binds: "cli", says: "a TCP endpoint is an IP address and a port and nothing else", shown: ADDRESSES },
+    Rule {
+        id: "EP-13",
+        binds: "cli",
+        says: "a TCP endpoint is an IP address and a port and nothing else",
+        shown: ADDRESSES,
+    },
     Rule {
         id: "EP-17",
         binds: "cli",
@@ -94,7 +99,9 @@ pub const RULES: &[Rule] = &[
         id: "WL-38",
         binds: "cli",
         says: "validation is asked of the agent",
-        shown: Shown::Review("`WorkloadApi::validate_jwt` is what `tether validate jwt` calls; the client validates nothing"),
+        shown: Shown::Review(
+            "`WorkloadApi::validate_jwt` is what `tether validate jwt` calls; the client validates nothing",
+        ),
     },
     Rule {
         id: "WL-41",

@@ -28,7 +28,14 @@ pub const RULES: &[Rule] = &[
         binds: "iss,val",
         says: "query and fragment are refused, empty ones too",
         shown: Shown::Test(|| {
-            let ids = ["spiffe://td/a?q", "spiffe://td/a#f", "spiffe://td/a?", "spiffe://td/a#", "spiffe://td?", "spiffe://td#"];
+            let ids = [
+                "spiffe://td/a?q",
+                "spiffe://td/a#f",
+                "spiffe://td/a?",
+                "spiffe://td/a#",
+                "spiffe://td?",
+                "spiffe://td#",
+            ];
             run(refused_everywhere(&ids))
         }),
     },
@@ -46,7 +53,14 @@ pub const RULES: &[Rule] = &[
         binds: "iss,val",
         says: "a trust domain has only a-z, 0-9, dot, hyphen and underscore",
         shown: Shown::Test(|| {
-            let ids = ["spiffe://t%64/a", "spiffe://té/a", "spiffe://[::1]/a", "spiffe://t*d/a", "spiffe://t~d/a", "spiffe://t d/a"];
+            let ids = [
+                "spiffe://t%64/a",
+                "spiffe://té/a",
+                "spiffe://[::1]/a",
+                "spiffe://t*d/a",
+                "spiffe://t~d/a",
+                "spiffe://t d/a",
+            ];
             run(refused_everywhere(&ids))
         }),
     },
@@ -78,14 +92,23 @@ pub const RULES: &[Rule] = &[
         id: "ID-09",
         binds: "iss,val",
         says: "a slash at the end is refused",
-        shown: Shown::Test(|| run(refused_everywhere(&["spiffe://td/", "spiffe://td/a/", "spiffe://partner.example/"]))),
+        shown: Shown::Test(|| {
+            run(refused_everywhere(&["spiffe://td/", "spiffe://td/a/", "spiffe://partner.example/"]))
+        }),
     },
     Rule {
         id: "ID-10",
         binds: "iss,val",
         says: "a segment has only letters, digits, dot, hyphen and underscore",
         shown: Shown::Test(|| {
-            let ids = ["spiffe://td/a b", "spiffe://td/a:b", "spiffe://td/a~b", "spiffe://td/ü", "spiffe://td/a@b", "spiffe://td/a+b"];
+            let ids = [
+                "spiffe://td/a b",
+                "spiffe://td/a:b",
+                "spiffe://td/a~b",
+                "spiffe://td/ü",
+                "spiffe://td/a@b",
+                "spiffe://td/a+b",
+            ];
             run(refused_everywhere(&ids))
         }),
     },
@@ -144,7 +167,11 @@ pub const RULES: &[Rule] = &[
 async fn refused_everywhere(ids: &[&str]) {
     let (agent, foreign) = Foreign::partner().await;
     for id in ids {
-        refused(validate(&agent, &foreign.token_with(&agent, "sub", json!(id))).await, Code::InvalidArgument, "SPIFFE ID");
+        refused(
+            validate(&agent, &foreign.token_with(&agent, "sub", json!(id))).await,
+            Code::InvalidArgument,
+            "SPIFFE ID",
+        );
         if !id.is_empty() {
             refused(jwt(&agent, &[AUDIENCE], id).await, Code::InvalidArgument, "spiffe_id");
         }
@@ -161,7 +188,11 @@ async fn lower_case() {
     let flags = vec![("trust_domain".to_owned(), "Example.ORG".to_owned())];
     tether::config::Source { flags, ..tether::config::Source::default() }.load().expect_err("upper case");
     refused(set_bundle(&agent, "Partner.Example", "{\"keys\":[]}").await, Code::InvalidArgument, "trust domain");
-    refused(create(&agent, entry_with_id("upper", "spiffe://DEV.tether.internal/a", "")).await, Code::InvalidArgument, "");
+    refused(
+        create(&agent, entry_with_id("upper", "spiffe://DEV.tether.internal/a", "")).await,
+        Code::InvalidArgument,
+        "",
+    );
     let svid = x509(&agent).await.svids.remove(0);
     assert!(svid.spiffe_id.starts_with(&format!("{DOMAIN_ID}/")));
 }
@@ -181,7 +212,14 @@ async fn no_special_cases() {
 }
 
 async fn segments() {
-    let ids = ["spiffe://td//a", "spiffe://td/a//b", "spiffe://td/./a", "spiffe://td/a/.", "spiffe://td/a/..", "spiffe://td/../a"];
+    let ids = [
+        "spiffe://td//a",
+        "spiffe://td/a//b",
+        "spiffe://td/./a",
+        "spiffe://td/a/.",
+        "spiffe://td/a/..",
+        "spiffe://td/../a",
+    ];
     refused_everywhere(&ids).await;
     let (agent, foreign) = Foreign::partner().await;
     for path in ["...", ".a", "a.", "..a/b..", "-", "_"] {
@@ -201,7 +239,7 @@ async fn longest() {
     let id = id_of_length(2048);
     agent.write_entries("long.toml", &entry_with_id("long", &id, "audiences = [\"*\"]")).await;
     let svid = x509(&agent).await.svids.into_iter().find(|svid| svid.spiffe_id == id).expect("it is in the field");
-    assert_eq!(Chain::from_der(&svid.x509_svid).unwrap().leaf().uris(), [id.clone()]);
+    assert_eq!(Chain::from_der(&svid.x509_svid).unwrap().leaf().uris(), [&id[..]]);
     let token = jwt(&agent, &[AUDIENCE], &id).await.unwrap().remove(0).svid;
     assert_eq!(validate(&agent, &token).await.unwrap().spiffe_id, id);
 }

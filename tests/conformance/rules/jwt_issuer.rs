@@ -19,12 +19,7 @@ pub const RULES: &[Rule] = &[
         says: "the header of a token has alg, kid and typ and nothing else",
         shown: Shown::Test(|| run(header())),
     },
-    Rule {
-        id: "JWT-09",
-        binds: "iss",
-        says: "sub is the workload's SPIFFE ID",
-        shown: Shown::Test(|| run(subject())),
-    },
+    Rule { id: "JWT-09", binds: "iss", says: "sub is the workload's SPIFFE ID", shown: Shown::Test(|| run(subject())) },
     Rule {
         id: "JWT-12",
         binds: "iss",
@@ -109,8 +104,7 @@ async fn published_keys() {
     let agent = TestAgent::start().await;
     let (_, decoded) = token(&agent).await;
     let bundle = published(&agent).await;
-    let keys: Vec<&Value> =
-        bundle["keys"].as_array().unwrap().iter().filter(|key| key["use"] == "jwt-svid").collect();
+    let keys: Vec<&Value> = bundle["keys"].as_array().unwrap().iter().filter(|key| key["use"] == "jwt-svid").collect();
     assert!(!keys.is_empty());
     let ids: BTreeSet<_> = keys.iter().map(|key| key["kid"].as_str().expect("it has a kid")).collect();
     assert_eq!(ids.len(), keys.len(), "each its own");

@@ -25,8 +25,12 @@ pub const RULES: &[Rule] = &[
         id: "X509-02",
         binds: "val",
         says: "certificates with several URI names, or none, are refused",
-        shown: Shown::Test(|| {
-            refuse("two SPIFFE IDs", |leaf| leaf.subject_alt_names.push(uri("spiffe://example.org/b")), "more than one");
+        shown: Shown::Library(|| {
+            refuse(
+                "two SPIFFE IDs",
+                |leaf| leaf.subject_alt_names.push(uri("spiffe://example.org/b")),
+                "more than one",
+            );
             refuse("another URI", |leaf| leaf.subject_alt_names.push(uri("https://example.org")), "more than one");
             refuse("none", |leaf| leaf.subject_alt_names.clear(), "no URI");
             refuse("DNS only", |leaf| leaf.subject_alt_names = vec![dns("example.org")], "no URI");
@@ -42,31 +46,31 @@ pub const RULES: &[Rule] = &[
         id: "X509-06",
         binds: "iss,val",
         says: "a path length constraint holds for intermediates and for the root in the bundle",
-        shown: Shown::Test(path_length),
+        shown: Shown::Library(path_length),
     },
     Rule {
         id: "X509-09",
         binds: "val",
         says: "a signing certificate is never believed as a peer's identity",
-        shown: Shown::Test(signing_certificate),
+        shown: Shown::Library(signing_certificate),
     },
     Rule {
         id: "X509-10",
         binds: "iss,val",
         says: "a chain through subordinate authorities is believed, and one with a gap is not",
-        shown: Shown::Test(chains),
+        shown: Shown::Library(chains),
     },
     Rule {
         id: "X509-17",
         binds: "val",
         says: "path validation follows RFC 5280: signature, time, names, CA flags, critical extensions",
-        shown: Shown::Test(path_validation),
+        shown: Shown::Library(path_validation),
     },
     Rule {
         id: "X509-18",
         binds: "val",
         says: "a leaf that is a CA, or may sign certificates or revocation lists, is refused",
-        shown: Shown::Test(|| {
+        shown: Shown::Library(|| {
             refuse("cA", |leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained), "signing certificate");
             let with = |usage: KeyUsagePurpose| {
                 move |leaf: &mut CertificateParams| leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature, usage]
@@ -80,8 +84,9 @@ pub const RULES: &[Rule] = &[
         id: "X509-19",
         binds: "val",
         says: "the one URI name must be a SPIFFE ID",
-        shown: Shown::Test(|| {
-            let only = |name: &'static str| move |leaf: &mut CertificateParams| leaf.subject_alt_names = vec![uri(name)];
+        shown: Shown::Library(|| {
+            let only =
+                |name: &'static str| move |leaf: &mut CertificateParams| leaf.subject_alt_names = vec![uri(name)];
             refuse("https", only("https://example.org/a"), "not a SPIFFE ID");
             refuse("upper case", only("SPIFFE://example.org/a"), "not a SPIFFE ID");
             refuse("no scheme", only("example.org/a"), "not a SPIFFE ID");
@@ -91,13 +96,13 @@ pub const RULES: &[Rule] = &[
         id: "X509-20",
         binds: "val",
         says: "only the bundle of the ID's own trust domain counts, and without one nothing is believed",
-        shown: Shown::Test(own_bundle),
+        shown: Shown::Library(own_bundle),
     },
     Rule {
         id: "X509-29",
         binds: "val",
         says: "malformed and repeated extensions are refused",
-        shown: Shown::Test(malformed),
+        shown: Shown::Library(malformed),
     },
 ];
 
@@ -218,8 +223,10 @@ fn path_validation() {
     believe(&[&expired.leaf(WORKLOAD, NOW, |_| ()), &expired.der], &[&root]).expect_err("an expired intermediate");
     // Extensions that nobody knows.
     let unknown = [1, 3, 6, 1, 4, 1, 99999, 1];
-    let add = |critical| move |leaf: &mut CertificateParams| {
-        leaf.custom_extensions.push(extension(&unknown, critical, &[5, 0]));
+    let add = |critical| {
+        move |leaf: &mut CertificateParams| {
+            leaf.custom_extensions.push(extension(&unknown, critical, &[5, 0]));
+        }
     };
     believe(&[&root.leaf(WORKLOAD, NOW, add(false))], &[&root]).expect("not critical");
     believe(&[&root.leaf(WORKLOAD, NOW, add(true))], &[&root]).expect_err("critical");
@@ -239,7 +246,8 @@ fn own_bundle() {
     let (ours, theirs) = (Ca::root("ours", NOW), Ca::root("theirs", NOW));
     let chain = Chain::from_der(&theirs.leaf(WORKLOAD, NOW, |_| ())).unwrap();
     verify(&chain, &authorities("example.org", &[&ours]), NOW, &[]).expect_err("signed by another domain's root");
-    let error = verify(&chain, &authorities("partner.example", &[&theirs]), NOW, &[]).expect_err("another domain's bundle");
+    let error =
+        verify(&chain, &authorities("partner.example", &[&theirs]), NOW, &[]).expect_err("another domain's bundle");
     assert!(matches!(error, X509Error::OtherTrustDomain { .. }), "{error}");
     verify(&chain, &authorities("example.org", &[]), NOW, &[]).expect_err("an empty bundle believes nothing");
 }

@@ -57,11 +57,8 @@ impl Forger {
 
     /// A compact token.
     pub fn sign(&self, header: &Value, claims: &Value) -> String {
-        let input = format!(
-            "{}.{}",
-            URL_SAFE_NO_PAD.encode(header.to_string()),
-            URL_SAFE_NO_PAD.encode(claims.to_string())
-        );
+        let input =
+            format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
         let signature = self.signature(&input);
         format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
