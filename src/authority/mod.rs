@@ -420,7 +420,10 @@ impl Authority {
                 roots.extend(disk.roots().iter().cloned());
             }
             None => {
-                for root in slots.iter().filter(|slot| slot.kind == Kind::X509Root) {
+                let mut slots: Vec<&Slot> = slots.iter().filter(|slot| slot.kind == Kind::X509Root).collect();
+                // The same order after a restart: otherwise it would look like a change of the bundle.
+                slots.sort_by(|a, b| (a.not_before, &a.id).cmp(&(b.not_before, &b.id)));
+                for root in slots {
                     roots.push(Certificate::from_der(&root.certificate)?);
                 }
             }

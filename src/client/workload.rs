@@ -143,7 +143,10 @@ impl WorkloadApi {
     pub fn watch_x509_bundles(&self) -> X509BundleWatch {
         let open =
             |mut client: Client| Box::pin(async move { client.fetch_x509_bundles(X509BundlesRequest {}).await }) as _;
-        Watch::new(self, open, |message: X509BundlesResponse| read_x509_bundles(message.bundles))
+        Watch::new(self, open, |message: X509BundlesResponse| {
+            let bundles = read_x509_bundles(message.bundles)?;
+            if bundles.is_empty() { Err(no_bundle()) } else { Ok(bundles) }
+        })
     }
 
     /// JWT bundles as they are now (Workload API, section 6.2.2).
@@ -199,6 +202,11 @@ fn malformed(what: &str, error: impl std::fmt::Display) -> ClientError {
     ClientError::Malformed(format!("{what}: {error}"))
 }
 
+/// The agent's own trust domain is always among them (Workload API, sections 5.2.2 and 6.2.2).
+fn no_bundle() -> ClientError {
+    ClientError::Malformed("an answer without a bundle".to_owned())
+}
+
 fn read_x509(message: X509svidResponse) -> Result<X509Context, ClientError> {
     let svids = without_repeated_hints(message.svids, |svid| &svid.hint);
     if svids.is_empty() {
@@ -246,6 +254,9 @@ fn read_x509_bundles(bundles: HashMap<String, Bytes>) -> Result<BTreeMap<TrustDo
 }
 
 fn read_jwt_bundles(message: JwtBundlesResponse) -> Result<BTreeMap<TrustDomain, JwtAuthorities>, ClientError> {
+    if message.bundles.is_empty() {
+        return Err(no_bundle());
+    }
     message
         .bundles
         .iter()

@@ -19,12 +19,16 @@ pub struct Rule {
 
 /// How a rule is shown.
 pub enum Shown {
-    /// By a test, over the real socket unless its name says otherwise.
+    /// By a test over the real socket.
     Test(fn()),
+    /// By a test of the library, where no socket leads to what the rule is about.
+    Library(fn()),
     /// By a test that needs something of the host; where that is missing the test is ignored with the reason.
     TestIf(fn() -> bool, &'static str, fn()),
     /// By a unit test: its file and its name.
     Unit(&'static str, &'static str),
+    /// By the test of another rule.
+    As(&'static str),
     /// By reading: what to look at, and where.
     Review(&'static str),
     /// Not yet: why, and a test that fails until it is.
@@ -34,19 +38,20 @@ pub enum Shown {
     NotOurs(&'static str),
 }
 
-/// Every id of the checklist's sections 2 to 4 and 6 to 8: prefix, and the highest number.
-const SECTIONS: [(&str, &str, usize); 6] = [
+/// Every id of the checklist's sections 2 to 4, 6 to 8 and 11: prefix, and the highest number.
+const SECTIONS: [(&str, &str, usize); 7] = [
     ("SPIFFE ID", "ID", 18),
     ("X509-SVID", "X509", 30),
     ("JWT-SVID", "JWT", 22),
     ("Workload Endpoint", "EP", 21),
     ("Workload API", "WL", 48),
     ("SPIFFE bundle and bundle map", "BUN", 20),
+    ("Where the standard leaves a choice", "AMB", 11),
 ];
 
 /// All rules, in the order of the checklist.
 pub fn rules() -> impl Iterator<Item = &'static Rule> {
-    let parts: [&[Rule]; 10] = [
+    let parts: [&[Rule]; 11] = [
         rules::id::RULES,
         rules::x509_issuer::RULES,
         rules::x509_validator::RULES,
@@ -57,6 +62,7 @@ pub fn rules() -> impl Iterator<Item = &'static Rule> {
         rules::stream::RULES,
         rules::client::RULES,
         rules::bundle::RULES,
+        rules::choice::RULES,
     ];
     let mut all: Vec<&'static Rule> = parts.into_iter().flatten().collect();
     let ids = expected();
@@ -75,6 +81,13 @@ pub fn complete() -> Result<(), String> {
         match count.get_mut(rule.id) {
             Some(count) => *count += 1,
             None => return Err(format!("the checklist has no rule `{}`", rule.id)),
+        }
+    }
+    for rule in rules() {
+        if let Shown::As(other) = rule.shown
+            && !rules().any(|rule| rule.id == other && matches!(rule.shown, Shown::Test(_) | Shown::TestIf(..)))
+        {
+            return Err(format!("`{}` is said to be shown by `{other}`, which is no test", rule.id));
         }
     }
     let wrong: Vec<_> = count.into_iter().filter(|(_, count)| *count != 1).collect();
@@ -99,10 +112,12 @@ fn render() -> String {
     let count = |wanted: fn(&Shown) -> bool| rules().filter(|rule| wanted(&rule.shown)).count();
     let _ = writeln!(
         out,
-        "\n{} rules: {} by a test here, {} by a unit test, {} by review, {} gaps, {} that bind something tether is not.",
+        "\n{} rules: {} by a test over the socket, {} by a test of the library, {} by a unit test, {} by another rule's test, {} by review, {} gaps, {} that bind something tether is not.",
         rules().count(),
         count(|shown| matches!(shown, Shown::Test(_) | Shown::TestIf(..))),
+        count(|shown| matches!(shown, Shown::Library(_))),
         count(|shown| matches!(shown, Shown::Unit(..))),
+        count(|shown| matches!(shown, Shown::As(_))),
         count(|shown| matches!(shown, Shown::Review(_))),
         count(|shown| matches!(shown, Shown::Gap(..))),
         count(|shown| matches!(shown, Shown::NotOurs(_))),
@@ -113,6 +128,8 @@ fn render() -> String {
         for rule in rules().filter(|rule| rule.id.starts_with(&prefix)) {
             let shown = match &rule.shown {
                 Shown::Test(_) => "test".to_owned(),
+                Shown::Library(_) => "test of the library".to_owned(),
+                Shown::As(other) => format!("the test of {other}"),
                 Shown::TestIf(_, otherwise, _) => format!("test ({otherwise})"),
                 Shown::Unit(file, test) => format!("unit test `{test}` in `{file}`"),
                 Shown::Review(why) => format!("**review**: {why}"),
@@ -134,8 +151,10 @@ Tests run the real agent in this process and speak to its real sockets; only the
 checklist this project derives from the SPIFFE specifications (commit 665a28f): `iss` binds an issuer of SVIDs, `val` a
 validator, `end` an endpoint, `pub` a publisher of bundles, `cli` a client.
 
-The Workload API has no call that validates an X509-SVID, so those rules are shown on `tether::x509::verify`, which every
-surface that believes a certificate goes through. Their certificates are made by another implementation (rcgen).
+The Workload API has no call that validates an X509-SVID, so those rules are shown on `tether::x509::verify`, the
+one function that believes a certificate. Their certificates are made by another implementation (rcgen).
+
+Client rules run `tether::client` over a socket against a server that says what the test tells it to.
 
 A gap is listed as an ignored test; beside it runs a test that fails as soon as the gap is closed.
 ";

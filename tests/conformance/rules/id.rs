@@ -239,7 +239,7 @@ async fn longest() {
     let id = id_of_length(2048);
     agent.write_entries("long.toml", &entry_with_id("long", &id, "audiences = [\"*\"]")).await;
     let svid = x509(&agent).await.svids.into_iter().find(|svid| svid.spiffe_id == id).expect("it is in the field");
-    assert_eq!(Chain::from_der(&svid.x509_svid).unwrap().leaf().uris(), [id.clone()]);
+    assert_eq!(Chain::from_der(&svid.x509_svid).unwrap().leaf().uris(), [&id[..]]);
     let token = jwt(&agent, &[AUDIENCE], &id).await.unwrap().remove(0).svid;
     assert_eq!(validate(&agent, &token).await.unwrap().spiffe_id, id);
 }

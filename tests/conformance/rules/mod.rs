@@ -1,6 +1,7 @@
 //! The rules, each beside the test that shows it.
 
 pub mod bundle;
+pub mod choice;
 pub mod client;
 pub mod endpoint;
 pub mod id;

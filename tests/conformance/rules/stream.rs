@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tether::proto::admin::{DeleteEntryRequest, RotateAuthorityRequest};
+use tether::proto::admin::{DeleteEntryRequest, RevokeAuthorityRequest, RotateAuthorityRequest};
 use tether::proto::workload::{JwtBundlesRequest, X509BundlesRequest};
+use tether::x509::Certificate;
 use tonic::Code;
 
 use super::workload::ids;
@@ -147,11 +148,24 @@ async fn events() {
     assert!(told.bundles[DOMAIN_ID].len() > roots.bundles[DOMAIN_ID].len());
     let told = next(&mut svids).await.unwrap();
     assert_ne!(told.svids[0].bundle, state.svids[0].bundle);
+    state = told;
     // The token keys saw none of this: the next they hear of is their own.
     rotate(&agent, "jwt").await;
     let told = next(&mut jwt_bundles).await.unwrap();
     assert_eq!(told.bundles["spiffe://partner.example"], keys.bundles["spiffe://partner.example"]);
     assert_ne!(told.bundles[DOMAIN_ID], keys.bundles[DOMAIN_ID]);
+
+    // An authority that is revoked: everything it signed is replaced.
+    let signed_ours = Certificate::from_der(&split(&state.svids[0].x509_svid)[1]).unwrap().serial().to_string();
+    let revoke = RevokeAuthorityRequest { id: signed_ours };
+    within(async { agent.authorities().await.revoke(revoke).await }).await.unwrap();
+    let before = state.svids[0].x509_svid.clone();
+    while state.svids[0].x509_svid == before {
+        let told = next(&mut svids).await.unwrap();
+        assert_ne!(told, state, "never the same twice");
+        state = told;
+    }
+    assert_ne!(split(&state.svids[0].x509_svid)[1], split(&before)[1]);
 }
 
 fn lasts(agent: &TestAgent, chain: &[u8]) -> Duration {

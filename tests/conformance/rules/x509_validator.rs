@@ -25,7 +25,7 @@ pub const RULES: &[Rule] = &[
         id: "X509-02",
         binds: "val",
         says: "certificates with several URI names, or none, are refused",
-        shown: Shown::Test(|| {
+        shown: Shown::Library(|| {
             refuse(
                 "two SPIFFE IDs",
                 |leaf| leaf.subject_alt_names.push(uri("spiffe://example.org/b")),
@@ -46,31 +46,31 @@ pub const RULES: &[Rule] = &[
         id: "X509-06",
         binds: "iss,val",
         says: "a path length constraint holds for intermediates and for the root in the bundle",
-        shown: Shown::Test(path_length),
+        shown: Shown::Library(path_length),
     },
     Rule {
         id: "X509-09",
         binds: "val",
         says: "a signing certificate is never believed as a peer's identity",
-        shown: Shown::Test(signing_certificate),
+        shown: Shown::Library(signing_certificate),
     },
     Rule {
         id: "X509-10",
         binds: "iss,val",
         says: "a chain through subordinate authorities is believed, and one with a gap is not",
-        shown: Shown::Test(chains),
+        shown: Shown::Library(chains),
     },
     Rule {
         id: "X509-17",
         binds: "val",
         says: "path validation follows RFC 5280: signature, time, names, CA flags, critical extensions",
-        shown: Shown::Test(path_validation),
+        shown: Shown::Library(path_validation),
     },
     Rule {
         id: "X509-18",
         binds: "val",
         says: "a leaf that is a CA, or may sign certificates or revocation lists, is refused",
-        shown: Shown::Test(|| {
+        shown: Shown::Library(|| {
             refuse("cA", |leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained), "signing certificate");
             let with = |usage: KeyUsagePurpose| {
                 move |leaf: &mut CertificateParams| leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature, usage]
@@ -84,7 +84,7 @@ pub const RULES: &[Rule] = &[
         id: "X509-19",
         binds: "val",
         says: "the one URI name must be a SPIFFE ID",
-        shown: Shown::Test(|| {
+        shown: Shown::Library(|| {
             let only =
                 |name: &'static str| move |leaf: &mut CertificateParams| leaf.subject_alt_names = vec![uri(name)];
             refuse("https", only("https://example.org/a"), "not a SPIFFE ID");
@@ -96,13 +96,13 @@ pub const RULES: &[Rule] = &[
         id: "X509-20",
         binds: "val",
         says: "only the bundle of the ID's own trust domain counts, and without one nothing is believed",
-        shown: Shown::Test(own_bundle),
+        shown: Shown::Library(own_bundle),
     },
     Rule {
         id: "X509-29",
         binds: "val",
         says: "malformed and repeated extensions are refused",
-        shown: Shown::Test(malformed),
+        shown: Shown::Library(malformed),
     },
 ];
 

@@ -23,12 +23,14 @@ pub struct Seen {
     pub header: Vec<String>,
 }
 
+/// Messages, and then perhaps a status; unless that ended it, the stream stays open.
+pub type Script = Vec<Result<wire::X509svidResponse, Status>>;
+
 /// The server.
 #[derive(Clone, Default)]
 pub struct Mock {
-    /// Each call to `FetchX509SVID` takes one script: messages, and then perhaps a status; the stream then stays open
-    /// unless the status ended it.
-    pub x509: Arc<Mutex<VecDeque<Vec<Result<wire::X509svidResponse, Status>>>>>,
+    /// Each call to `FetchX509SVID` takes one script.
+    pub x509: Arc<Mutex<VecDeque<Script>>>,
     /// What `FetchX509Bundles` answers.
     pub x509_bundles: Arc<Mutex<Option<wire::X509BundlesResponse>>>,
     /// What `FetchJWTSVID` answers.
