@@ -321,7 +321,7 @@ impl Issuer {
             held.map_err(|why| Refusal::Connection(crate::peer::Refusal::NotCloseOnExec(why)))?;
         }
         let now = self.clock.now();
-        let matched = index.matching(attested.evidence(), now);
+        let mut matched = index.matching(attested.evidence(), now);
         if matched.identities.is_empty() {
             return Err(match matched.unavailable.into_iter().next() {
                 Some(unavailable) => {
@@ -331,7 +331,11 @@ impl Issuer {
             });
         }
         if matched.identities.iter().any(|identity| identity.entry.depends_on_executable()) {
-            attested.require_executable(peer.holds_cloexec().await);
+            let held = peer.holds_cloexec().await;
+            if held.is_err() {
+                matched = index.matching_executable_last(attested.evidence(), now);
+            }
+            attested.require_executable(held);
         }
         let ends = index.next_expiry(now);
         Ok(Entitled { attested, identities: matched.identities, trust: self.trust.current(), now, ends })

@@ -184,6 +184,16 @@ impl Index {
 
     /// What a process gets.
     pub fn matching(&self, evidence: &Evidence, now: OffsetDateTime) -> Matched {
+        self.matching_in_order(evidence, now, |_| false)
+    }
+
+    /// What a process gets when entries about its executable are going to be refused: they come last, so that they
+    /// take neither a SPIFFE ID nor a hint from an entry that can give it.
+    pub fn matching_executable_last(&self, evidence: &Evidence, now: OffsetDateTime) -> Matched {
+        self.matching_in_order(evidence, now, Entry::depends_on_executable)
+    }
+
+    fn matching_in_order(&self, evidence: &Evidence, now: OffsetDateTime, last: impl Fn(&Entry) -> bool) -> Matched {
         let facts = Facts::new(evidence, &self.hasher);
         let (mut held, mut unsure) = (Vec::new(), Vec::new());
         for group in &self.groups {
@@ -193,6 +203,7 @@ impl Index {
         }
         held.sort_unstable();
         held.dedup();
+        held.sort_by_key(|rank| last(&self.entries[*rank as usize]));
 
         let mut identities: Vec<Identity> = Vec::new();
         for rank in held {

@@ -160,6 +160,22 @@ fn explain_says_that_an_entry_about_the_executable_also_needs_a_connection_held_
 }
 
 #[test]
+fn where_the_executable_is_no_evidence_an_entry_about_it_takes_nothing_from_another() {
+    let index = index(
+        "[[entry]]\nid = 'path'\nspiffe_id = 'spiffe://td/a'\nmatch = ['unix:path:/bin/a']\nhint = 'h'\n\
+         [[entry]]\nid = 'user'\nspiffe_id = 'spiffe://td/a'\nmatch = ['unix:uid:1']\nhint = 'h'\n\
+         [[entry]]\nid = 'other'\nspiffe_id = 'spiffe://td/b'\nmatch = ['unix:path:/bin/a']\nhint = 'h'\n",
+    );
+    let facts = evidence(&["unix:path:/bin/a", "unix:uid:1"]);
+    let given = |matched: Matched| -> Vec<_> {
+        matched.identities.iter().map(|i| (i.entry.id().to_string(), i.hint().map(str::to_owned))).collect()
+    };
+    let expect = |all: [(&str, Option<&str>); 2]| all.map(|(id, hint)| (id.to_owned(), hint.map(str::to_owned)));
+    assert_eq!(given(index.matching(&facts, NOW)), expect([("path", Some("h")), ("other", None)]));
+    assert_eq!(given(index.matching_executable_last(&facts, NOW)), expect([("user", Some("h")), ("other", None)]));
+}
+
+#[test]
 fn explain_gives_every_reason_that_decides() {
     let index = index(
         "[[entry]]\nid = 'no'\nspiffe_id = 'spiffe://td/a'\nmatch = ['unix:uid:1', 'unix:gid:1', 'systemd:slice:a.slice']\n\
