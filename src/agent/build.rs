@@ -14,7 +14,7 @@ use crate::base::durable;
 use crate::config::Config;
 use crate::http::{Http, Readiness};
 use crate::issue::Issuer;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
 use crate::policy::{Lifetimes, Policy};
 use crate::registry::{self, Registry, parse_entry};
@@ -57,7 +57,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl });
     let issuer = Arc::new(Issuer {
         attestation: Attestation::new(
-            Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy),
+            Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy)
+                .reporting(metrics.clone(), deps.clock.clone()),
             config.attestation_turns(),
             deps.clock.clone(),
         ),
@@ -83,6 +84,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     // Both sockets let everyone connect: who gets what is decided by who it is, never by who could open a file.
     let workload = Listener::bind(&config.listen.workload, 0o666, listener(limits))?;
     let admin = Listener::bind(&config.listen.admin, 0o666, listener(admin_limits))?;
+
+    metrics::register_workload_connections(&mut metrics_registry, workload.open_connections());
 
     let calls = config.calls();
     let readiness = Readiness::waiting(PARTS);
@@ -111,6 +114,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         audit: deps.audit.clone(),
         clock: deps.clock.clone(),
     }));
+    // It was read without a mistake, or we would not be here.
+    state.config_reloaded(true);
     readiness.set("authority", Ok(()));
     readiness.set("agent", Ok(()));
     state.entries_loaded(&registry.last_load());

@@ -21,9 +21,11 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use thiserror::Error;
+use time::OffsetDateTime;
 
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
+use crate::metrics::{self, AttestorFailure, FailureReason, Metrics};
 
 pub use cgroup::Cgroup;
 pub use evidence::{Evidence, Findings, Gap, Note, Wanted};
@@ -114,7 +116,10 @@ pub trait Attestor: Send + Sync {
 
 /// All attestors of this agent, each with its deadline.
 #[derive(Default)]
-pub struct Attestors(Vec<(Box<dyn Attestor>, Duration)>);
+pub struct Attestors {
+    all: Vec<(Box<dyn Attestor>, Duration)>,
+    report: Option<(Metrics, Clock)>,
+}
 
 impl Attestors {
     /// The attestors of a Linux host: unix, cgroup, systemd, lsm.
@@ -130,7 +135,14 @@ impl Attestors {
     /// Adds an attestor, which may take at most `deadline`.
     #[must_use]
     pub fn with(mut self, attestor: impl Attestor + 'static, deadline: Duration) -> Self {
-        self.0.push((Box::new(attestor), deadline));
+        self.all.push((Box::new(attestor), deadline));
+        self
+    }
+
+    /// Counts failures, and how long each attestor takes, into `metrics`.
+    #[must_use]
+    pub fn reporting(mut self, metrics: Metrics, clock: Clock) -> Self {
+        self.report = Some((metrics, clock));
         self
     }
 
@@ -139,24 +151,41 @@ impl Attestors {
     /// Evidence is only good for selectors in `wanted`: the others may be gaps, so whoever changes the set of entries
     /// attests again.
     pub async fn attest(&self, subject: &Subject, wanted: &Wanted) -> Evidence {
-        let all = self.0.iter().map(|(attestor, deadline)| one(attestor.as_ref(), *deadline, subject, wanted));
+        let all = self.all.iter().map(|(attestor, deadline)| self.one(attestor.as_ref(), *deadline, subject, wanted));
         let mut evidence = Evidence::default();
         for findings in join_all(all).await {
             evidence.add(findings);
         }
         evidence
     }
-}
 
-async fn one(attestor: &dyn Attestor, deadline: Duration, subject: &Subject, wanted: &Wanted) -> Findings {
-    let kind = attestor.kind();
-    if !wanted.has_kind(kind) {
-        return Findings::none(kind, evidence::NOT_WANTED);
+    async fn one(&self, attestor: &dyn Attestor, deadline: Duration, subject: &Subject, wanted: &Wanted) -> Findings {
+        let kind = attestor.kind();
+        if !wanted.has_kind(kind) {
+            return Findings::none(kind, evidence::NOT_WANTED);
+        }
+        let began = self.report.as_ref().map(|(_, clock)| clock.now());
+        let answer = tokio::time::timeout(deadline, attestor.attest(subject, wanted)).await;
+        let failure = match &answer {
+            Ok(Ok(_)) => None,
+            Ok(Err(_)) => Some(FailureReason::Error),
+            Err(_) => Some(FailureReason::Deadline),
+        };
+        self.report(kind, began, failure);
+        match answer {
+            Ok(Ok(findings)) => findings,
+            Ok(Err(error)) => Findings::none(kind, error.words()),
+            Err(_) => Findings::none(kind, format!("there was no answer within {deadline:?}")),
+        }
     }
-    match tokio::time::timeout(deadline, attestor.attest(subject, wanted)).await {
-        Ok(Ok(findings)) => findings,
-        Ok(Err(error)) => Findings::none(kind, error.words()),
-        Err(_) => Findings::none(kind, format!("there was no answer within {deadline:?}")),
+
+    fn report(&self, attestor: &'static str, began: Option<OffsetDateTime>, failure: Option<FailureReason>) {
+        let (Some((metrics, clock)), Some(began)) = (&self.report, began) else { return };
+        let took = (clock.now() - began).as_seconds_f64().max(0.0); // the clock may have been set meanwhile
+        metrics.attestation_duration.get_or_create(&metrics::Attestor { attestor }).observe(took);
+        if let Some(reason) = failure {
+            metrics.attestation_failures.get_or_create(&AttestorFailure { attestor, reason }).inc();
+        }
     }
 }
 
