@@ -20,7 +20,7 @@ use crate::base::entropy::Entropy;
 use crate::bundle::Bundle;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::{JwtError, JwtSvid};
-use crate::metrics::{Issued, Kind, Metrics, Reason};
+use crate::metrics::{Issued, Kind, Metrics, Outcome, Reason};
 use crate::peer::{LookError, PeerConn};
 use crate::policy::{Denial, Policy};
 use crate::registry::{Entry, EntryId, Identity, Index};
@@ -356,10 +356,10 @@ impl Issuer {
     }
 
     fn record_x509(&self, peer: &PeerConn, svid: &InstanceSvid) {
-        self.metrics.svid_issued.get_or_create(&Issued::new(Kind::X509, true)).inc();
+        self.metrics.svid_issued.get_or_create(&Issued { r#type: Kind::X509, result: Outcome::Ok }).inc();
         self.audit.record(Event::SvidIssued {
             caller: caller(peer),
-            kind: Kind::X509.as_str(),
+            kind: "x509",
             spiffe_id: svid.spiffe_id.to_string(),
             entry: svid.entry.id().to_string(),
             serial: svid.svid.signed.serial.clone(),
@@ -369,10 +369,10 @@ impl Issuer {
     }
 
     fn record_jwt(&self, peer: &PeerConn, identity: &Identity, signed: &SignedJwt, audience: &[String]) {
-        self.metrics.svid_issued.get_or_create(&Issued::new(Kind::Jwt, true)).inc();
+        self.metrics.svid_issued.get_or_create(&Issued { r#type: Kind::Jwt, result: Outcome::Ok }).inc();
         self.audit.record_frequent(|| Event::SvidIssued {
             caller: caller(peer),
-            kind: Kind::Jwt.as_str(),
+            kind: "jwt",
             spiffe_id: identity.spiffe_id.to_string(),
             entry: identity.entry.id().to_string(),
             serial: signed.jti.clone(),
@@ -385,7 +385,7 @@ impl Issuer {
     fn recorded<T>(&self, peer: &PeerConn, kind: Option<Kind>, result: Result<T, Refusal>) -> Result<T, Refusal> {
         if let Err(refusal) = &result {
             if let Some(kind) = kind {
-                self.metrics.svid_issued.get_or_create(&Issued::new(kind, false)).inc();
+                self.metrics.svid_issued.get_or_create(&Issued { r#type: kind, result: Outcome::Error }).inc();
             }
             self.metrics.refused.get_or_create(&Reason { reason: refusal.as_str() }).inc();
             let (reason, detail) = (refusal.as_str(), refusal.to_string());

@@ -1,31 +1,25 @@
 //! What the agent counts. Labels are closed sets: never a SPIFFE ID, a path or a process id.
 
+use std::fmt::{self, Write as _};
 use std::sync::atomic::AtomicI64;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Labels of `tether_svid_issued_total`: `x509` or `jwt`, and `ok` or `error`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Issued {
-    r#type: &'static str,
-    result: &'static str,
-}
+use crate::base::quota::Quota;
 
-impl Issued {
-    /// An SVID of this kind that was issued, or was not.
-    pub fn new(kind: Kind, issued: bool) -> Self {
-        Self { r#type: kind.as_str(), result: if issued { "ok" } else { "error" } }
-    }
-}
+const PREFIX: &str = "tether";
 
-/// A kind of SVID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// An X.509-SVID.
     X509,
@@ -33,14 +27,39 @@ pub enum Kind {
     Jwt,
 }
 
-impl Kind {
-    /// Its name in labels and in audit events.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::X509 => "x509",
-            Self::Jwt => "jwt",
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Done.
+    Ok,
+    /// Not done.
+    Error,
+}
+
+/// The values of a closed set, in lower case.
+macro_rules! label_values {
+    ($($set:ident { $($value:ident = $text:literal),+ })+) => {$(
+        impl EncodeLabelValue for $set {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                encoder.write_str(match self { $(Self::$value => $text),+ })
+            }
         }
-    }
+    )+};
+}
+
+label_values! {
+    Kind { X509 = "x509", Jwt = "jwt" }
+    Outcome { Ok = "ok", Error = "error" }
+    FailureReason { Error = "error", Deadline = "deadline" }
+}
+
+/// Labels of `tether_svid_issued_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Issued {
+    /// The kind of SVID.
+    pub r#type: Kind,
+    /// Whether it was issued.
+    pub result: Outcome,
 }
 
 /// A label with a reason from a closed set of the module that counts.
@@ -55,6 +74,31 @@ pub struct Reason {
 pub struct Attestor {
     /// `unix`, `systemd`, `cgroup`, `lsm`.
     pub attestor: &'static str,
+}
+
+/// Labels of `tether_attestation_failures_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AttestorFailure {
+    /// `unix`, `systemd`, `cgroup`, `lsm`.
+    pub attestor: &'static str,
+    /// Whether it failed or was late.
+    pub reason: FailureReason,
+}
+
+/// Why an attestor said nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureReason {
+    /// It said why.
+    Error,
+    /// It did not answer in time.
+    Deadline,
+}
+
+/// Labels of `tether_identity_cert_refreshes_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Refreshed {
+    /// Whether there is a new one.
+    pub result: Outcome,
 }
 
 /// A label with an RPC's name.
@@ -85,13 +129,19 @@ pub struct Metrics {
     /// How long attestation took.
     pub attestation_duration: Family<Attestor, Histogram, fn() -> Histogram>,
     /// Attestors that failed or were late.
-    pub attestation_failures: Family<Attestor, Counter>,
+    pub attestation_failures: Family<AttestorFailure, Counter>,
     /// Registration entries in force.
     pub entries: Gauge,
     /// 1 when the last load of the entry files succeeded, 0 when it had mistakes.
     pub entries_load_success: Gauge,
     /// 1 when the last reload of the configuration succeeded, 0 when it had mistakes.
     pub config_reload_success: Gauge,
+    /// When the agent's own certificate ends.
+    pub identity_cert_expiration: Gauge,
+    /// When the agent's own certificate was last made anew.
+    pub identity_cert_refresh: Gauge,
+    /// How often the agent's own certificate was made anew, and attempts that failed.
+    pub identity_cert_refreshes: Family<Refreshed, Counter>,
     /// When the last authority of a bundle ends.
     pub bundle_expiration: Family<Domain, Gauge<i64, AtomicI64>>,
 }
@@ -109,10 +159,13 @@ impl Metrics {
             entries: Gauge::default(),
             entries_load_success: Gauge::default(),
             config_reload_success: Gauge::default(),
+            identity_cert_expiration: Gauge::default(),
+            identity_cert_refresh: Gauge::default(),
+            identity_cert_refreshes: Family::default(),
             bundle_expiration: Family::default(),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("commit", env!("TETHER_COMMIT"))]);
-        let tether = registry.sub_registry_with_prefix("tether");
+        let tether = registry.sub_registry_with_prefix(PREFIX);
         tether.register("build", "The running agent", build);
         tether.register("svid_issued", "SVIDs issued", metrics.svid_issued.clone());
         tether.register("refused", "Callers refused an SVID or a bundle", metrics.refused.clone());
@@ -137,12 +190,45 @@ impl Metrics {
             metrics.config_reload_success.clone(),
         );
         tether.register_with_unit(
+            "identity_cert_expiration_timestamp",
+            "When the agent's own certificate ends",
+            Unit::Seconds,
+            metrics.identity_cert_expiration.clone(),
+        );
+        tether.register_with_unit(
+            "identity_cert_refresh_timestamp",
+            "When the agent's own certificate was last made anew",
+            Unit::Seconds,
+            metrics.identity_cert_refresh.clone(),
+        );
+        tether.register(
+            "identity_cert_refreshes",
+            "How often the agent's own certificate was made anew",
+            metrics.identity_cert_refreshes.clone(),
+        );
+        tether.register_with_unit(
             "bundle_expiration_timestamp",
             "When the last authority of a bundle ends",
             Unit::Seconds,
             metrics.bundle_expiration.clone(),
         );
         metrics
+    }
+}
+
+/// Shows the connections that are open on the workload socket, which their quota counts.
+pub fn register_workload_connections(registry: &mut Registry, open: Quota) {
+    registry.sub_registry_with_prefix(PREFIX).register_collector(Box::new(Connections(open)));
+}
+
+#[derive(Debug)]
+struct Connections(Quota);
+
+impl Collector for Connections {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let open = ConstGauge::new(i64::try_from(self.0.len()).unwrap_or(i64::MAX));
+        let name = "workload_connections";
+        open.encode(encoder.encode_descriptor(name, "Open workload connections", None, open.metric_type())?)
     }
 }
 

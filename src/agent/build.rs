@@ -2,9 +2,6 @@
 
 use std::sync::Arc;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::net::TcpListener;
 
@@ -14,11 +11,10 @@ use crate::attest::{Attestation, Attestors};
 use crate::authority::Authority;
 use crate::authority::keys::KeyStore;
 use crate::base::durable;
-use crate::base::quota::Quota;
 use crate::config::Config;
 use crate::http::{Http, Readiness};
 use crate::issue::Issuer;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
 use crate::policy::{Lifetimes, Policy};
 use crate::registry::{self, Registry, parse_entry};
@@ -61,7 +57,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl });
     let issuer = Arc::new(Issuer {
         attestation: Attestation::new(
-            Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy).counted(metrics.clone()),
+            Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy)
+                .reporting(metrics.clone(), deps.clock.clone()),
             config.attestation_turns(),
             deps.clock.clone(),
         ),
@@ -88,12 +85,9 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let workload = Listener::bind(&config.listen.workload, 0o666, listener(limits))?;
     let admin = Listener::bind(&config.listen.admin, 0o666, listener(admin_limits))?;
 
+    metrics::register_workload_connections(&mut metrics_registry, workload.open_connections());
+
     let calls = config.calls();
-    metrics_registry.register_collector(Box::new(Occupied {
-        connections: workload.open_connections(),
-        calls: calls.clone(),
-        instances: instances.clone(),
-    }));
     let readiness = Readiness::waiting(PARTS);
     let http = match config.http.address {
         None => None,
@@ -120,7 +114,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         audit: deps.audit.clone(),
         clock: deps.clock.clone(),
     }));
-    metrics.config_reload_success.set(1);
+    // It was read without a mistake, or we would not be here.
+    state.config_reloaded(true);
     readiness.set("authority", Ok(()));
     readiness.set("agent", Ok(()));
     state.entries_loaded(&registry.last_load());
@@ -166,29 +161,6 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             reloader,
         },
     })
-}
-
-/// What is open now, asked when metrics are read.
-#[derive(Debug)]
-struct Occupied {
-    connections: Quota,
-    calls: Quota,
-    instances: Instances,
-}
-
-impl Collector for Occupied {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let gauges = [
-            ("tether_workload_connections", "Open connections on the workload socket", self.connections.len()),
-            ("tether_workload_calls", "Open calls on the workload socket, streams included", self.calls.len()),
-            ("tether_instances", "Processes that are held", self.instances.len()),
-        ];
-        for (name, help, count) in gauges {
-            let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
-        }
-        Ok(())
-    }
 }
 
 fn prepare_directories(config: &Config) -> Result<(), StartError> {

@@ -10,7 +10,7 @@ use crate::authority::{Authority, X509Svid};
 use crate::base::backoff::Backoff;
 use crate::base::drain;
 use crate::issue::Issuer;
-use crate::metrics::{Domain, Metrics};
+use crate::metrics::{Domain, Metrics, Outcome, Refreshed};
 use crate::registry::Registry;
 use crate::trust::Trust;
 use crate::x509::PrivateKey;
@@ -75,10 +75,14 @@ pub(super) async fn keep_own_svid(issuer: Arc<Issuer>, state: Arc<AgentState>, m
                 Ok(svid) => {
                     backoff.reset();
                     let wait = half_life(svid.signed.not_before, svid.signed.not_after);
+                    refreshed(&issuer.metrics, Outcome::Ok);
+                    issuer.metrics.identity_cert_expiration.set(svid.signed.not_after.unix_timestamp());
+                    issuer.metrics.identity_cert_refresh.set(issuer.clock.now().unix_timestamp());
                     state.set_own_svid(svid);
                     wait
                 }
                 Err(why) => {
+                    refreshed(&issuer.metrics, Outcome::Error);
                     tracing::error!("the agent's own SVID cannot be renewed, trying again: {why}");
                     issuer.clock.now() + backoff.delay(&issuer.entropy)
                 }
@@ -99,6 +103,10 @@ async fn own_svid(issuer: &Issuer, state: &AgentState) -> Result<X509Svid, Strin
     let signed = trust.signers().sign_x509(grant, key.public_key(), issuer.clock.now()).await;
     let signed = signed.map_err(|error| crate::api::status::chain(&error))?;
     Ok(X509Svid { signed, key: key.to_pkcs8().map_err(|error| error.to_string())? })
+}
+
+fn refreshed(metrics: &Metrics, result: Outcome) {
+    metrics.identity_cert_refreshes.get_or_create(&Refreshed { result }).inc();
 }
 
 fn half_life(not_before: OffsetDateTime, not_after: OffsetDateTime) -> OffsetDateTime {

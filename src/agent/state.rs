@@ -101,6 +101,11 @@ impl AgentState {
         &self.trust
     }
 
+    /// How many connections are open on the workload socket.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
     /// The configuration the agent was started with.
     pub fn config(&self) -> &Config {
         &self.config

@@ -21,10 +21,11 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use thiserror::Error;
+use time::OffsetDateTime;
 
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
-use crate::metrics::{Attestor as AttestorLabel, Metrics};
+use crate::metrics::{self, AttestorFailure, FailureReason, Metrics};
 
 pub use cgroup::Cgroup;
 pub use evidence::{Evidence, Findings, Gap, Note, Wanted};
@@ -117,7 +118,7 @@ pub trait Attestor: Send + Sync {
 #[derive(Default)]
 pub struct Attestors {
     all: Vec<(Box<dyn Attestor>, Duration)>,
-    metrics: Option<Metrics>,
+    report: Option<(Metrics, Clock)>,
 }
 
 impl Attestors {
@@ -138,10 +139,10 @@ impl Attestors {
         self
     }
 
-    /// Counts how long each takes and how often it fails.
+    /// Counts failures, and how long each attestor takes, into `metrics`.
     #[must_use]
-    pub fn counted(mut self, metrics: Metrics) -> Self {
-        self.metrics = Some(metrics);
+    pub fn reporting(mut self, metrics: Metrics, clock: Clock) -> Self {
+        self.report = Some((metrics, clock));
         self
     }
 
@@ -163,20 +164,28 @@ impl Attestors {
         if !wanted.has_kind(kind) {
             return Findings::none(kind, evidence::NOT_WANTED);
         }
-        let began = tokio::time::Instant::now();
-        let (findings, failed) = match tokio::time::timeout(deadline, attestor.attest(subject, wanted)).await {
-            Ok(Ok(findings)) => (findings, false),
-            Ok(Err(error)) => (Findings::none(kind, error.words()), true),
-            Err(_) => (Findings::none(kind, format!("there was no answer within {deadline:?}")), true),
+        let began = self.report.as_ref().map(|(_, clock)| clock.now());
+        let answer = tokio::time::timeout(deadline, attestor.attest(subject, wanted)).await;
+        let failure = match &answer {
+            Ok(Ok(_)) => None,
+            Ok(Err(_)) => Some(FailureReason::Error),
+            Err(_) => Some(FailureReason::Deadline),
         };
-        if let Some(metrics) = &self.metrics {
-            let label = AttestorLabel { attestor: kind };
-            metrics.attestation_duration.get_or_create(&label).observe(began.elapsed().as_secs_f64());
-            if failed {
-                metrics.attestation_failures.get_or_create(&label).inc();
-            }
+        self.report(kind, began, failure);
+        match answer {
+            Ok(Ok(findings)) => findings,
+            Ok(Err(error)) => Findings::none(kind, error.words()),
+            Err(_) => Findings::none(kind, format!("there was no answer within {deadline:?}")),
         }
-        findings
+    }
+
+    fn report(&self, attestor: &'static str, began: Option<OffsetDateTime>, failure: Option<FailureReason>) {
+        let (Some((metrics, clock)), Some(began)) = (&self.report, began) else { return };
+        let took = (clock.now() - began).as_seconds_f64().max(0.0); // the clock may have been set meanwhile
+        metrics.attestation_duration.get_or_create(&metrics::Attestor { attestor }).observe(took);
+        if let Some(reason) = failure {
+            metrics.attestation_failures.get_or_create(&AttestorFailure { attestor, reason }).inc();
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Every parser of bytes from outside, under inputs made from good ones. Nothing may panic, and what is taken must be
 //! what was meant: a document reads back as itself, and nobody but the signer makes one that is believed.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says where")]
 
 mod mutate;
 

@@ -1,7 +1,6 @@
 //! What is malformed, too much, broken or taken: each is answered with a clear error, costs the others nothing, and
 //! loses nothing.
 
-use std::error::Error;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -9,11 +8,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use tether::agent::{self, Deps};
+use tether::api::status::chain;
 use tether::audit::Event;
 use tether::config::Config;
 use tether::proto::admin::{CreateEntryRequest, GetEntryRequest, StatusRequest};
-use tether::proto::workload::{JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, X509svidRequest};
 use tether::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use tether::proto::workload::{JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, X509svidRequest};
 use tonic::{Code, Request, Status};
 
 use crate::harness::{Header, TestAgent, event, next, uid, within};
@@ -21,8 +21,8 @@ use crate::program::{NOBODY, Program, is_root};
 use crate::raw::{Raw, call, get, reset};
 
 const LOCAL: &str = "127.0.0.1:0";
-/// Long enough for an honest client of a test and short enough to wait for.
-const SHORT: Duration = Duration::from_millis(300);
+/// Long enough for an honest client and short enough to wait for.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// A new client is served: what happened before did not hurt anybody.
 async fn serves(agent: &TestAgent) {
@@ -32,10 +32,6 @@ async fn serves(agent: &TestAgent) {
 
 fn jwt_request(audience: &[&str], spiffe_id: &str) -> JwtsvidRequest {
     JwtsvidRequest { audience: audience.iter().map(ToString::to_string).collect(), spiffe_id: spiffe_id.to_owned() }
-}
-
-fn chain(error: &dyn Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Why an agent with this configuration does not start.
@@ -166,7 +162,7 @@ async fn connections_beyond_a_users_limit_are_told_so_and_other_users_are_served
     drop(held);
     // Its own place is free again as soon as the agent has seen the end of one.
     let again = async {
-        while agent.state().metrics().workload_connections.get() > 1 {
+        while agent.state().connections() > 1 {
             tokio::task::yield_now().await;
         }
     };
@@ -190,9 +186,19 @@ async fn calls_beyond_a_users_limit_are_told_so_and_end_nothing_that_is_open() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_or_not_enough_are_closed_when_their_time_is_over() {
     let agent = TestAgent::configured(|config| config.limits.half_open = SHORT).await;
-    for start in [&b""[..], b"PRI * HTT", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"] {
+    let starts = [
+        &b""[..],
+        b"PRI * HTT",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    ];
+    let mut open = Vec::new();
+    for start in starts {
         let mut raw = Raw::connect(agent.socket()).await;
         raw.send(start).await.unwrap();
+        open.push(raw);
+    }
+    for (start, raw) in starts.iter().zip(open) {
         let told = raw.until_closed().await;
         assert!(told.contains("was not answered in time"), "{start:?}: {told:?}");
     }
@@ -221,7 +227,13 @@ async fn bytes_of_other_protocols_are_told_what_is_spoken_here_on_both_sockets()
     let agent = TestAgent::start().await;
     let hello = [22u8, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3];
     for socket in [agent.socket(), agent.admin_socket()] {
-        for start in [&b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..], &hello, &[0xff; 4096], &[0; 64], b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n"] {
+        for start in [
+            &b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..],
+            &hello,
+            &[0xff; 4096],
+            &[0; 64],
+            b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n",
+        ] {
             let mut raw = Raw::connect(socket).await;
             raw.send(start).await.unwrap();
             let told = raw.until_closed().await;
@@ -268,13 +280,37 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("[[entry]\n", ":1:", ""),
     ("[[entry]]\nid = \"a\"\nspiffe = \"x\"\n", ":3:1", "spiffe"),
     ("[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://other.test/x\"\nmatch = [\"unix:uid:1\"]\n", ":3:", "other.test"),
-    ("[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/tether/x\"\nmatch = [\"unix:uid:1\"]\n", ":3:", "reserved"),
+    (
+        "[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/tether/x\"\nmatch = [\"unix:uid:1\"]\n",
+        ":3:",
+        "reserved",
+    ),
     ("[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = []\n", ":4:", "match"),
-    ("[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = [\"unix:shoe:1\"]\n", ":4:", "unix:shoe:1"),
-    ("[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/{unix.shoe}\"\nmatch = [\"unix:uid:1\"]\n", ":3:", "shoe"),
-    ("[[entry]]\nid = \"a b\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = [\"unix:uid:1\"]\n", ":2:", "a b"),
-    ("[[entry]]\nid = \"dev\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = [\"unix:uid:1\"]\n", ":2:", "dev"),
-    ("[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = [\"unix:uid:1\"]\nx509_ttl = \"100y\"\n", ":5:", ""),
+    (
+        "[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = [\"unix:shoe:1\"]\n",
+        ":4:",
+        "unix:shoe:1",
+    ),
+    (
+        "[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/{unix.shoe}\"\nmatch = [\"unix:uid:1\"]\n",
+        ":3:",
+        "shoe",
+    ),
+    (
+        "[[entry]]\nid = \"a b\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = [\"unix:uid:1\"]\n",
+        ":2:",
+        "a b",
+    ),
+    (
+        "[[entry]]\nid = \"dev\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = [\"unix:uid:1\"]\n",
+        ":1:1",
+        "dev",
+    ),
+    (
+        "[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = [\"unix:uid:1\"]\nx509_ttl = \"100y\"\n",
+        ":5:",
+        "",
+    ),
     ("[[entry]]\nid = \"a\"\nspiffe_id = \"spiffe://dev.tether.internal/x\"\nmatch = \"unix:uid:1\"\n", ":4:", "match"),
     ("[[entry]]\nid = \"a\"\nid = \"b\"\n", ":3:", ""),
     ("[[entri]]\nid = \"a\"\n", ":1:", "entri"),
@@ -310,9 +346,7 @@ async fn an_entry_file_with_a_mistake_changes_nothing_and_its_place_is_told_ever
     }
     let mut again = agent.workload().await.fetch_x509svid(X509svidRequest {}).await.unwrap().into_inner();
     assert_eq!(next(&mut again).await.unwrap(), before, "the entries before stayed in force");
-    let good_again = async {
-        while get(agent.http(), "/readyz/entries").await.0 != 200 {}
-    };
+    let good_again = async { while get(agent.http(), "/readyz/entries").await.0 != 200 {} };
     within(good_again).await;
 }
 
@@ -349,7 +383,8 @@ impl Drop for Tmpfs {
 }
 
 fn stored(id: &str) -> CreateEntryRequest {
-    let toml = format!("id = \"{id}\"\nspiffe_id = \"spiffe://dev.tether.internal/{id}\"\nmatch = [\"unix:uid:4242\"]\n");
+    let toml =
+        format!("id = \"{id}\"\nspiffe_id = \"spiffe://dev.tether.internal/{id}\"\nmatch = [\"unix:uid:4242\"]\n");
     CreateEntryRequest { toml }
 }
 
@@ -360,8 +395,7 @@ async fn on_a_full_disk_changes_are_refused_and_svids_go_on_and_nothing_is_lost(
     }
     let dir = tempfile::tempdir().unwrap();
     let disk = Tmpfs::mount(&dir.path().join("disk"), "size=8m,mode=0700");
-    let state_dir = disk.0.join("state");
-    let mut agent = TestAgent::configured(|config| config.state_dir = state_dir.clone()).await;
+    let mut agent = TestAgent::configured(|config| *config = config_in(&disk.0)).await;
     agent.entries().await.create(stored("first")).await.unwrap();
     let filler = disk.0.join("filler");
     let filled = std::fs::write(&filler, vec![0; 16 << 20]);
@@ -395,18 +429,22 @@ async fn on_a_full_disk_changes_are_refused_and_svids_go_on_and_nothing_is_lost(
 async fn a_state_directory_that_cannot_be_written_is_named_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     if is_root() {
-        let disk = Tmpfs::mount(&dir.path().join("disk"), "ro,size=1m");
+        let disk = Tmpfs::mount(&dir.path().join("disk"), "ro,size=1m,mode=0700");
         let mut config = config_in(dir.path());
         config.state_dir = disk.0.join("state");
         let why = refused_start(config).await;
         assert!(why.contains(&disk.0.display().to_string()) && why.contains("Read-only"), "{why}");
     }
-    let mut config = config_in(dir.path());
-    config.state_dir = dir.path().join("open");
-    std::fs::create_dir(&config.state_dir).unwrap();
-    std::fs::set_permissions(&config.state_dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let config = config_in(dir.path());
+    let open = |path: &Path, mode| {
+        std::fs::create_dir(path).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(config.state_dir.parent().unwrap(), 0o700);
+    open(&config.state_dir, 0o755);
+    let state_dir = config.state_dir.display().to_string();
     let why = refused_start(config).await;
-    assert!(why.contains("open") && why.contains("0700"), "others could read the keys: {why}");
+    assert!(why.contains(&state_dir) && why.contains("0700"), "others could read the keys: {why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,5 +4,9 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod bad_input;
+mod operations;
+mod program;
+mod raw;
 mod rotation;
 mod streams;

@@ -38,7 +38,9 @@ impl Raw {
             let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
             within(raw.0.read_exact(&mut payload)).await.expect("the agent greets");
             if (head[3], head[4] & ACK) == (PING, 0) {
-                raw.send(&[frame(SETTINGS, ACK, 0, b""), frame(PING, ACK, 0, &payload)].concat()).await.expect("it is taken");
+                raw.send(&[frame(SETTINGS, ACK, 0, b""), frame(PING, ACK, 0, &payload)].concat())
+                    .await
+                    .expect("it is taken");
                 return raw;
             }
         }

@@ -1,0 +1,139 @@
+//! The built binary as a process of its own: for signals, logs and other users.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::PATIENCE;
+
+/// The user `nobody`, who has no role anywhere.
+pub const NOBODY: u32 = 65534;
+
+/// Whether the tests run as root and can act as another user.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// The binary, where other users can reach it.
+pub struct Program(PathBuf);
+
+impl Program {
+    /// Copies it: the directory it was built in may be closed to others.
+    pub fn copied_to(dir: &Path) -> Self {
+        let path = dir.join("tether");
+        std::fs::copy(env!("CARGO_BIN_EXE_tether"), &path).expect("copied");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        Self(path)
+    }
+
+    /// A command that runs as `uid` and that group alone. Takes root.
+    pub fn as_user(&self, uid: u32, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.0);
+        command.env_clear().current_dir("/").args(arguments).uid(uid).gid(uid).stdin(Stdio::null());
+        command
+    }
+}
+
+/// An agent process started with `--dev`; killed when this is dropped.
+pub struct AgentProcess {
+    child: Child,
+    dir: PathBuf,
+    log: Receiver<String>,
+    logged: Vec<String>,
+}
+
+impl AgentProcess {
+    /// Starts it in `dir` with more arguments and environment, and waits until it is ready.
+    pub fn start(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Self {
+        let dir = dir.join("agent");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tether"));
+        command
+            .env_clear()
+            .envs(env.iter().copied())
+            .args(["agent", "run", "--dev", "--dir"])
+            .arg(&dir)
+            .args(arguments);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let log = lines(child.stderr.take().expect("piped"));
+        let printed = lines(child.stdout.take().expect("piped"));
+        let mut agent = Self { child, dir, log, logged: Vec::new() };
+        while let Ok(line) = printed.recv_timeout(PATIENCE) {
+            if line == "ready" {
+                return agent;
+            }
+        }
+        agent.log_until_end();
+        panic!("it did not get ready: {:#?}", agent.logged);
+    }
+
+    /// The workload socket.
+    pub fn workload(&self) -> PathBuf {
+        self.dir.join("workload/workload.sock")
+    }
+
+    /// The admin socket.
+    pub fn admin(&self) -> PathBuf {
+        self.dir.join("admin/admin.sock")
+    }
+
+    /// Its directory for entries.
+    pub fn entries(&self) -> PathBuf {
+        self.dir.join("entries.d")
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it runs");
+    }
+
+    /// The next line of the log that contains `wanted`.
+    pub fn log_line(&mut self, wanted: &str) -> String {
+        while let Ok(line) = self.log.recv_timeout(PATIENCE) {
+            self.logged.push(line.clone());
+            if line.contains(wanted) {
+                return line;
+            }
+        }
+        panic!("`{wanted}` was not logged: {:#?}", self.logged);
+    }
+
+    /// Sends SIGTERM and waits: how it ended, and everything it logged.
+    pub fn stop(mut self) -> (ExitStatus, String) {
+        self.signal(Signal::SIGTERM);
+        let status = self.child.wait().expect("it ends");
+        self.log_until_end();
+        (status, self.logged.join("\n"))
+    }
+
+    fn log_until_end(&mut self) {
+        let _ = self.child.kill();
+        self.logged.extend(self.log.iter());
+    }
+}
+
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines of a pipe as they come, until its end.
+fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
