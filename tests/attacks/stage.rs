@@ -33,11 +33,19 @@ pub fn prepare() -> Option<TempDir> {
     let dir = open_directory();
     let ourselves = std::env::current_exe().unwrap();
     for name in ["thief", "trusted"] {
-        std::fs::copy(&ourselves, dir.path().join(name)).unwrap();
-        open_to_all(&dir.path().join(name));
+        copy(&ourselves, &dir.path().join(name));
     }
     PROGRAMS_OF_THIS_RUN.set(Programs(dir.path().to_owned())).unwrap();
     Some(dir)
+}
+
+/// Copies a program to where everybody may start it.
+///
+/// By another process: if we wrote the file, a child that another test forks meanwhile could hold it open for a moment,
+/// in which it cannot be executed.
+pub fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
+    open_to_all(to);
 }
 
 fn open_directory() -> TempDir {
@@ -79,7 +87,9 @@ impl Stage {
     /// A trusted program that is no workload and does what it does: a copy of `cat`.
     pub fn trusted_cat(&self) -> PathBuf {
         let at = self.path("trusted-cat");
-        std::fs::copy("/bin/cat", &at).unwrap();
+        if !at.exists() {
+            copy(Path::new("/bin/cat"), &at);
+        }
         at
     }
 }

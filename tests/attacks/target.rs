@@ -230,6 +230,8 @@ impl Tether {
         config.dev = false;
         config.listen.workload = socket.to_owned();
         config.limits.half_open = HALF_OPEN;
+        // The programs here are large, and many tests run at once.
+        config.attest.deadline = PATIENCE;
         if side == Side::OldKernel {
             config.attest.peer.kernel = KernelInterfaces::Baseline;
         }

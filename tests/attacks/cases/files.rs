@@ -1,11 +1,12 @@
 //! The file at a trusted path, or what looks like it.
 
 use std::path::Path;
+use std::process::Command;
 
 use super::Attack;
 use crate::needs;
 use crate::roles::{GOT, NOTHING};
-use crate::stage::{Actor, Stage};
+use crate::stage::{Actor, Stage, copy};
 use crate::target::{Rule, Side, Target};
 
 pub const ATTACKS: &[Attack] = &[
@@ -35,7 +36,7 @@ fn mounted_over(side: Side) {
 fn replaced(side: Side) {
     let stage = Stage::new();
     let path = stage.path("workload");
-    std::fs::copy(stage.trusted(), &path).unwrap();
+    copy(&stage.trusted(), &path);
     let rule = Rule::Program { path: path.clone(), sha256: sha256(&path) };
     let mut target = Target::serving(&stage, side, &rule);
     let honest = Actor::new(&path, "fetch").arg(target.socket()).start().verdict();
@@ -57,7 +58,7 @@ fn deleted_while_running(side: Side) {
 fn goes_on_after(side: Side, change: fn(&Stage, &Path)) {
     let stage = Stage::new();
     let path = stage.path("workload");
-    std::fs::copy(stage.trusted(), &path).unwrap();
+    copy(&stage.trusted(), &path);
     let target = Target::serving(&stage, side, &Rule::path(&path));
     let mut workload = Actor::new(&path, "fetch-twice").arg(target.socket()).start();
     assert_eq!(workload.verdict(), GOT);
@@ -69,7 +70,7 @@ fn goes_on_after(side: Side, change: fn(&Stage, &Path)) {
 fn deleted_before(side: Side) {
     let stage = Stage::new();
     let path = stage.path("workload");
-    std::fs::copy(stage.trusted(), &path).unwrap();
+    copy(&stage.trusted(), &path);
     let mut target = Target::serving(&stage, side, &Rule::path(&path));
     let mut workload = Actor::new(&path, "fetch-when-told").arg(target.socket()).start();
     assert_eq!(workload.line(), "running");
@@ -82,11 +83,9 @@ fn deleted_before(side: Side) {
 /// As a package manager does: by a new file with the old name.
 fn put_another_program_at(stage: &Stage, path: &Path) {
     let new = stage.path("new");
-    let mut content = std::fs::read(stage.thief()).unwrap();
+    copy(&stage.thief(), &new);
     // A byte more makes it another program, which does the same.
-    content.push(0);
-    std::fs::write(&new, content).unwrap();
-    std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert!(Command::new("truncate").arg("--size=+1").arg(&new).status().unwrap().success());
     std::fs::rename(&new, path).unwrap();
 }
 
