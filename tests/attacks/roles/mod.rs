@@ -6,6 +6,7 @@
 
 mod connection;
 mod exec;
+mod masquerade;
 mod placement;
 mod reuse;
 
@@ -58,6 +59,7 @@ pub fn play() -> bool {
         ("swap-streaming", [socket, thief, trusted]) => exec::swap_streaming(socket, thief, trusted),
         ("read-after", [descriptor]) => exec::read_after(descriptor),
         ("speak-through", [descriptor]) => exec::speak_through(descriptor),
+        ("masquerade", [socket, trusted]) => masquerade::masquerade(socket, trusted),
         ("forge", [socket, trusted]) => placement::forge(socket, trusted),
         ("enter-cgroup", [directory, socket]) => placement::enter_cgroup(directory, socket),
         ("change-user", [socket, uid]) => placement::change_user(socket, uid),
