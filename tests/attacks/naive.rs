@@ -5,7 +5,6 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::time::SystemTime;
 
 use futures_util::Stream;
 use futures_util::stream::{self, StreamExt};
@@ -24,19 +23,19 @@ use crate::target::Rule;
 #[derive(Clone)]
 pub struct Naive {
     rule: Rule,
-    again: watch::Sender<SystemTime>,
+    again: watch::Sender<()>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Naive {
     pub fn new(rule: &Rule) -> Self {
-        Self { rule: rule.clone(), again: watch::Sender::new(SystemTime::UNIX_EPOCH) }
+        Self { rule: rule.clone(), again: watch::Sender::new(()) }
     }
 
     /// Sends a new secret on open streams.
     pub fn rotate(&self) {
-        self.again.send_replace(SystemTime::now());
+        self.again.send_replace(());
     }
 
     /// Serves for good.

@@ -47,7 +47,7 @@ pub fn hand_down(socket: &str, program: &str, when: &str) {
             "rest"
         }
     };
-    let mut child = thief(program, "use-stdin", &server).arg(how).spawn().unwrap();
+    let mut child = thief(program, "use-stdin", how, &server);
     child.wait().unwrap();
 }
 

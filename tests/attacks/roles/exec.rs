@@ -2,6 +2,7 @@
 //!
 //! The trusted program is `cat`. It is given a file that does not exist and then its standard input, so that it says
 //! on standard error that it runs, and then waits: the test knows by that line that the swap has happened.
+#![allow(clippy::zombie_processes, reason = "who is left behind outlives who started it")]
 
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -40,20 +41,20 @@ fn connect_and_ask(socket: &str) -> UnixStream {
 pub fn leave_behind(socket: &str, how: &str) {
     let server = connect_and_ask(socket);
     let program = std::env::current_exe().unwrap();
-    thief(program.to_str().unwrap(), "use-stdin", &server).arg(how).spawn().unwrap();
+    thief(program.to_str().unwrap(), "use-stdin", how, &server);
 }
 
 /// The thief only listens: nobody answers what the server asks.
 pub fn swap(socket: &str, program: &str, trusted: &str) {
     let server = connect_and_ask(socket);
-    thief(program, "use-stdin", &server).arg("listens").spawn().unwrap();
+    thief(program, "use-stdin", "listens", &server);
     become_trusted(&mut cat(trusted));
 }
 
 /// The thief answers in place of the trusted program.
 pub fn swap_answering(socket: &str, program: &str, trusted: &str) {
     let server = connect_and_ask(socket);
-    thief(program, "use-stdin", &server).arg("answers").spawn().unwrap();
+    thief(program, "use-stdin", "answers", &server);
     become_trusted(&mut cat(trusted));
 }
 
@@ -62,7 +63,7 @@ pub fn swap_printing(socket: &str, program: &str, trusted: &str) {
     let server = connect(socket);
     let request = format!("{socket}.request");
     std::fs::write(&request, [http2::opening(), http2::request()].concat()).unwrap();
-    thief(program, "use-stdin", &server).arg("listens").spawn().unwrap();
+    thief(program, "use-stdin", "listens", &server);
     let mut command = Command::new(trusted);
     become_trusted(command.arg(request).args([NO_FILE, "-"]).stdout(OwnedFd::from(server)));
 }
@@ -71,7 +72,7 @@ pub fn swap_printing(socket: &str, program: &str, trusted: &str) {
 pub fn swap_debugging(socket: &str, program: &str, trusted: &str) {
     let server = connect_and_ask(socket);
     send(&server, &http2::head_of_an_unknown_frame());
-    thief(program, "use-stdin", &server).arg("listens").spawn().unwrap();
+    thief(program, "use-stdin", "listens", &server);
     let mut command = Command::new(trusted);
     // Standard error is taken, so it says on standard output that it runs.
     command.args(["/proc/self/comm", "-"]).env("LD_DEBUG", "files").stderr(OwnedFd::from(server));
@@ -83,7 +84,7 @@ pub fn swap_copying(socket: &str, program: &str, trusted: &str) {
     let server = connect(socket);
     let (input, voice) = std::io::pipe().unwrap();
     kernel::keep_over_exec(&voice, true);
-    thief(program, "speak-through", &server).arg(voice.as_raw_fd().to_string()).spawn().unwrap();
+    thief(program, "speak-through", &voice.as_raw_fd().to_string(), &server);
     drop(voice);
     become_trusted(cat(trusted).stdin(input).stdout(OwnedFd::from(server)));
 }
@@ -118,7 +119,7 @@ pub fn swap_streaming(socket: &str, program: &str, other: &str) {
 fn read_after_exec(program: &str, server: UnixStream) {
     let (until_exec, held_until_exec) = std::io::pipe().unwrap();
     kernel::keep_over_exec(&until_exec, true);
-    thief(program, "read-after", &server).arg(until_exec.as_raw_fd().to_string()).spawn().unwrap();
+    thief(program, "read-after", &until_exec.as_raw_fd().to_string(), &server);
     kernel::keep_over_exec(&until_exec, false);
     // Closed by exec, and not before.
     let _open = held_until_exec.into_raw_fd();

@@ -14,6 +14,7 @@ use std::io::{BufRead, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use crate::http2;
@@ -116,10 +117,8 @@ fn introduce(server: &UnixStream) {
     }
 }
 
-/// This program in another role, with `stdin` for its standard input.
-fn thief(program: &str, role: &str, stdin: impl AsFd) -> std::process::Command {
+/// Starts this program in another role, with `stdin` for its standard input. It may outlive us.
+fn thief(program: &str, role: &str, argument: &str, stdin: impl AsFd) -> Child {
     let stdin: OwnedFd = stdin.as_fd().try_clone_to_owned().unwrap();
-    let mut command = std::process::Command::new(program);
-    command.env(ROLE, role).stdin(stdin);
-    command
+    Command::new(program).env(ROLE, role).arg(argument).stdin(stdin).spawn().unwrap()
 }
