@@ -85,11 +85,27 @@ struct Known {
 
 #[derive(Debug)]
 struct Last {
-    facts: Facts,
+    moment: Moment,
     wanted: Arc<Wanted>,
     evidence: Arc<Evidence>,
     at: OffsetDateTime,
     retry: Duration,
+}
+
+/// What evidence was found for: it is none for any other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Moment {
+    facts: Facts,
+    /// The supplementary groups, where an entry asks for them: they cost a read of `/proc`.
+    groups: Option<Vec<u32>>,
+}
+
+impl Moment {
+    fn of(instance: &Instance, wanted: &Wanted) -> Result<Self, LookError> {
+        let asked = ["supplementary_gid", "supplementary_group"].iter().any(|key| wanted.has("unix", key));
+        let groups = if asked { Some(instance.status()?.groups) } else { None };
+        Ok(Self { facts: instance.look()?, groups })
+    }
 }
 
 /// Attests instances, remembering what it found for as long as it holds.
@@ -112,16 +128,17 @@ impl Attestation {
     pub async fn attest(&self, instance: &Arc<Instance>, wanted: &Arc<Wanted>) -> Result<Attested, AttestationError> {
         let memory = instance.attached::<Memory>();
         let mut known = memory.known.lock().await;
-        let mut facts = instance.look()?;
-        if let Some(last) = known.last.as_ref().filter(|last| self.holds(last, facts, wanted)) {
-            return Ok(attested(facts, last.evidence.clone()));
+        let mut moment = Moment::of(instance, wanted)?;
+        if let Some(last) = known.last.as_ref().filter(|last| self.holds(last, &moment, wanted)) {
+            return Ok(attested(moment.facts, last.evidence.clone()));
         }
-        let _turn = self.turns.turn(facts.uid).await;
+        let _turn = self.turns.turn(moment.facts.uid).await;
         for _ in 0..ATTEMPTS {
-            let evidence = Arc::new(self.ask(instance, facts, known.path.clone(), wanted).await?);
+            let evidence = Arc::new(self.ask(instance, moment.facts, known.path.clone(), wanted).await?);
             // Look again: what was read is about this instance, and about these credentials, only if they still hold.
-            let now = instance.look()?;
-            if now == facts {
+            let now = Moment::of(instance, wanted)?;
+            if now == moment {
+                let facts = moment.facts;
                 let retry = match &known.last {
                     Some(last) if last.evidence == evidence => (last.retry * 2).min(LAST_RETRY),
                     _ => FIRST_RETRY,
@@ -129,10 +146,10 @@ impl Attestation {
                 let path = evidence.selectors.single_value("unix", "path").map(PathBuf::from);
                 known.path = known.path.take().or(path);
                 let at = self.clock.now();
-                known.last = Some(Last { facts, wanted: wanted.clone(), evidence: evidence.clone(), at, retry });
+                known.last = Some(Last { moment, wanted: wanted.clone(), evidence: evidence.clone(), at, retry });
                 return Ok(attested(facts, evidence));
             }
-            facts = now;
+            moment = now;
         }
         Err(AttestationError::Restless)
     }
@@ -161,9 +178,9 @@ impl Attestation {
         Ok(evidence)
     }
 
-    fn holds(&self, last: &Last, facts: Facts, wanted: &Arc<Wanted>) -> bool {
+    fn holds(&self, last: &Last, moment: &Moment, wanted: &Arc<Wanted>) -> bool {
         let fresh = !last.evidence.has_failures() || (self.clock.now() - last.at).unsigned_abs() < last.retry;
-        last.facts == facts && (Arc::ptr_eq(&last.wanted, wanted) || last.wanted == *wanted) && fresh
+        last.moment == *moment && (Arc::ptr_eq(&last.wanted, wanted) || last.wanted == *wanted) && fresh
     }
 }
 

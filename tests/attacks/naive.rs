@@ -56,6 +56,7 @@ impl Naive {
         match &self.rule {
             Rule::Uid(uid) => caller.uid() == *uid,
             Rule::UidNow(uid) => std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|found| found.uid() == *uid),
+            Rule::Group(_) => false,
             Rule::Path(path) => executable_path(pid).is_some_and(|found| found == *path),
             Rule::Program { path, .. } => executable_path(pid).is_some_and(|found| found == *path),
             Rule::Unit(name) => innermost_cgroup(pid).is_some_and(|found| found == *name),

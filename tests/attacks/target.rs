@@ -58,6 +58,8 @@ pub enum Rule {
     Uid(u32),
     /// Every process that is a user's when it asks.
     UidNow(u32),
+    /// Every process in a supplementary group.
+    Group(u32),
     /// The program at a path.
     Path(PathBuf),
     /// The program at a path, while it has this content.
@@ -79,6 +81,7 @@ impl Rule {
     fn entry(&self) -> String {
         let selectors = match self {
             Self::Uid(uid) | Self::UidNow(uid) => format!("\"unix:uid:{uid}\""),
+            Self::Group(gid) => format!("\"unix:supplementary_gid:{gid}\""),
             Self::Path(path) => format!("\"unix:path:{}\"", path.display()),
             Self::Program { path, sha256 } => format!("\"unix:path:{}\", \"unix:sha256:{sha256}\"", path.display()),
             Self::Unit(name) => format!("\"systemd:unit:{name}\""),

@@ -11,6 +11,9 @@ pub const ATTACKS: &[Attack] = &[
     Attack::new("a trusted program gets the number of a caller that died in the queue", reused)
         .needing(needs::pid_max_of_a_namespace),
     Attack::new("the caller asks after it gave up the user it connected as", other_user).needing(needs::root),
+    Attack::new("the caller asks again after it left a supplementary group", left_group)
+        .needing(needs::root)
+        .on(&[Side::Tether, Side::OldKernel]),
     Attack::new("a caller that gave up the user it connected as has what the new one has", new_user)
         .needing(needs::root)
         .on(&[Side::Tether, Side::OldKernel]),
@@ -41,6 +44,17 @@ fn other_user(side: Side) {
     let stage = Stage::new();
     let mut target = Target::serving(&stage, side, &Rule::our_user());
     let mut caller = Actor::new(stage.thief(), "change-user").arg(target.socket()).arg(NOBODY.to_string()).start();
+    let verdict = caller.verdict();
+    target.judge(&verdict, &["no_identity"]);
+}
+
+/// Its user and group are the same all the time.
+fn left_group(side: Side) {
+    const GROUP: u32 = 54_321;
+    let stage = Stage::new();
+    let mut target = Target::serving(&stage, side, &Rule::Group(GROUP));
+    let mut caller = Actor::new(stage.thief(), "leave-group").arg(target.socket()).arg(GROUP.to_string()).start();
+    assert_eq!(caller.verdict(), GOT, "a member has what members have");
     let verdict = caller.verdict();
     target.judge(&verdict, &["no_identity"]);
 }

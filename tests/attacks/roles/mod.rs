@@ -63,6 +63,7 @@ pub fn play() -> bool {
         ("masquerade", [socket, trusted]) => masquerade::masquerade(socket, trusted),
         ("forge", [socket, trusted]) => placement::forge(socket, trusted),
         ("enter-cgroup", [directory, socket]) => placement::enter_cgroup(directory, socket),
+        ("leave-group", [socket, gid]) => placement::leave_group(socket, gid),
         ("change-user", [socket, uid]) => placement::change_user(socket, uid),
         ("reuse-pid", [side]) => reuse::reuse_pid(side),
         _ => panic!("no such role: {role} {arguments:?}"),

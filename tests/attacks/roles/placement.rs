@@ -50,3 +50,13 @@ pub fn change_user(socket: &str, uid: &str) {
     send(&server, &http2::request());
     say_whether(http2::reads_the_prize(&mut &server, |answer| send(&server, answer)));
 }
+
+/// Asks as a member of a group, and again, on a new connection, when it is one no more.
+pub fn leave_group(socket: &str, gid: &str) {
+    let group = nix::unistd::Gid::from_raw(gid.parse().unwrap());
+    nix::unistd::setgroups(&[group]).unwrap();
+    let first = connect(socket);
+    say_whether(call(&first));
+    nix::unistd::setgroups(&[]).unwrap();
+    say_whether(call(&connect(socket)));
+}
