@@ -107,6 +107,29 @@ fn the_reader_of_sources_sees_what_it_must_and_nothing_in_comments_strings_and_t
     assert_eq!(nested.imports()[0].1, "cli", "from the top of a row, `super` is the root");
 }
 
+#[test]
+fn every_test_that_security_md_names_is_there() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = read(&manifest.join("SECURITY.md"));
+    let list =
+        text.split("The tests, by suite and name:").nth(1).expect("the list").split("\n\n").nth(1).expect("the list");
+    let (mut suite, mut named) = (String::new(), 0);
+    // In the list backticks hold a suite, and quotation marks the names of tests in the suite before them.
+    for (number, part) in list.split(['`', '"']).enumerate() {
+        let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+        if number % 2 == 0 {
+            continue;
+        }
+        if part.starts_with("tests/") || part.starts_with("src/") {
+            suite = below(&manifest.join(&part)).iter().map(|path| read(path)).collect();
+        } else {
+            assert!(suite.contains(&part), "no test is named \"{part}\"");
+            named += 1;
+        }
+    }
+    assert!(named > 20, "the list is read: {named}");
+}
+
 /// A row of `src/lib.rs`.
 struct Row {
     name: String,
@@ -357,18 +380,24 @@ fn read(path: &Path) -> String {
 }
 
 fn every_file() -> Vec<Source> {
-    let (root, mut files, mut directories) = (root(), Vec::new(), vec![root()]);
+    let root = root();
+    let source = |path: PathBuf| Source::new(path.strip_prefix(&root).expect("below src").to_owned(), &read(&path));
+    below(&root).into_iter().map(source).collect()
+}
+
+/// The Rust files below a directory.
+fn below(directory: &Path) -> Vec<PathBuf> {
+    let (mut files, mut directories) = (Vec::new(), vec![directory.to_owned()]);
     while let Some(directory) = directories.pop() {
-        for entry in std::fs::read_dir(&directory).expect("src can be listed") {
-            let path = entry.expect("src can be listed").path();
+        for entry in std::fs::read_dir(&directory).expect("it can be listed") {
+            let path = entry.expect("it can be listed").path();
             if path.is_dir() {
                 directories.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let relative = path.strip_prefix(&root).expect("it is below src").to_owned();
-                files.push(Source::new(relative, &read(&path)));
+                files.push(path);
             }
         }
     }
-    files.sort_by(|a, b| a.path.cmp(&b.path));
+    files.sort();
     files
 }

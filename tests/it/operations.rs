@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::Signal;
+use tether::audit::Event;
 use tether::base::clock::Clock;
 use tether::config::AuthorityKind;
 use tether::id::TrustDomain;
@@ -23,7 +24,7 @@ use tether::proto::workload::{JwtBundlesRequest, JwtsvidRequest, X509BundlesRequ
 use tether::x509::{Chain, KeyType, PrivateKey, Serial, Validity, X509Authorities, self_signed_root, verify};
 use tonic::Code;
 
-use crate::harness::{Header, TestAgent, channel, next, uid, within};
+use crate::harness::{Header, TestAgent, channel, event, next, uid, within};
 use crate::program::{AgentProcess, NOBODY, Program, is_root};
 use crate::raw::{Raw, get};
 
@@ -271,8 +272,12 @@ async fn entries_are_made_changed_listed_and_deleted_and_outlive_a_restart() {
     let mut stream = agent.workload().await.fetch_x509svid(X509svidRequest {}).await.unwrap().into_inner();
     next(&mut stream).await.unwrap();
     let mut entries = agent.entries().await;
+    let mut events = agent.audit();
     let created = entries.create(CreateEntryRequest { toml: entry("a", "a", "") }).await.unwrap().into_inner();
     assert!(created.revision > 0 && created.origin.contains("store") && !created.created_at.is_empty(), "{created:?}");
+    let audited = event(&mut events, |event| matches!(event, Event::Admin { .. })).await;
+    let Event::Admin { caller, action, subject } = audited else { unreachable!() };
+    assert_eq!((caller.uid, action, subject.as_str()), (uid(), "entry.create", "a"));
     let ids = |answer: tether::proto::workload::X509svidResponse| -> Vec<String> {
         answer.svids.into_iter().map(|svid| svid.spiffe_id).collect()
     };
