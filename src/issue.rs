@@ -237,7 +237,8 @@ impl Issuer {
         if let (true, Some(denial)) = (svids.is_empty(), denied) {
             return Err(denial.into());
         }
-        kept.retain(|_, held| svids.iter().any(|(svid, _)| Arc::ptr_eq(svid, held)));
+        // What this connection is refused another connection of the same process may have.
+        kept.retain(|(entry, id), _| entitled.identities.iter().any(|i| i.entry.id() == entry && i.spiffe_id == *id));
         drop(kept);
 
         let first_renewal = svids.iter().map(|(svid, _)| svid.renew_at).min();
@@ -314,12 +315,7 @@ impl Issuer {
         peer.proven().await.map_err(Refusal::Connection)?;
         let index = self.registry.borrow().clone();
         let mut attested = self.attest(peer, &index).await?;
-        if (attested.uid(), attested.gid()) != (peer.uid(), peer.gid()) {
-            // Another user than connected: perhaps by executing a setuid program that copies what somebody else says.
-            // Who only gave up privileges opened the connection itself, which can be seen.
-            let held = peer.holds_cloexec().await;
-            held.map_err(|why| Refusal::Connection(crate::peer::Refusal::NotCloseOnExec(why)))?;
-        }
+        peer.opened_by(attested.uid(), attested.gid()).await.map_err(Refusal::Connection)?;
         let now = self.clock.now();
         let mut matched = index.matching(attested.evidence(), now);
         if matched.identities.is_empty() {

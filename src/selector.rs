@@ -54,6 +54,11 @@ pub enum SelectorError {
     TooLong,
 }
 
+/// Whether selectors `kind:key:*` are about the executable file or follow it.
+pub fn is_about_executable(kind: &str, key: &str) -> bool {
+    matches!((kind, key), ("unix", "path" | "sha256") | ("lsm", _))
+}
+
 /// One fact: `unix:uid:1000`. Ordered and hashed by its text.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Selector {
@@ -104,9 +109,10 @@ impl Selector {
         self.text.splitn(3, ':').nth(2).unwrap_or_default()
     }
 
-    /// Whether the fact is about the executable file, so that a swapped program would forge it (design rule 3).
+    /// Whether the fact is about the executable file, or follows it as security labels do, so that a swapped program
+    /// would forge it (design rule 3).
     pub fn is_about_executable(&self) -> bool {
-        matches!((self.kind(), self.key()), ("unix", "path" | "sha256"))
+        is_about_executable(self.kind(), self.key())
     }
 }
 

@@ -61,7 +61,9 @@ fn parse(directives: &str) -> Result<EnvFilter, LevelError> {
         // The filter would take it for a module name and log everything of it.
         return Err(unknown());
     }
-    EnvFilter::try_new(directives).map_err(|_| unknown())
+    EnvFilter::try_new(directives).map_err(|_| unknown())?;
+    // Who turns the log down or off still gets the record of who was given what, unless that is named itself.
+    EnvFilter::try_new(format!("tether::audit=info,{directives}")).map_err(|_| unknown())
 }
 
 /// Sets up the log of this process. The second call in one process changes nothing and returns a level that is not

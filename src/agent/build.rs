@@ -6,11 +6,13 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::net::TcpListener;
 
 use super::{AgentState, Bound, Deps, Parts, StartError, observer};
-use crate::api::admin::{Admin, Reloadable, Roles};
+use crate::api::admin::{Admin, Reloadable, Roles, StatusSource};
+use crate::api::gate::RoleLayer;
 use crate::attest::{Attestation, Attestors};
 use crate::authority::Authority;
 use crate::authority::keys::KeyStore;
 use crate::base::durable;
+use crate::base::quota::Quota;
 use crate::config::Config;
 use crate::http::{Http, Readiness};
 use crate::issue::Issuer;
@@ -24,10 +26,12 @@ use crate::sys::harden::Hardening;
 use crate::trust::Trust;
 
 /// The parts of `/readyz`.
-const PARTS: &[&str] = &["agent", "authority", "entries"];
+const PARTS: &[&str] = &["agent", "authority", "entries", "store"];
 const NODE_ID: &str = "node-id";
 /// Who may ask on the admin socket is decided by role; connections to it are few.
 const ADMIN_CONNECTIONS: usize = 256;
+/// Calls open on the admin socket.
+const ADMIN_CALLS: usize = 64;
 
 pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartError> {
     // Before the first key is read or made.
@@ -53,7 +57,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let authority = Arc::new(authority);
     let trust = Arc::new(Trust::open(config.trust_domain.clone(), signers, store.clone()).await?);
 
-    let registry = open_registry(&config, &store, &deps).await?;
+    let (registry, unusable) = open_registry(&config, &store, &deps).await?;
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl });
     let issuer = Arc::new(Issuer {
         attestation: Attestation::new(
@@ -119,6 +123,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     readiness.set("authority", Ok(()));
     readiness.set("agent", Ok(()));
     state.entries_loaded(&registry.last_load());
+    state.stored_entries(&unusable);
 
     let reloader: Arc<dyn Reloadable> = Arc::new(super::reload::Reloader {
         state: state.clone(),
@@ -126,9 +131,10 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         log: deps.log.clone(),
         source: deps.reload,
     });
+    let roles = Roles::new(&config.admin.viewers, &config.admin.operators)
+        .map_err(|(group, source)| StartError::Group { group, source })?;
+    let admin_gate = RoleLayer { roles, calls: Quota::new(ADMIN_CALLS, ADMIN_CALLS / 4), audit: deps.audit.clone() };
     let admin_service = Admin::new(crate::api::admin::Parts {
-        roles: Roles::new(&config.admin.viewers, &config.admin.operators)
-            .map_err(|(group, source)| StartError::Group { group, source })?,
         authority: authority.clone(),
         trust: trust.clone(),
         registry: registry.clone(),
@@ -154,6 +160,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             workload,
             admin,
             admin_service,
+            admin_gate,
             http,
             limits: config.server_limits(),
             calls,
@@ -177,6 +184,7 @@ fn prepare_directories(config: &Config) -> Result<(), StartError> {
     }
     if config.dev {
         durable::private_dir(&config.entries_dir)?;
+        durable::private_dir(&config.entries_dir.with_file_name("policies"))?;
     }
     Ok(())
 }
@@ -191,20 +199,21 @@ async fn node_id(store: &Store, deps: &Deps) -> Result<String, StoreError> {
     Ok(fresh)
 }
 
-async fn open_registry(config: &Config, store: &Store, deps: &Deps) -> Result<Registry, StartError> {
+/// The registry, and the stored entries that cannot be used: they must not keep the agent from starting.
+async fn open_registry(config: &Config, store: &Store, deps: &Deps) -> Result<(Registry, Vec<String>), StartError> {
     let rules = config.entry_rules();
     let unreadable = |mistakes: Vec<registry::Mistake>| {
-        StartError::StoredEntries(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        StartError::BuiltInEntry(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     };
     let mut built_in = Vec::new();
     if config.dev {
         built_in.push(parse_entry(&dev_entry(config), &registry::Source::BuiltIn, &rules).map_err(unreadable)?);
     }
-    let stored = crate::api::admin::stored_entries(store, &rules).await.map_err(StartError::StoredEntries)?;
+    let stored = crate::api::admin::stored_entries(store, &rules).await?;
     let registry = Registry::new(Some(config.entries_dir.clone()), rules, built_in, deps.clock.clone());
-    registry.set_store_entries(stored).await?;
+    registry.set_store_entries(stored.usable).await?;
     registry.reload().await;
-    Ok(registry)
+    Ok((registry, stored.unusable))
 }
 
 /// The one entry an agent started with `--dev` has from the start.

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::api::admin::Reloadable;
+use crate::api::gate::{RoleLayer, WorkloadGate};
 use crate::api::{admin, serve, workload};
 use crate::audit::Audit;
 use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
@@ -89,9 +90,9 @@ pub enum StartError {
     /// The entries cannot be opened.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// Entries in the store are not readable.
-    #[error("registration entries in the store cannot be used: {0}")]
-    StoredEntries(String),
+    /// The built-in entry breaks its own rules.
+    #[error("BUG: the built-in entry cannot be used: {0}")]
+    BuiltInEntry(String),
     /// A socket cannot be bound.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -153,6 +154,7 @@ struct Parts {
     workload: Listener,
     admin: Listener,
     admin_service: admin::Admin,
+    admin_gate: RoleLayer,
     http: Option<(TcpListener, Http)>,
     limits: serve::Limits,
     calls: Quota,
@@ -185,11 +187,14 @@ impl Bound {
         duties.spawn(duties::report_bundles(trust.clone(), issuer.metrics.clone(), watcher.clone()));
         duties.spawn(notify::feed_watchdog(watcher.clone()));
 
-        let workload = workload::Workload::new(issuer.clone(), watcher.clone(), self.parts.calls);
+        let workload = workload::Workload::new(issuer.clone(), watcher.clone());
+        let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
         let (limits, stop) = (self.parts.limits, watcher.clone());
-        servers.spawn(serve::workload(self.parts.workload, workload, limits, stop.clone()));
-        servers.spawn(serve::admin(self.parts.admin, self.parts.admin_service, limits, stop.clone()));
+        let readiness = state.readiness.clone();
+        servers.spawn(serve::workload(self.parts.workload, workload, gate, readiness, limits, stop.clone()));
+        let (admin, service, gate) = (self.parts.admin, self.parts.admin_service, self.parts.admin_gate);
+        servers.spawn(serve::admin(admin, service, gate, limits, stop.clone()));
         if let Some((listener, http)) = self.parts.http {
             let stop = stop.clone();
             servers.spawn(async move {

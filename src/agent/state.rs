@@ -177,6 +177,13 @@ impl AgentState {
 }
 
 impl StatusSource for AgentState {
+    fn stored_entries(&self, unusable: &[String]) {
+        for entry in unusable {
+            tracing::error!("not in force, delete it or change the settings back: {entry}");
+        }
+        self.readiness.set("store", if unusable.is_empty() { Ok(()) } else { Err(unusable.join("; ")) });
+    }
+
     fn status(&self) -> Value {
         let trust = self.trust.current();
         let load = self.registry.last_load();

@@ -1,7 +1,8 @@
 //! Administration: who may, then what; the work is done by the parts it concerns.
 //!
 //! A role is decided by the caller's credentials as the kernel has them at each call: root, the user the agent runs as,
-//! and the groups of the `[admin]` section. Everything that changes something is audited with its caller.
+//! and the groups of the `[admin]` section (see [`super::gate`]). Everything that changes something is audited with its
+//! caller before it is done, and so is everyone who is refused.
 
 mod entries;
 mod roles;
@@ -13,8 +14,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tonic::{Request, Response, Status};
 
+use super::gate::Administrator;
 use super::status;
-use super::workload::peer;
 use crate::audit::Event;
 use crate::authority::Authority;
 use crate::authority::slot::{Kind, Slot, State};
@@ -38,6 +39,9 @@ const MAX_EXPLAINED: usize = 1000;
 pub trait StatusSource: Send + Sync {
     /// The document that `tether status --output json` prints.
     fn status(&self) -> Value;
+
+    /// Takes note of entries in the store that are not readable, each named with its mistakes; none when all are.
+    fn stored_entries(&self, unusable: &[String]);
 }
 
 /// What became of one source when it was read again.
@@ -61,8 +65,6 @@ pub trait Reloadable: Send + Sync {
 /// What [`Admin`] is made of.
 #[derive(Clone)]
 pub struct Parts {
-    /// Who may do what.
-    pub roles: Roles,
     /// What signs.
     pub authority: Arc<Authority>,
     /// Bundles and signers.
@@ -100,16 +102,14 @@ impl Admin {
     }
 
     /// The caller, when it has the role.
-    async fn require<T>(&self, request: &Request<T>, role: Role) -> Result<PeerConn, Status> {
-        let peer = peer(request)?;
-        peer.proven().await.map_err(|refusal| Status::permission_denied(refusal.to_string()))?;
-        let credentials = peer.credentials().map_err(|error| Status::permission_denied(error.to_string()))?;
-        if !self.parts.roles.has(&credentials, role) {
+    fn require<T>(&self, request: &Request<T>, role: Role) -> Result<PeerConn, Status> {
+        let caller = administrator(request)?;
+        if caller.role < Some(role) {
             return Err(Status::permission_denied(format!(
                 "this needs the {role} role: join one of the groups that [admin] names, or ask as root"
             )));
         }
-        Ok(peer)
+        Ok(caller.peer.clone())
     }
 
     fn audit(&self, peer: &PeerConn, action: &'static str, subject: impl Into<String>) {
@@ -133,7 +133,7 @@ impl wire::authorities_server::Authorities for Admin {
         &self,
         request: Request<wire::ShowAuthoritiesRequest>,
     ) -> Result<Response<wire::ShowAuthoritiesResponse>, Status> {
-        self.require(&request, Role::Viewer).await?;
+        self.require(&request, Role::Viewer)?;
         Ok(Response::new(self.authorities()))
     }
 
@@ -141,7 +141,7 @@ impl wire::authorities_server::Authorities for Admin {
         &self,
         request: Request<wire::RotateAuthorityRequest>,
     ) -> Result<Response<wire::ShowAuthoritiesResponse>, Status> {
-        let peer = self.require(&request, Role::Operator).await?;
+        let peer = self.require(&request, Role::Operator)?;
         let request = request.into_inner();
         let kind = match request.kind.as_str() {
             "" => Kind::X509Signing,
@@ -158,7 +158,7 @@ impl wire::authorities_server::Authorities for Admin {
         &self,
         request: Request<wire::RevokeAuthorityRequest>,
     ) -> Result<Response<wire::ShowAuthoritiesResponse>, Status> {
-        let peer = self.require(&request, Role::Operator).await?;
+        let peer = self.require(&request, Role::Operator)?;
         let id = request.into_inner().id;
         self.audit(&peer, "authority.revoke", id.as_str());
         let signers = self.parts.authority.revoke(&id).await;
@@ -173,7 +173,7 @@ impl wire::bundles_server::Bundles for Admin {
         &self,
         request: Request<wire::ShowBundlesRequest>,
     ) -> Result<Response<wire::ShowBundlesResponse>, Status> {
-        self.require(&request, Role::Viewer).await?;
+        self.require(&request, Role::Viewer)?;
         let wanted = request.into_inner().trust_domain;
         let trust = self.parts.trust.current();
         let all = std::iter::once(trust.own()).chain(trust.foreign().map(|(_, bundle)| bundle));
@@ -188,7 +188,7 @@ impl wire::bundles_server::Bundles for Admin {
     }
 
     async fn set(&self, request: Request<wire::SetBundleRequest>) -> Result<Response<wire::BundleView>, Status> {
-        let peer = self.require(&request, Role::Operator).await?;
+        let peer = self.require(&request, Role::Operator)?;
         let request = request.into_inner();
         let domain = domain(&request.trust_domain)?;
         self.audit(&peer, "bundle.set", domain.as_str());
@@ -201,7 +201,7 @@ impl wire::bundles_server::Bundles for Admin {
         &self,
         request: Request<wire::DeleteBundleRequest>,
     ) -> Result<Response<wire::DeleteBundleResponse>, Status> {
-        let peer = self.require(&request, Role::Operator).await?;
+        let peer = self.require(&request, Role::Operator)?;
         let domain = domain(&request.into_inner().trust_domain)?;
         self.audit(&peer, "bundle.delete", domain.as_str());
         self.parts.trust.delete(&domain).await.map_err(|error| status::trust(&error))?;
@@ -212,12 +212,12 @@ impl wire::bundles_server::Bundles for Admin {
 #[tonic::async_trait]
 impl wire::agent_server::Agent for Admin {
     async fn status(&self, request: Request<wire::StatusRequest>) -> Result<Response<wire::StatusResponse>, Status> {
-        self.require(&request, Role::Viewer).await?;
+        self.require(&request, Role::Viewer)?;
         Ok(Response::new(wire::StatusResponse { json: self.parts.status.status().to_string() }))
     }
 
     async fn reload(&self, request: Request<wire::ReloadRequest>) -> Result<Response<wire::ReloadResponse>, Status> {
-        let peer = self.require(&request, Role::Operator).await?;
+        let peer = self.require(&request, Role::Operator)?;
         self.audit(&peer, "agent.reload", "");
         let sources = self.parts.reload.reload().await.into_iter().map(|source| wire::ReloadedSource {
             source: source.source,
@@ -232,7 +232,7 @@ impl wire::agent_server::Agent for Admin {
         request: Request<wire::LogLevelRequest>,
     ) -> Result<Response<wire::LogLevelResponse>, Status> {
         let role = if request.get_ref().level.is_empty() { Role::Viewer } else { Role::Operator };
-        let peer = self.require(&request, role).await?;
+        let peer = self.require(&request, role)?;
         let level = request.into_inner().level;
         let level = if level.is_empty() {
             self.parts.log.current()
@@ -245,21 +245,24 @@ impl wire::agent_server::Agent for Admin {
     }
 
     async fn explain(&self, request: Request<wire::ExplainRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
-        let asker = peer(&request)?;
-        asker.proven().await.map_err(|refusal| Status::permission_denied(refusal.to_string()))?;
+        let asker = administrator(&request)?;
         let pid = request.get_ref().pid;
         let instance = match pid {
-            0 => asker.instance().clone(),
+            0 => asker.peer.instance().clone(),
             pid => self.parts.instances.of_pid(pid, None).map_err(|error| no_process(pid, &error))?,
         };
-        let explained = self.parts.issuer.attestation.explain(&instance).await;
-        let explained = explained.map_err(|error| Status::unavailable(status::chain(&error)))?;
         // Everyone may ask about processes of its own user; about others only who may look at everything.
-        let own = asker.credentials().map_err(|error| Status::permission_denied(error.to_string()))?.uid;
-        if explained.uid() != own {
-            self.require(&request, Role::Viewer).await?;
+        let facts = instance.look().map_err(|error| Status::not_found(error.to_string()))?;
+        if facts.uid != asker.uid {
+            self.require(&request, Role::Viewer)?;
         }
-        Ok(Response::new(self.explanation(&instance, &explained)))
+        let everything = asker.role.is_some();
+        let explained = self.parts.issuer.attestation.explain(&instance, asker.uid).await;
+        let explained = explained.map_err(|error| Status::unavailable(status::chain(&error)))?;
+        if explained.uid() != facts.uid {
+            return Err(Status::unavailable("the process changed its user: try again"));
+        }
+        Ok(Response::new(self.explanation(&instance, &explained, everything)))
     }
 }
 
@@ -268,6 +271,7 @@ impl Admin {
         &self,
         instance: &crate::peer::Instance,
         attested: &crate::attest::Attested,
+        everything: bool,
     ) -> wire::ExplainResponse {
         let evidence = attested.evidence();
         let now = self.parts.issuer.clock.now();
@@ -277,6 +281,11 @@ impl Admin {
         for explained in index.explain(evidence, now) {
             let (verdict, spiffe_id, reasons) = match explained.verdict {
                 Verdict::Match { spiffe_id, notes } => ("match", spiffe_id.to_string(), notes),
+                // What others are registered for is only for those who may look at everything.
+                Verdict::NoMatch { .. } | Verdict::Unavailable { .. } if !everything => {
+                    left_out += 1;
+                    continue;
+                }
                 Verdict::NoMatch { .. } if entries.len() >= MAX_EXPLAINED => {
                     left_out += 1;
                     continue;
@@ -294,8 +303,10 @@ impl Admin {
         }
         let mut notes: Vec<String> =
             evidence.notes.iter().map(|note| format!("{}: {}", note.kind, note.text)).collect();
-        if left_out > 0 {
+        if left_out > 0 && everything {
             notes.push(format!("{left_out} more entries do not match"));
+        } else if left_out > 0 {
+            notes.push(format!("{left_out} more entries do not match; the viewer role is shown which and why"));
         }
         let gaps = evidence.gaps.iter().map(|gap| match gap.keys {
             [] => format!("{}: {}", gap.kind, gap.why),
@@ -311,6 +322,11 @@ impl Admin {
             notes,
         }
     }
+}
+
+/// Who calls, as the gate found out.
+fn administrator<T>(request: &Request<T>) -> Result<&Administrator, Status> {
+    request.extensions().get::<Administrator>().ok_or_else(|| Status::internal("BUG: the caller's role is unknown"))
 }
 
 fn no_process(pid: i32, error: &InstanceError) -> Status {

@@ -1,13 +1,16 @@
 //! The two gRPC servers: services put together, served until the drain begins.
 
 use futures_util::Stream;
-use tonic::service::Routes;
+use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::{Error, Server};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use super::admin::Admin;
-use super::gate::HeaderLayer;
+use super::gate::{DeadlineLayer, RoleLayer, WorkloadGate};
 use super::workload::Workload;
 use crate::base::drain;
+use crate::http::Readiness;
 use crate::peer::{Listener, PeerStream};
 use crate::proto::DESCRIPTORS;
 use crate::proto::admin::agent_server::AgentServer;
@@ -27,48 +30,73 @@ pub struct Limits {
     pub streams_per_connection: u32,
     /// The largest request on the workload socket, in bytes.
     pub workload_message: usize,
-    /// The largest request on the admin socket, in bytes.
+    /// The largest set of entries or bundle on the admin socket, in bytes.
     pub admin_message: usize,
 }
 
-/// Serves the Workload Endpoint: the Workload API, health and reflection, each behind the endpoint's metadata.
+/// Serves the Workload Endpoint: the Workload API, health and reflection, each behind the gate.
 pub async fn workload(
     listener: Listener,
     service: Workload,
+    gate: WorkloadGate,
+    readiness: Readiness,
     limits: Limits,
     drain: drain::Watcher,
 ) -> Result<(), (&'static str, Error)> {
     let api = SpiffeWorkloadApiServer::new(service).max_decoding_message_size(limits.workload_message);
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status(WORKLOAD_API, tonic_health::ServingStatus::Serving).await;
     let routes = reflection(&[WORKLOAD_API]).add_service(api).add_service(health_service);
     let server = Server::builder()
         .max_concurrent_streams(limits.streams_per_connection)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
-        .layer(HeaderLayer)
+        .layer(InterceptorLayer::new(gate))
+        .layer(DeadlineLayer)
         .add_routes(routes);
-    let served = server.serve_with_incoming_shutdown(accepted(listener, drain.clone()), begun(drain)).await;
-    served.map_err(|error| ("workload", error))
+    let served = server.serve_with_incoming_shutdown(accepted(listener, drain.clone()), begun(drain));
+    tokio::select! {
+        served = served => served.map_err(|error| ("workload", error)),
+        () = report_health(health, readiness) => Ok(()),
+    }
 }
 
-/// Serves the admin API and reflection.
+/// Keeps the health service true to the agent's readiness, for as long as it is polled.
+async fn report_health(health: HealthReporter, readiness: Readiness) {
+    let mut changes = readiness.watch();
+    loop {
+        let ready = changes.borrow_and_update().values().all(Result::is_ok);
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", WORKLOAD_API] {
+            health.set_service_status(service, status).await;
+        }
+        if changes.changed().await.is_err() {
+            // Whoever set the readiness is gone; the last word stands.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Serves the admin API and reflection, to whoever the gate lets through.
 pub async fn admin(
     listener: Listener,
     service: Admin,
+    gate: RoleLayer,
     limits: Limits,
     drain: drain::Watcher,
 ) -> Result<(), (&'static str, Error)> {
-    let size = limits.admin_message;
+    let large = limits.admin_message;
     let names = ["Agent", "Authorities", "Bundles", "Entries"].map(|name| format!("tether.admin.v1.{name}"));
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    // Only who has a role reaches the two services that take large messages.
     let routes = reflection(&names)
-        .add_service(EntriesServer::new(service.clone()).max_decoding_message_size(size))
-        .add_service(AgentServer::new(service.clone()))
-        .add_service(AuthoritiesServer::new(service.clone()))
-        .add_service(BundlesServer::new(service).max_decoding_message_size(size));
+        .add_service(EntriesServer::new(service.clone()).max_decoding_message_size(large))
+        .add_service(BundlesServer::new(service.clone()).max_decoding_message_size(large))
+        .add_service(AgentServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
+        .add_service(AuthoritiesServer::new(service).max_decoding_message_size(limits.workload_message));
     let server = Server::builder()
         .max_concurrent_streams(limits.streams_per_connection)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
+        .layer(gate)
+        .layer(DeadlineLayer)
         .add_routes(routes);
     let served = server.serve_with_incoming_shutdown(accepted(listener, drain.clone()), begun(drain)).await;
     served.map_err(|error| ("admin", error))

@@ -10,9 +10,9 @@ use prost_types::value::Kind as ValueKind;
 use prost_types::{ListValue, Struct, Value};
 use tonic::{Request, Response, Status};
 
+use super::gate::{CallPlace, peer};
 use super::status;
 use crate::base::drain;
-use crate::base::quota::{Place, Quota};
 use crate::id::SpiffeId;
 use crate::issue::{Bundles, Issuer, Refusal, X509State};
 use crate::metrics::Rpc;
@@ -31,30 +31,25 @@ const MAX_AUDIENCES: usize = 32;
 pub struct Workload {
     issuer: Arc<Issuer>,
     drain: drain::Watcher,
-    calls: Quota,
 }
 
 type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Workload {
     /// Serves what `issuer` issues until `drain` begins.
-    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher, calls: Quota) -> Self {
-        Self { issuer, drain, calls }
-    }
-
-    fn place(&self, peer: &PeerConn) -> Result<Place, Status> {
-        self.calls.take(peer.uid()).map_err(|full| status::too_many("calls open", full))
+    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher) -> Self {
+        Self { issuer, drain }
     }
 
     /// A stream of bundles, as `encode` shows them and `same` compares them.
     fn bundle_stream<T: Send + 'static>(
         &self,
-        peer: PeerConn,
+        (peer, place): (PeerConn, Option<CallPlace>),
         rpc: &'static str,
         same: fn(&Bundles, &Bundles) -> bool,
         encode: fn(&Bundles) -> Result<T, Status>,
     ) -> Result<Response<Updates<T>>, Status> {
-        let open = self.open(&peer, rpc)?;
+        let open = self.open(place, rpc);
         let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| async move {
             let (bundles, renew_at) = issuer.bundles(&peer).await?;
             Ok(Update { state: Compared { bundles, same }, renew_at })
@@ -62,18 +57,17 @@ impl Workload {
         Ok(respond(states, open, move |compared| encode(&compared.bundles)))
     }
 
-    fn open(&self, peer: &PeerConn, rpc: &'static str) -> Result<Open, Status> {
-        let place = self.place(peer)?;
+    fn open(&self, place: Option<CallPlace>, rpc: &'static str) -> Open {
         let gauge = self.issuer.metrics.workload_streams.get_or_create(&Rpc { rpc }).clone();
         gauge.inc();
-        Ok(Open { gauge, _place: place })
+        Open { gauge, _place: place }
     }
 }
 
 /// An open stream, counted until it is dropped.
 struct Open {
     gauge: prometheus_client::metrics::gauge::Gauge,
-    _place: Place,
+    _place: Option<CallPlace>,
 }
 
 impl Drop for Open {
@@ -107,9 +101,10 @@ fn respond<S: Send + 'static, T: Send + 'static>(
     Response::new(Box::pin(messages))
 }
 
-/// Who calls, as the listener put it beside the request.
-pub(super) fn peer<T>(request: &Request<T>) -> Result<PeerConn, Status> {
-    request.extensions().get::<PeerConn>().cloned().ok_or_else(|| Status::internal("the caller is unknown"))
+/// Who calls, and the place of its call.
+fn caller<T>(request: &Request<T>) -> Result<(PeerConn, Option<CallPlace>), Status> {
+    let extensions = request.extensions();
+    Ok((peer(extensions)?.clone(), extensions.get::<CallPlace>().cloned()))
 }
 
 fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
@@ -187,8 +182,8 @@ impl SpiffeWorkloadApi for Workload {
         &self,
         request: Request<wire::X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        let peer = peer(&request)?;
-        let open = self.open(&peer, "FetchX509SVID")?;
+        let (peer, place) = caller(&request)?;
+        let open = self.open(place, "FetchX509SVID");
         let states = updates(self.issuer.clone(), peer, self.drain.clone(), |issuer, peer| async move {
             let state = issuer.x509(&peer).await?;
             let renew_at = Some(state.renew_at);
@@ -201,15 +196,14 @@ impl SpiffeWorkloadApi for Workload {
         &self,
         request: Request<wire::X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        self.bundle_stream(peer(&request)?, "FetchX509Bundles", Bundles::same_x509, x509_bundles_response)
+        self.bundle_stream(caller(&request)?, "FetchX509Bundles", Bundles::same_x509, x509_bundles_response)
     }
 
     async fn fetch_jwtsvid(
         &self,
         request: Request<wire::JwtsvidRequest>,
     ) -> Result<Response<wire::JwtsvidResponse>, Status> {
-        let peer = peer(&request)?;
-        let _place = self.place(&peer)?;
+        let (peer, _place) = caller(&request)?;
         let request = request.into_inner();
         let audience = audiences(request.audience)?;
         let wanted = match request.spiffe_id.as_str() {
@@ -233,15 +227,14 @@ impl SpiffeWorkloadApi for Workload {
         &self,
         request: Request<wire::JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.bundle_stream(peer(&request)?, "FetchJWTBundles", Bundles::same_jwt, jwt_bundles_response)
+        self.bundle_stream(caller(&request)?, "FetchJWTBundles", Bundles::same_jwt, jwt_bundles_response)
     }
 
     async fn validate_jwtsvid(
         &self,
         request: Request<wire::ValidateJwtsvidRequest>,
     ) -> Result<Response<wire::ValidateJwtsvidResponse>, Status> {
-        let peer = peer(&request)?;
-        let _place = self.place(&peer)?;
+        let (peer, _place) = caller(&request)?;
         let request = request.into_inner();
         check_audience(&request.audience)?;
         if request.svid.is_empty() {

@@ -154,11 +154,12 @@ impl Attestation {
         Err(AttestationError::Restless)
     }
 
-    /// Everything that can be found out of the instance, asked anew: for explaining.
-    pub async fn explain(&self, instance: &Arc<Instance>) -> Result<Attested, AttestationError> {
+    /// Everything that can be found out of the instance, asked anew: for explaining. It costs the turn of the user
+    /// who asks, not of the process.
+    pub async fn explain(&self, instance: &Arc<Instance>, asker: u32) -> Result<Attested, AttestationError> {
         let facts = instance.look()?;
         let path = instance.attached::<Memory>().known.lock().await.path.clone();
-        let _turn = self.turns.turn(facts.uid).await;
+        let _turn = self.turns.turn(asker).await;
         let evidence = self.ask(instance, facts, path, &Wanted::everything()).await?;
         Ok(attested(instance.look()?, Arc::new(evidence)))
     }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::base::drain;
 
@@ -26,29 +27,32 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: usize = 64;
 
 /// Which parts of the agent are ready, and why the others are not; clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Result<(), String>>>>);
+#[derive(Clone, Debug)]
+pub struct Readiness(Arc<watch::Sender<Parts>>);
+
+/// Each part, and why it is not ready.
+pub type Parts = BTreeMap<&'static str, Result<(), String>>;
 
 impl Readiness {
     /// A readiness whose parts are all waiting.
     pub fn waiting(parts: &[&'static str]) -> Self {
         let waiting = parts.iter().map(|&part| (part, Err("starting".to_owned()))).collect();
-        Self(Arc::new(Mutex::new(waiting)))
+        Self(Arc::new(watch::Sender::new(waiting)))
     }
 
     /// Sets one part.
     pub fn set(&self, part: &'static str, state: Result<(), String>) {
-        self.0.lock().expect("nothing panics while holding it").insert(part, state);
+        self.0.send_if_modified(|parts| parts.insert(part, state.clone()).as_ref() != Some(&state));
     }
 
     /// Every part.
-    pub fn parts(&self) -> BTreeMap<&'static str, Result<(), String>> {
-        self.0.lock().expect("nothing panics while holding it").clone()
+    pub fn parts(&self) -> Parts {
+        self.0.borrow().clone()
     }
 
-    /// Whether every part is ready.
-    pub fn is_ready(&self) -> bool {
-        self.parts().values().all(Result::is_ok)
+    /// Every part, and the event of the next change.
+    pub fn watch(&self) -> watch::Receiver<Parts> {
+        self.0.subscribe()
     }
 }
 

@@ -130,6 +130,16 @@ impl PeerConn {
         self.0.close_on_exec.get_or_init(find).await.clone()
     }
 
+    /// Whether a process that has these credentials now is the one that opened the connection: either they are those
+    /// it connected with, or it holds the connection close-on-exec and so has only changed what it may do. Otherwise
+    /// it may be a setuid program that copies what somebody else says.
+    pub async fn opened_by(&self, uid: u32, gid: u32) -> Result<(), Refusal> {
+        if (uid, gid) == (self.uid(), self.gid()) {
+            return Ok(());
+        }
+        self.holds_cloexec().await.map_err(Refusal::NotCloseOnExec)
+    }
+
     /// The credentials of the process now, not as they were when it connected.
     pub fn credentials(&self) -> Result<Credentials, LookError> {
         let status = self.0.instance.status()?;

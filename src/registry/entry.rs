@@ -13,7 +13,7 @@ use super::draft::EntryDraft;
 use super::keys::{Key, KeySet};
 use super::template::Template;
 use crate::id::TrustDomain;
-use crate::selector::Selector;
+use crate::selector::{self, Selector};
 
 /// The name of an entry: unique over files and store, in ledger and audit. Letters, digits, `.`, `_` and `-`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -275,10 +275,7 @@ impl Entry {
     /// Whether its answer depends on which program runs, so that the peer must prove that it is still that program
     /// and holds its connection close-on-exec (design section 4, rule 3).
     pub fn depends_on_executable(&self) -> bool {
-        let executable = [("unix", "path"), ("unix", "sha256")];
-        let in_template = executable.iter().filter_map(|(kind, key)| Key::find(kind, key));
-        self.matches().iter().chain(self.unless()).any(Selector::is_about_executable)
-            || in_template.into_iter().any(|key| self.spiffe_id().keys().contains(key))
+        self.all_keys().iter().any(|key| selector::is_about_executable(key.kind(), key.key()))
     }
 
     /// One `[[entry]]` table that is read back as this entry.

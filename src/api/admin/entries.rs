@@ -14,7 +14,7 @@ use super::{Admin, Role, rfc3339};
 use crate::api::status;
 use crate::proto::admin as wire;
 use crate::registry::{Entry, Mistake, Origin, Rules, Source, parse_entries, parse_entry};
-use crate::store::{Change, Expect, Space, Store, Versioned};
+use crate::store::{Change, Expect, Space, Store, StoreError, Versioned};
 
 /// An entry as the store keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,14 +31,25 @@ impl Stored {
     }
 }
 
-/// Every entry in the store; a message that names the entry when one is not readable.
-pub async fn stored_entries(store: &Store, rules: &Rules) -> Result<Vec<Arc<Entry>>, String> {
-    let rows = store.list::<Stored>(Space::Entries).await.map_err(|error| status::chain(&error))?;
-    let parse = |(id, row): &(String, Versioned<Stored>)| match Stored::entry(row, rules) {
-        Ok(entry) => Ok(Arc::new(entry)),
-        Err(mistakes) => Err(format!("entry `{id}`: {}", joined(&mistakes))),
-    };
-    rows.iter().map(parse).collect()
+/// What the store holds.
+#[derive(Debug, Default)]
+pub struct StoredEntries {
+    /// The entries that can be used.
+    pub usable: Vec<Arc<Entry>>,
+    /// Those that obey other rules than today's, each named with its mistakes. They give nothing, and can be deleted.
+    pub unusable: Vec<String>,
+}
+
+/// Every entry in the store.
+pub async fn stored_entries(store: &Store, rules: &Rules) -> Result<StoredEntries, StoreError> {
+    let mut stored = StoredEntries::default();
+    for (id, row) in store.list::<Stored>(Space::Entries).await? {
+        match Stored::entry(&row, rules) {
+            Ok(entry) => stored.usable.push(Arc::new(entry)),
+            Err(mistakes) => stored.unusable.push(format!("entry `{id}` in the store: {}", joined(&mistakes))),
+        }
+    }
+    Ok(stored)
 }
 
 fn joined(mistakes: &[Mistake]) -> String {
@@ -104,8 +115,10 @@ impl Admin {
     }
 
     async fn put_in_force(&self) -> Result<(), Status> {
-        let entries = stored_entries(&self.parts.store, &self.parts.rules).await.map_err(Status::internal)?;
-        let set = self.parts.registry.set_store_entries(entries).await;
+        let stored = stored_entries(&self.parts.store, &self.parts.rules).await;
+        let stored = stored.map_err(|error| status::store(&error))?;
+        self.parts.status.stored_entries(&stored.unusable);
+        let set = self.parts.registry.set_store_entries(stored.usable).await;
         set.map_err(|error| Status::failed_precondition(error.to_string()))
     }
 
@@ -122,19 +135,19 @@ impl wire::entries_server::Entries for Admin {
         &self,
         request: Request<wire::ListEntriesRequest>,
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
-        self.require(&request, Role::Viewer).await?;
+        self.require(&request, Role::Viewer)?;
         let index = self.parts.registry.index();
         let entries = index.entries().iter().map(|entry| view(entry)).collect();
         Ok(Response::new(wire::ListEntriesResponse { entries }))
     }
 
     async fn get(&self, request: Request<wire::GetEntryRequest>) -> Result<Response<wire::EntryView>, Status> {
-        self.require(&request, Role::Viewer).await?;
+        self.require(&request, Role::Viewer)?;
         self.view_of(&request.into_inner().id)
     }
 
     async fn create(&self, request: Request<wire::CreateEntryRequest>) -> Result<Response<wire::EntryView>, Status> {
-        let peer = self.require(&request, Role::Operator).await?;
+        let peer = self.require(&request, Role::Operator)?;
         let entry = self.parse_one(&request.into_inner().toml)?;
         let id = entry.id().to_string();
         let _changing = self.entries.lock().await;
@@ -150,7 +163,7 @@ impl wire::entries_server::Entries for Admin {
     }
 
     async fn update(&self, request: Request<wire::UpdateEntryRequest>) -> Result<Response<wire::EntryView>, Status> {
-        let peer = self.require(&request, Role::Operator).await?;
+        let peer = self.require(&request, Role::Operator)?;
         let request = request.into_inner();
         let entry = self.parse_one(&request.toml)?;
         let id = entry.id().to_string();
@@ -166,7 +179,7 @@ impl wire::entries_server::Entries for Admin {
         &self,
         request: Request<wire::DeleteEntryRequest>,
     ) -> Result<Response<wire::DeleteEntryResponse>, Status> {
-        let peer = self.require(&request, Role::Operator).await?;
+        let peer = self.require(&request, Role::Operator)?;
         let id = request.into_inner().id;
         let _changing = self.entries.lock().await;
         let present = self.changeable(&id).await?;
@@ -181,7 +194,7 @@ impl wire::entries_server::Entries for Admin {
         &self,
         request: Request<wire::ApplyEntriesRequest>,
     ) -> Result<Response<wire::ApplyEntriesResponse>, Status> {
-        let peer = self.require(&request, Role::Operator).await?;
+        let peer = self.require(&request, Role::Operator)?;
         let request = request.into_inner();
         let now = self.now();
         let source = Source::Store { revision: 0, created_at: now };

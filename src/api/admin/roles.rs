@@ -39,17 +39,17 @@ impl Roles {
         Ok(Self { own_uid: Uid::effective().as_raw(), viewers: ids(viewers)?, operators: ids(operators)? })
     }
 
-    /// Whether somebody with these credentials has the role.
-    pub fn has(&self, credentials: &Credentials, role: Role) -> bool {
-        if credentials.uid == 0 || credentials.uid == self.own_uid {
-            return true;
-        }
+    /// The highest role of somebody with these credentials.
+    pub fn of(&self, credentials: &Credentials) -> Option<Role> {
         let member = |groups: &[u32]| {
             groups.contains(&credentials.gid) || credentials.groups.iter().any(|gid| groups.contains(gid))
         };
-        match role {
-            Role::Viewer => member(&self.viewers) || member(&self.operators),
-            Role::Operator => member(&self.operators),
+        if credentials.uid == 0 || credentials.uid == self.own_uid || member(&self.operators) {
+            Some(Role::Operator)
+        } else if member(&self.viewers) {
+            Some(Role::Viewer)
+        } else {
+            None
         }
     }
 }
@@ -78,17 +78,18 @@ mod tests {
         let roles = Roles { own_uid: 500, viewers: vec![10], operators: vec![20] };
         let who = |uid, gid, groups: &[u32]| Credentials { uid, gid, groups: groups.to_vec() };
         let table = [
-            (who(0, 0, &[]), true, true),
-            (who(500, 500, &[]), true, true),
-            (who(1000, 10, &[]), true, false),
-            (who(1000, 1000, &[10]), true, false),
-            (who(1000, 1000, &[20]), true, true),
-            (who(1000, 1000, &[30]), false, false),
+            (who(0, 0, &[]), Some(Role::Operator)),
+            (who(500, 500, &[]), Some(Role::Operator)),
+            (who(1000, 10, &[]), Some(Role::Viewer)),
+            (who(1000, 1000, &[10]), Some(Role::Viewer)),
+            (who(1000, 1000, &[20]), Some(Role::Operator)),
+            (who(1000, 1000, &[10, 20]), Some(Role::Operator)),
+            (who(1000, 1000, &[30]), None),
         ];
-        for (credentials, viewer, operator) in table {
-            assert_eq!(roles.has(&credentials, Role::Viewer), viewer, "{credentials:?}");
-            assert_eq!(roles.has(&credentials, Role::Operator), operator, "{credentials:?}");
+        for (credentials, role) in table {
+            assert_eq!(roles.of(&credentials), role, "{credentials:?}");
         }
+        assert!(Role::Operator > Role::Viewer);
     }
 
     #[test]
