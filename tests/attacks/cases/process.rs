@@ -38,6 +38,7 @@ fn reused(side: Side) {
     let namespace = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
     let mut inside = Actor::under(&namespace, stage.thief(), "reuse-pid").arg(side.name()).start();
     assert_eq!(inside.line(), "done");
+    inside.wait_for_exit();
 }
 
 fn other_user(side: Side) {
