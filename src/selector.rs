@@ -110,7 +110,7 @@ impl Selector {
     }
 
     /// Whether the fact is about the executable file, or follows it as security labels do, so that a swapped program
-    /// would forge it (design rule 3).
+    /// would forge it (peer rule 3).
     pub fn is_about_executable(&self) -> bool {
         is_about_executable(self.kind(), self.key())
     }

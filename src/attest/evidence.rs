@@ -9,7 +9,7 @@ use crate::selector::{KINDS, Selector, SelectorSet};
 pub(super) const NOT_WANTED: &str = "it was not looked at, because no entry uses it";
 
 /// Selectors that could not be established, and why. An entry that needs one of them is unavailable, in `match` and
-/// in `unless` alike: not knowing is never taken for a no (design rule 8).
+/// in `unless` alike: not knowing is never taken for a no (peer rule 8).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
     /// The selector type: `unix`.

@@ -2,10 +2,10 @@
 //!
 //! Every attestor answers for one kind of selector, reads through the handles in [`Subject`] and never through a bare
 //! process number alone, and says what it could not find out. [`Attestors::attest`] asks all of them at once; a slow
-//! or failing one costs its own selectors, becomes a [`Gap`] and never a silent no (design rule 8).
+//! or failing one costs its own selectors, becomes a [`Gap`] and never a silent no (peer rule 8).
 //!
 //! What this does not promise: that the process is still the same afterwards. Whoever uses the evidence looks at the
-//! instance again before acting on it (design rule 4).
+//! instance again before acting on it (peer rule 4).
 
 mod cgroup;
 mod evidence;

@@ -56,7 +56,7 @@ impl Attested {
         self.facts.gid
     }
 
-    /// Adds what the connection says of the executable (design rule 3): it may be no evidence on this connection
+    /// Adds what the connection says of the executable (peer rule 3): it may be no evidence on this connection
     /// although the selectors hold.
     pub fn require_executable(&mut self, held: Result<(), String>) {
         self.executable = held;
@@ -79,7 +79,7 @@ struct Memory {
 struct Known {
     last: Option<Last>,
     /// The path of the executable when it was first attested. The instance ends with another executable, so this
-    /// stays true while the file is moved or unlinked under the running program (design rule 4).
+    /// stays true while the file is moved or unlinked under the running program (peer rule 4).
     path: Option<PathBuf>,
 }
 

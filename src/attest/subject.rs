@@ -11,7 +11,7 @@ use crate::sys::procfs::{FileId, ProcDir};
 pub enum ExecutableEvidence {
     /// It runs this file, as found when the instance was recognised.
     Known(FileId),
-    /// Nothing may be said: what the kernel tells about this peer could be somebody else's (design rules 2 and 6).
+    /// Nothing may be said: what the kernel tells about this peer could be somebody else's (peer rules 2 and 6).
     Withheld {
         /// Why, in words for a person.
         why: String,
@@ -34,6 +34,6 @@ pub struct Subject {
     /// The program it runs.
     pub executable: ExecutableEvidence,
     /// The path that held when this same instance was first attested. It stays, also after the file was unlinked:
-    /// packages are upgraded under running programs (design rule 4).
+    /// packages are upgraded under running programs (peer rule 4).
     pub known_path: Option<PathBuf>,
 }

@@ -273,7 +273,7 @@ impl Entry {
     }
 
     /// Whether its answer depends on which program runs, so that the peer must prove that it is still that program
-    /// and holds its connection close-on-exec (design section 4, rule 3).
+    /// and holds its connection close-on-exec (peer rule 3).
     pub fn depends_on_executable(&self) -> bool {
         self.all_keys().iter().any(|key| selector::is_about_executable(key.kind(), key.key()))
     }

@@ -21,7 +21,7 @@ pub(super) enum Judgement {
     Match(SpiffeId),
     /// It does not apply.
     No,
-    /// It cannot be said, and must not be taken for a no (design rule 8).
+    /// It cannot be said, and must not be taken for a no (peer rule 8).
     Unknown,
 }
 

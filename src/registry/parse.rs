@@ -337,7 +337,7 @@ impl<'a> Parser<'a> {
             let at = span_of(table, "unless").unwrap_or(at.clone());
             self.mistake(&at, format!("`{both}` is also in `match`: this entry could never match"));
         }
-        // Every user names their own units: the name says something only beside who the user is (design rule 5).
+        // Every user names their own units: the name says something only beside who the user is (peer rule 5).
         let keys: KeySet = matches.iter().map(Key::of).collect();
         let named: KeySet = [Key::find("systemd", "user_unit")].into_iter().flatten().collect();
         let users: KeySet = [Key::find("unix", "uid"), Key::find("unix", "user")].into_iter().flatten().collect();

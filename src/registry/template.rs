@@ -60,7 +60,7 @@ pub enum Unexpanded {
         /// What was found instead, alternative by alternative.
         found: String,
     },
-    /// The value could not be found out; design rule 8 makes that no answer rather than a no.
+    /// The value could not be found out; peer rule 8 makes that no answer rather than a no.
     #[error("`{{{placeholder}}}` could not be found out: {why}")]
     Unknown {
         /// The placeholder without its braces.

@@ -2,7 +2,7 @@
 //!
 //! The link `/proc/PID/exe` holds the name the file has for the process, and a process can arrange its mount namespace
 //! so that any file has any name. So the name counts only if in our own root it is the same file, by device and
-//! inode (design rule 5). A file that was unlinked has no name any more, but what it was called when this instance
+//! inode (peer rule 5). A file that was unlinked has no name any more, but what it was called when this instance
 //! was first attested still says which program runs.
 
 use std::collections::HashMap;
