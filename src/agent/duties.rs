@@ -26,7 +26,7 @@ pub(super) async fn rotate(
     mut drain: drain::Watcher,
 ) {
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
-    let mut changes = trust.watch();
+    let mut changes = authority.watch();
     loop {
         changes.mark_unchanged();
         let wait = match advance(&authority, &trust).await {
@@ -44,7 +44,7 @@ pub(super) async fn rotate(
         tokio::select! {
             () = drain.draining() => return,
             () = state.clock.sleep_until(wait) => {}
-            // An operator's rotation has times of its own.
+            // An operator's rotation has times of its own, and whoever asked for it may be gone before it is published.
             _ = changes.changed() => {}
         }
     }
@@ -52,9 +52,7 @@ pub(super) async fn rotate(
 
 async fn advance(authority: &Authority, trust: &Trust) -> Result<OffsetDateTime, String> {
     let (signers, next) = authority.advance().await.map_err(|error| crate::api::status::chain(&error))?;
-    if signers.slots() != trust.current().signers().slots() {
-        trust.authority_changed(signers).await.map_err(|error| crate::api::status::chain(&error))?;
-    }
+    trust.authority_changed(signers).await.map_err(|error| crate::api::status::chain(&error))?;
     Ok(next)
 }
 

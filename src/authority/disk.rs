@@ -1,15 +1,23 @@
 //! A root or intermediate from files, kept by somebody else and shared by several nodes.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::AuthorityError;
+use super::signers::BACKDATE;
 use crate::base::durable::{self, DurableError};
+use crate::base::entropy::{Entropy, hex};
 use crate::base::secret::Secret;
-use crate::id::TrustDomain;
-use crate::x509::{Certificate, Chain, Issuer, KeyError, PrivateKey, X509Error};
+use crate::id::{SpiffeId, TrustDomain};
+use crate::x509::{
+    Certificate, Chain, Issuer, KeyError, KeyType, LeafParams, PrivateKey, Serial, Validity, X509Authorities, X509Error,
+    verify,
+};
 
 /// Larger files are no certificate chains.
 const LARGEST_FILE: u64 = 1024 * 1024;
@@ -49,6 +57,14 @@ pub enum DiskError {
         #[source]
         source: KeyError,
     },
+    /// Others than its owner can read the private key.
+    #[error("`{}` holds a private key and its mode is {mode:04o}: run chmod 0600 on it, and replace the key if others had access", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// The certificate cannot sign what it must sign.
     #[error("`{}` cannot be used as an authority: {why}", path.display())]
     Unusable {
@@ -71,12 +87,17 @@ pub(super) struct DiskAuthority {
 
 impl DiskAuthority {
     /// Reads and checks the files.
-    pub(super) fn read(files: &DiskFiles, domain: &TrustDomain, now: OffsetDateTime) -> Result<Self, DiskError> {
+    pub(super) fn read(
+        files: &DiskFiles,
+        domain: &TrustDomain,
+        now: OffsetDateTime,
+        entropy: &Entropy,
+    ) -> Result<Self, DiskError> {
         let unusable = |why: String| DiskError::Unusable { path: files.certificate.clone(), why };
         let mut chain = read_certificates(&files.certificate)?.into_iter();
         let certificate = chain.next().ok_or_else(|| unusable("it holds no certificate".to_owned()))?;
         let above: Vec<Certificate> = chain.collect();
-        let key_pem = Secret::new(durable::read(&files.key, LARGEST_FILE)?);
+        let key_pem = read_key(&files.key)?;
         let key = PrivateKey::from_pem(key_pem.expose())
             .map_err(|source| DiskError::Key { path: files.key.clone(), source })?;
 
@@ -89,6 +110,9 @@ impl DiskAuthority {
         if certificate.public_key() != key.public_key() {
             return Err(unusable(format!("the private key in `{}` is not its own", files.key.display())));
         }
+        if certificate.not_before() > now {
+            return Err(unusable(format!("it is not valid before {}", certificate.not_before())));
+        }
         if certificate.not_after() <= now {
             return Err(unusable(format!("it expired at {}", certificate.not_after())));
         }
@@ -98,7 +122,7 @@ impl DiskAuthority {
             return Err(unusable(format!("it belongs to `{}`, not to `{domain}`", id.trust_domain())));
         }
 
-        let self_signed = certificate.is_self_issued();
+        let self_signed = certificate.is_self_signed();
         let roots = match &files.bundle {
             Some(bundle) => read_certificates(bundle)?,
             None if self_signed => vec![certificate.clone()],
@@ -109,8 +133,48 @@ impl DiskAuthority {
         } else {
             std::iter::once(&certificate).chain(&above).flat_map(|certificate| certificate.der().to_vec()).collect()
         };
-        let id = certificate.serial().to_string();
-        Ok(Self { id, certificate, key_pem, intermediates, roots })
+        let id = hex(&digest(&SHA256, certificate.der()).as_ref()[..16]);
+        let read = Self { id, certificate, key_pem, intermediates, roots };
+        read.try_out(domain, key, now, entropy).map_err(|why| {
+            let roots = files.bundle.as_ref().unwrap_or(&files.certificate);
+            unusable(format!("what it signs is not believed with the roots in `{}`: {why}", roots.display()))
+        })?;
+        Ok(read)
+    }
+
+    /// Signs a throwaway chain and verifies it as a peer would: signatures, names, validity and constraints up to the
+    /// roots. Its keys end with this call.
+    fn try_out(
+        &self,
+        domain: &TrustDomain,
+        key: PrivateKey,
+        now: OffsetDateTime,
+        entropy: &Entropy,
+    ) -> Result<(), String> {
+        let told = |error: &dyn std::error::Error| error.to_string();
+        let serial = || Serial::from_random(entropy.bytes());
+        let throwaway = || PrivateKey::generate(KeyType::EcP256).map_err(|error| told(&error));
+        let not_after = (now + Duration::from_secs(60)).min(self.certificate.not_after());
+        let validity = Validity { not_before: now - BACKDATE, not_after };
+
+        let own = Issuer::new(domain.clone(), self.certificate.clone(), key).map_err(|error| told(&error))?;
+        let signing_key = throwaway()?;
+        let signing = own.sign_ca(signing_key.public_key(), validity, &serial()).map_err(|error| told(&error))?;
+        let signing = Issuer::new(domain.clone(), signing, signing_key).map_err(|error| told(&error))?;
+        let spiffe_id = SpiffeId::parse(&format!("spiffe://{domain}/tether/probe")).map_err(|error| told(&error))?;
+        let leaf = signing.sign_leaf(&LeafParams {
+            spiffe_id: &spiffe_id,
+            public_key: throwaway()?.public_key(),
+            dns_names: &[],
+            validity,
+            serial: &serial(),
+        });
+        let mut chain = leaf.map_err(|error| told(&error))?.to_vec();
+        chain.extend_from_slice(signing.certificate().der());
+        chain.extend_from_slice(&self.intermediates);
+        let chain = Chain::from_der(&chain).map_err(|error| told(&error))?;
+        let roots = X509Authorities::new(domain.clone(), self.roots.iter().cloned()).map_err(|error| told(&error))?;
+        verify(&chain, &roots, now, &[]).map(|_| ()).map_err(|error| told(&error))
     }
 
     /// Changes when the certificate does.
@@ -131,6 +195,19 @@ impl DiskAuthority {
     pub(super) fn roots(&self) -> &[Certificate] {
         &self.roots
     }
+}
+
+fn read_key(path: &Path) -> Result<Secret<Vec<u8>>, DiskError> {
+    let meta = std::fs::metadata(path).map_err(|source| DurableError::Io {
+        action: "look at",
+        path: path.to_owned(),
+        source,
+    })?;
+    let mode = meta.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(DiskError::Exposed { path: path.to_owned(), mode });
+    }
+    Ok(Secret::new(durable::read(path, LARGEST_FILE)?))
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<Certificate>, DiskError> {

@@ -53,7 +53,7 @@ pub enum KeyStoreError {
 }
 
 /// The private keys of this node's authorities, by authority id.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KeyStore {
     dir: PathBuf,
 }
@@ -91,16 +91,44 @@ impl KeyStore {
         Ok(durable::remove(&self.path(id))?)
     }
 
-    /// Removes every key that `known` does not name: what a crash left behind.
-    pub fn remove_unknown(&self, known: impl Fn(&str) -> bool) -> Result<(), KeyStoreError> {
+    /// Removes keys and half-written files that `known` does not name: what a crash left behind.
+    ///
+    /// Files that this agent would not have written are left alone and named in the log.
+    pub fn sweep(&self, known: impl Fn(&str) -> bool) -> Result<(), KeyStoreError> {
         let failed = |source| KeyStoreError::List { path: self.dir.clone(), source };
         for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let name = name.to_string_lossy();
-            if !name.strip_suffix(SUFFIX).is_some_and(&known) {
-                durable::remove(&self.dir.join(name.as_ref()))?;
+            let path = entry.map_err(failed)?.path();
+            match path.file_name().and_then(|name| Left::parse(name.to_str()?)) {
+                Some(Left::Key(id)) if known(id) => {}
+                Some(Left::Key(_) | Left::Temporary) => durable::remove(&path)?,
+                None => tracing::warn!(path = %path.display(), "not a key of this agent: left where it is"),
             }
         }
         Ok(())
     }
+}
+
+/// A file that this agent wrote into the key directory.
+enum Left<'a> {
+    Key(&'a str),
+    /// One that a crash kept from its final name.
+    Temporary,
+}
+
+impl<'a> Left<'a> {
+    fn parse(name: &'a str) -> Option<Self> {
+        if let Some(id) = name.strip_suffix(SUFFIX) {
+            return is_id(id).then_some(Self::Key(id));
+        }
+        let (key, writer) = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+        let ours = is_id(key.strip_suffix(SUFFIX)?) && !writer.is_empty() && writer.bytes().all(|b| b.is_ascii_digit());
+        ours.then_some(Self::Temporary)
+    }
+}
+
+/// Serial numbers of 16 octets in hex, and SHA-256 key thumbprints in base64url (RFC 7638).
+fn is_id(text: &str) -> bool {
+    let serial = || text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let thumbprint = || text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    (text.len() == 32 && serial()) || (text.len() == 43 && thumbprint())
 }

@@ -4,42 +4,44 @@
 //! signing CAs; `disk` takes the root or an intermediate from files, so that several nodes share one trust domain,
 //! and makes the signing CAs under that. JWT keys are this node's own in both.
 //!
-//! Every change goes the same way: new key on disk, then the journal (one transaction of the store), then the new
-//! snapshot to whoever asked. A crash before the journal changed nothing; a crash after it is made good by the next
-//! start. See [`slot`] for what may happen when.
+//! Every change goes one way. The next journal is computed in memory ([`draft`]), with the signers it describes; new
+//! keys are written; the journal changes in one transaction of the store; memory follows; keys that no row names any
+//! more are removed. A crash or a refusal before the transaction changed nothing and leaves at most keys without a
+//! row; one after it leaves at most the same. The next start, or the next change, removes them. There is never a row
+//! without its key. See [`slot`] for what may happen when.
+//!
+//! When `authority.kind` or the certificate in the files changes, signing CAs below another root are removed, rows
+//! first. An embedded root is kept while the root comes from files, neither published nor used, so that switching back
+//! finds it again; revoking it by its id destroys it.
 
 mod disk;
+mod draft;
 pub mod keys;
 mod signers;
 pub mod slot;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use time::OffsetDateTime;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use self::disk::{DiskAuthority, DiskError};
+use self::draft::{Draft, Maker};
 use self::keys::{KeyStore, KeyStoreError};
-use self::signers::{BACKDATE, JwtAuthority, SigningCa};
 pub use self::signers::{Capabilities, SignedJwt, SignedX509, Signers, X509Svid};
-use self::slot::{Kind, Plan, Slot, State, Step};
+use self::slot::{Kind, Slot};
 use crate::audit::{Audit, Event};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::id::TrustDomain;
-use crate::jwt::{JwtError, JwtSigner};
+use crate::jwt::JwtError;
 use crate::store::{Change, Expect, Space, Store, StoreError};
-use crate::x509::{
-    Certificate, Issuer, KeyError, KeyType, PrivateKey, ProfileError, Serial, Validity, X509Error, self_signed_root,
-};
+use crate::x509::{KeyError, KeyType, ProfileError, X509Error};
 
 pub use self::disk::DiskFiles;
-
-/// A plan that does not come to rest after this many steps is a bug, not work.
-const MOST_STEPS: usize = 64;
 
 /// Where the root comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +86,9 @@ pub enum AuthorityError {
     /// The authority asked for does not exist.
     #[error("there is no authority `{0}`: `tether authority show` lists them")]
     Unknown(String),
+    /// The certificate above the signing CAs has ended.
+    #[error("the CA certificate ended at {0}: replace its files and run `tether agent reload`")]
+    RootEnded(OffsetDateTime),
     /// The root is in files that somebody else keeps.
     #[error("the root comes from files: replace them and run `tether agent reload`")]
     RootOnDisk,
@@ -113,19 +118,38 @@ pub enum AuthorityError {
     Inconsistent(&'static str),
 }
 
-/// Manages the authorities of this node. What signs is a [`Signers`] snapshot that each change returns.
-#[derive(Debug)]
+/// Manages the authorities of this node. What signs is a [`Signers`] snapshot that each change returns. Clones are
+/// the same authority.
+#[derive(Clone, Debug)]
 pub struct Authority {
-    config: Config,
-    /// What the files held when they were last read; changed only while `slots` is locked.
-    disk: Option<RwLock<Arc<DiskAuthority>>>,
-    clock: Clock,
-    entropy: Entropy,
+    maker: Maker,
     store: Store,
-    keys: KeyStore,
     audit: Audit,
-    /// The journal as it is on disk. Held across every change, so changes happen one after the other.
-    slots: Mutex<Vec<Slot>>,
+    /// Held from before a change is computed until it is in force, so changes happen one after the other.
+    journal: Arc<Mutex<Journal>>,
+    /// The generation of the newest signers.
+    generation: watch::Sender<u64>,
+}
+
+/// What is in force.
+#[derive(Debug)]
+struct Journal {
+    /// The rows of the store, as [`draft::in_order`] has them.
+    slots: Vec<Slot>,
+    /// What the files of a `disk` authority held when they were last read.
+    disk: Option<Arc<DiskAuthority>>,
+    /// The snapshot of the two; absent while it is to be computed again.
+    signers: Option<Arc<Signers>>,
+    /// Whether the last change may have ended half way: rows are to be read again, and keys without a row removed.
+    doubtful: bool,
+    /// Revoked since the start: asking again, when the first answer was lost, is no mistake.
+    revoked: BTreeSet<String>,
+}
+
+impl Journal {
+    fn draft(&self) -> Draft {
+        Draft::new(&self.slots, self.disk.clone())
+    }
 }
 
 impl Authority {
@@ -138,335 +162,175 @@ impl Authority {
         keys: KeyStore,
         audit: Audit,
     ) -> Result<(Self, Arc<Signers>), AuthorityError> {
-        let disk = read_files(&config, &clock)?;
-        let rows = store.list::<Slot>(Space::Authorities).await?;
-        let mut slots: Vec<Slot> = rows.into_iter().map(|(_, row)| row.value).collect();
-        if let Some(disk) = &disk {
-            // Signing CAs under another root or intermediate than the files have now must not sign any more.
-            slots.retain(|slot| slot.kind == Kind::Jwt || slot.issuer.as_deref() == Some(disk.id()));
-        }
-        keys.remove_unknown(|id| slots.iter().any(|slot| slot.id == id))?;
-        let disk = disk.map(|disk| RwLock::new(Arc::new(disk)));
-        let authority = Self { config, disk, clock, entropy, store, keys, audit, slots: Mutex::new(slots) };
+        let maker = Maker { config, clock, entropy, keys };
+        let disk = read_files(&maker)?.map(Arc::new);
+        let journal = Journal { slots: Vec::new(), disk, signers: None, doubtful: true, revoked: BTreeSet::new() };
+        let journal = Arc::new(Mutex::new(journal));
+        let authority = Self { maker, store, audit, journal, generation: watch::Sender::new(0) };
         let (signers, _) = authority.advance().await?;
+        authority.report_resting_roots().await;
         Ok((authority, signers))
+    }
+
+    /// The generation of the newest signers, and the event of the next: whoever publishes them waits for it.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
     }
 
     /// Does everything that is due, and says when to come back.
     pub async fn advance(&self) -> Result<(Arc<Signers>, OffsetDateTime), AuthorityError> {
-        let mut slots = self.slots.lock().await;
-        let next = self.carry_out(&mut slots).await?;
-        Ok((self.signers(&slots)?, next))
+        let journal = self.lock().await?;
+        let mut draft = journal.draft();
+        let next = draft.settle(&self.maker)?;
+        Ok((self.commit(journal, draft).await?, next))
     }
 
     /// Prepares a successor and lets it sign once verifiers had time to learn it; with `now`, at once.
     pub async fn rotate(&self, kind: Kind, now: bool) -> Result<Arc<Signers>, AuthorityError> {
-        self.check_ours(kind)?;
-        let mut slots = self.slots.lock().await;
+        let journal = self.lock().await?;
+        let mut draft = journal.draft();
+        if !draft.managed().contains(&kind) {
+            return Err(AuthorityError::RootOnDisk);
+        }
         // A signing CA is not in any bundle: nobody has to learn it first.
-        let wait = if now || kind == Kind::X509Signing { Duration::ZERO } else { self.config.propagation };
-        self.succeed(&mut slots, kind, self.clock.now() + wait).await?;
-        self.carry_out(&mut slots).await?;
-        self.signers(&slots)
+        let wait = if now || kind == Kind::X509Signing { Duration::ZERO } else { self.maker.config.propagation };
+        draft.settle(&self.maker)?;
+        draft.succeed(&self.maker, kind, self.maker.clock.now() + wait)?;
+        draft.settle(&self.maker)?;
+        self.commit(journal, draft).await
     }
 
-    /// Ends an authority at once: out of the bundle, and what it signed no longer stands.
+    /// Ends an authority at once: out of the bundle, and what it signed no longer stands. Asking twice is fine.
     ///
     /// Verifiers believe the root and not the signing CA under it, so revoking a signing CA replaces its root as
     /// well. A root from files cannot be replaced here: then the signing CA is replaced, and chains it signed stay
     /// valid for whoever has them until it ends by itself.
     pub async fn revoke(&self, id: &str) -> Result<Arc<Signers>, AuthorityError> {
-        let mut slots = self.slots.lock().await;
-        let revoked = slots.iter().find(|slot| slot.id == id).ok_or_else(|| AuthorityError::Unknown(id.to_owned()))?;
-        let mut gone = BTreeSet::from([revoked.id.clone()]);
-        if let (Kind::X509Signing, Some(root), None) = (revoked.kind, &revoked.issuer, &self.disk) {
-            gone.insert(root.clone());
+        let journal = self.lock().await?;
+        let mut draft = journal.draft();
+        match draft.revoke(id) {
+            Err(AuthorityError::Unknown(_)) if journal.revoked.contains(id) => {}
+            revoked => revoked?,
         }
-        let below = slots.iter().filter(|slot| slot.issuer.as_ref().is_some_and(|issuer| gone.contains(issuer)));
-        let below: Vec<String> = below.map(|slot| slot.id.clone()).collect();
-        gone.extend(below);
-
-        // Successors sign first, so that there is no moment, and no failure, in which nothing does.
-        for &kind in self.managed() {
-            if slots.iter().any(|slot| slot.kind == kind && slot.state == State::Active && gone.contains(&slot.id)) {
-                self.drop_prepared(&mut slots, kind, &gone).await?;
-                self.succeed(&mut slots, kind, self.clock.now()).await?;
-                self.carry_out(&mut slots).await?;
-            }
-        }
-        self.forget(&mut slots, |slot| gone.contains(&slot.id), "revoked").await?;
-        self.carry_out(&mut slots).await?;
-        self.signers(&slots)
+        draft.settle(&self.maker)?;
+        self.commit(journal, draft).await
     }
 
     /// Reads the files of a `disk` authority again. When they hold another certificate, signing CAs below it take over
     /// and what the former ones signed no longer stands; a file that is not usable changes nothing.
     pub async fn reload_files(&self) -> Result<Option<Arc<Signers>>, AuthorityError> {
-        let (Some(current), Some(read)) = (&self.disk, read_files(&self.config, &self.clock)?) else { return Ok(None) };
-        let mut slots = self.slots.lock().await;
-        let before = std::mem::replace(&mut *current.write().unwrap_or_else(PoisonError::into_inner), Arc::new(read));
-        match self.follow_files(&mut slots).await {
-            Ok(signers) => Ok(Some(signers)),
-            Err(error) => {
-                *current.write().unwrap_or_else(PoisonError::into_inner) = before;
-                Err(error)
-            }
+        let journal = self.lock().await?;
+        let Some(read) = read_files(&self.maker)? else { return Ok(None) };
+        let mut draft = Draft { disk: Some(Arc::new(read)), ..journal.draft() };
+        draft.settle(&self.maker)?;
+        self.commit(journal, draft).await.map(Some)
+    }
+
+    /// The journal, locked. When the last change may have ended half way, it is first made good.
+    async fn lock(&self) -> Result<OwnedMutexGuard<Journal>, AuthorityError> {
+        let mut journal = self.journal.clone().lock_owned().await;
+        if !journal.doubtful {
+            return Ok(journal);
         }
-    }
-
-    async fn follow_files(&self, slots: &mut Vec<Slot>) -> Result<Arc<Signers>, AuthorityError> {
-        let issuer = self.disk().map(|disk| disk.id().to_owned());
-        let stale = |slot: &Slot| slot.kind == Kind::X509Signing && slot.issuer != issuer;
-        if slots.iter().any(stale) {
-            self.forget(slots, |slot| stale(slot) && slot.state != State::Active, "removed").await?;
-            self.succeed(slots, Kind::X509Signing, self.clock.now()).await?;
-            self.carry_out(slots).await?;
-            self.forget(slots, stale, "removed").await?;
+        let rows = self.store.list::<Slot>(Space::Authorities).await?;
+        let mut slots: Vec<Slot> = rows.into_iter().map(|(_, row)| row.value).collect();
+        draft::in_order(&mut slots);
+        if slots != journal.slots {
+            journal.signers = None;
+            journal.slots = slots;
         }
-        self.signers(slots)
-    }
-
-    fn disk(&self) -> Option<Arc<DiskAuthority>> {
-        self.disk.as_ref().map(|disk| disk.read().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-
-    fn check_ours(&self, kind: Kind) -> Result<(), AuthorityError> {
-        if self.managed().contains(&kind) { Ok(()) } else { Err(AuthorityError::RootOnDisk) }
-    }
-
-    fn managed(&self) -> &'static [Kind] {
-        match self.disk {
-            None => &[Kind::X509Root, Kind::X509Signing, Kind::Jwt],
-            Some(_) => &[Kind::X509Signing, Kind::Jwt],
+        match self.maker.keys.sweep(|id| journal.slots.iter().any(|slot| slot.id == id)) {
+            Ok(()) => journal.doubtful = false,
+            Err(error) => tracing::warn!(%error, "keys of former authorities cannot be removed, trying again later"),
         }
+        Ok(journal)
     }
 
-    /// How long something signed now by an authority of this kind can be out.
-    fn longest(&self, kind: Kind) -> Duration {
-        match kind {
-            // A root signs signing CAs, and a signing CA leaves that live as long as itself.
-            Kind::X509Root | Kind::X509Signing => self.config.ca_ttl,
-            Kind::Jwt => self.config.longest_jwt,
-        }
-    }
-
-    /// Carries out whatever the plan says is due; returns when it wants to be asked again.
-    async fn carry_out(&self, slots: &mut Vec<Slot>) -> Result<OffsetDateTime, AuthorityError> {
-        for _ in 0..MOST_STEPS {
-            match slot::plan(slots, self.managed(), self.clock.now()) {
-                Plan::At(next) => return Ok(next),
-                Plan::Now(Step::Prepare(kind, activates_at)) => self.succeed(slots, kind, activates_at).await?,
-                Plan::Now(Step::Activate(id)) => self.activate(slots, &id).await?,
-                Plan::Now(Step::Remove(id)) => self.forget(slots, |slot| slot.id == id, "removed").await?,
-            }
-        }
-        Err(AuthorityError::Inconsistent("the plan of authorities does not come to rest"))
-    }
-
-    /// Makes sure that a successor of this kind signs from `activates_at` on: the prepared one, or a new one.
-    async fn succeed(
+    /// Puts a draft into force, or nothing of it: the one way in which authorities change.
+    ///
+    /// Whoever asked may go away meanwhile: what was begun is ended regardless, and only then the lock.
+    async fn commit(
         &self,
-        slots: &mut Vec<Slot>,
-        kind: Kind,
-        activates_at: OffsetDateTime,
-    ) -> Result<(), AuthorityError> {
-        let mut next = slots.clone();
-        let prepared = next.iter().find(|slot| slot.kind == kind && matches!(slot.state, State::Prepared { .. }));
-        let id = match prepared.map(|slot| slot.id.clone()) {
-            Some(id) => {
-                slot::reschedule(&mut next, &id, activates_at);
-                id
-            }
-            None => {
-                let slot = self.make(slots, kind, activates_at)?;
-                self.record(&slot, "prepared");
-                next.push(slot);
-                next[next.len() - 1].id.clone()
-            }
-        };
-        self.journal(slots, next, |slot| slot.id == id).await
+        journal: OwnedMutexGuard<Journal>,
+        draft: Draft,
+    ) -> Result<Arc<Signers>, AuthorityError> {
+        let authority = self.clone();
+        let committed = tokio::spawn(async move { authority.put_into_force(journal, draft).await }).await;
+        committed.map_err(|_| AuthorityError::Inconsistent("a change of authorities did not end"))?
     }
 
-    async fn drop_prepared(
+    async fn put_into_force(
         &self,
-        slots: &mut Vec<Slot>,
-        kind: Kind,
-        gone: &BTreeSet<String>,
-    ) -> Result<(), AuthorityError> {
-        let doomed =
-            |slot: &Slot| slot.kind == kind && matches!(slot.state, State::Prepared { .. }) && gone.contains(&slot.id);
-        self.forget(slots, doomed, "revoked").await
-    }
-
-    async fn activate(&self, slots: &mut Vec<Slot>, id: &str) -> Result<(), AuthorityError> {
-        let Some(slot) = slots.iter().find(|slot| slot.id == id).cloned() else {
-            return Err(AuthorityError::Inconsistent("the authority to activate is gone"));
-        };
-        let mut next = slots.clone();
-        slot::activate(&mut next, id, self.clock.now(), self.longest(slot.kind));
-        self.journal(slots, next, |changed| changed.kind == slot.kind).await?;
-        self.record(&slot, "activated");
-        Ok(())
-    }
-
-    /// Takes authorities out of the journal and then destroys their keys.
-    async fn forget(
-        &self,
-        slots: &mut Vec<Slot>,
-        doomed: impl Fn(&Slot) -> bool,
-        change: &'static str,
-    ) -> Result<(), AuthorityError> {
-        let (removed, kept): (Vec<_>, Vec<_>) = slots.iter().cloned().partition(&doomed);
-        if removed.is_empty() {
-            return Ok(());
+        mut journal: OwnedMutexGuard<Journal>,
+        mut draft: Draft,
+    ) -> Result<Arc<Signers>, AuthorityError> {
+        draft::in_order(&mut draft.slots);
+        let same_files = journal.disk.as_ref().map(Arc::as_ptr) == draft.disk.as_ref().map(Arc::as_ptr);
+        if let Some(signers) = journal.signers.as_ref().filter(|_| same_files && draft.slots == journal.slots) {
+            return Ok(signers.clone());
         }
-        let deletes = removed.iter().map(|slot| Change::delete(Space::Authorities, &slot.id, Expect::Any));
-        self.store.apply(deletes.collect()).await?;
-        *slots = kept;
-        for slot in &removed {
-            self.record(slot, change);
-            self.keys.remove(&slot.id)?;
+        // Whatever may fail is done before the journal changes.
+        let signers = Arc::new(draft.signers(&self.maker, *self.generation.borrow() + 1)?);
+        let was_doubtful = std::mem::replace(&mut journal.doubtful, true);
+        for (id, key) in &draft.fresh {
+            self.maker.keys.save(id, key)?;
         }
-        Ok(())
-    }
-
-    /// Makes `next` the journal: the changed slots on disk first, in one transaction, then in memory.
-    async fn journal(
-        &self,
-        slots: &mut Vec<Slot>,
-        next: Vec<Slot>,
-        changed: impl Fn(&Slot) -> bool,
-    ) -> Result<(), AuthorityError> {
-        let puts = next.iter().filter(|slot| changed(slot));
-        let puts = puts.map(|slot| Change::put(Space::Authorities, &slot.id, slot, Expect::Any));
-        self.store.apply(puts.collect()).await?;
-        *slots = next;
-        Ok(())
-    }
-
-    /// Makes a key and, for X.509, its certificate. The key is on disk when this returns.
-    fn make(&self, slots: &[Slot], kind: Kind, activates_at: OffsetDateTime) -> Result<Slot, AuthorityError> {
-        // Certificates have whole seconds; what the journal says must be what they say.
-        let now = self.clock.now().truncate_to_second();
-        let not_before = now - BACKDATE;
-        let domain = &self.config.domain;
-        let serial = Serial::from_random(self.entropy.bytes());
-        let state = State::Prepared { activates_at };
-        let (key, slot) = match kind {
-            Kind::Jwt => {
-                let key = PrivateKey::generate(self.config.jwt_key_type)?;
-                let id = JwtSigner::new(&key)?.key_id().to_owned();
-                let not_after = now + self.config.jwt_key_ttl;
-                (key, Slot { id, kind, state, not_before: now, not_after, certificate: Vec::new(), issuer: None })
-            }
-            Kind::X509Root => {
-                let not_after = now + self.config.root_ttl;
-                let key = PrivateKey::generate(self.config.key_type)?;
-                let root = self_signed_root(domain.clone(), key, Validity { not_before, not_after }, &serial)?;
-                let certificate = root.certificate().der().to_vec();
-                let slot =
-                    Slot { id: serial.to_string(), kind, state, not_before: now, not_after, certificate, issuer: None };
-                (root.into_key(), slot)
-            }
-            Kind::X509Signing => {
-                let (issuer_id, issuer) = self.root(slots)?;
-                let not_after = (now + self.config.ca_ttl).min(issuer.certificate().not_after());
-                let key = PrivateKey::generate(self.config.key_type)?;
-                let certificate = issuer.sign_ca(key.public_key(), Validity { not_before, not_after }, &serial)?;
-                let certificate = certificate.der().to_vec();
-                let issuer = Some(issuer_id);
-                (key, Slot { id: serial.to_string(), kind, state, not_before: now, not_after, certificate, issuer })
-            }
-        };
-        self.keys.save(&slot.id, &key)?;
-        Ok(slot)
-    }
-
-    /// The root that signs signing CAs, and its id.
-    fn root(&self, slots: &[Slot]) -> Result<(String, Issuer), AuthorityError> {
-        if let Some(disk) = self.disk() {
-            return Ok((disk.id().to_owned(), disk.issuer(&self.config.domain)?));
+        let revoked = draft.changes.iter().filter(|(.., change)| *change == "revoked");
+        journal.revoked.extend(revoked.map(|(id, ..)| id.clone()));
+        let rows = row_changes(&journal.slots, &draft.slots);
+        if !rows.is_empty() {
+            self.store.apply(rows).await?;
         }
-        let root = slots
-            .iter()
-            .find(|slot| slot.kind == Kind::X509Root && slot.state == State::Active)
-            .ok_or(AuthorityError::Inconsistent("a signing CA is wanted before there is a root"))?;
-        Ok((root.id.clone(), self.issuer(root)?))
-    }
 
-    fn issuer(&self, slot: &Slot) -> Result<Issuer, AuthorityError> {
-        let certificate = Certificate::from_der(&slot.certificate)?;
-        Ok(Issuer::new(self.config.domain.clone(), certificate, self.keys.load(&slot.id)?)?)
-    }
-
-    fn record(&self, slot: &Slot, change: &'static str) {
-        self.audit.record(Event::AuthorityChanged { id: slot.id.clone(), kind: slot.kind.as_str(), change });
-    }
-
-    /// The snapshot that the slots describe.
-    fn signers(&self, slots: &[Slot]) -> Result<Arc<Signers>, AuthorityError> {
-        let active = |kind| {
-            slots
-                .iter()
-                .find(|slot| slot.kind == kind && slot.state == State::Active)
-                .ok_or(AuthorityError::Inconsistent("no authority signs"))
-        };
-        let (signing, jwt) = (active(Kind::X509Signing)?, active(Kind::Jwt)?);
-        let mut above_leaf = signing.certificate.clone();
-        let mut roots = Vec::new();
-        match self.disk() {
-            Some(disk) => {
-                above_leaf.extend_from_slice(disk.intermediates());
-                roots.extend(disk.roots().iter().cloned());
-            }
-            None => {
-                let mut slots: Vec<&Slot> = slots.iter().filter(|slot| slot.kind == Kind::X509Root).collect();
-                // The same order after a restart: otherwise it would look like a change of the bundle.
-                slots.sort_by(|a, b| (a.not_before, &a.id).cmp(&(b.not_before, &b.id)));
-                for root in slots {
-                    roots.push(Certificate::from_der(&root.certificate)?);
-                }
+        // From here on it is in force, and nothing fails.
+        let mut gone = std::mem::replace(&mut journal.slots, draft.slots);
+        gone.retain(|slot| !journal.slots.iter().any(|kept| kept.id == slot.id));
+        journal.disk = draft.disk;
+        journal.signers = Some(signers.clone());
+        journal.doubtful = was_doubtful;
+        for (id, kind, change) in draft.changes {
+            self.audit.record(Event::AuthorityChanged { id, kind: kind.as_str(), change });
+        }
+        for slot in gone {
+            if let Err(error) = self.maker.keys.remove(&slot.id) {
+                tracing::warn!(id = slot.id, %error, "the key of a former authority cannot be removed, trying again later");
+                journal.doubtful = true;
             }
         }
-        let mut jwt_keys = Vec::new();
-        for slot in slots.iter().filter(|slot| slot.kind == Kind::Jwt) {
-            let signer = JwtSigner::new(&self.keys.load(&slot.id)?)?;
-            jwt_keys.push((slot.id.clone(), signer.public_key().clone()));
+        self.generation.send_replace(signers.generation());
+        Ok(signers)
+    }
+
+    /// Tells of embedded roots that are kept while the root comes from files.
+    async fn report_resting_roots(&self) {
+        let journal = self.journal.lock().await;
+        for root in journal.slots.iter().filter(|slot| journal.disk.is_some() && slot.kind == Kind::X509Root) {
+            tracing::info!(
+                id = root.id, until = %root.not_after,
+                "the embedded root is kept, unused, for when authority.kind is \"embedded\" again; \
+                 `tether authority revoke` destroys it"
+            );
         }
-        Ok(Arc::new(Signers {
-            x509: SigningCa {
-                id: signing.id.as_str().into(),
-                issuer: self.issuer(signing)?,
-                above_leaf,
-                not_after: signing.not_after,
-            },
-            jwt: JwtAuthority {
-                id: jwt.id.as_str().into(),
-                signer: JwtSigner::new(&self.keys.load(&jwt.id)?)?,
-                not_after: jwt.not_after,
-            },
-            jwt_issuer: self.config.jwt_issuer.clone(),
-            roots,
-            jwt_keys,
-            standing: slots.iter().map(|slot| slot.id.as_str().into()).collect(),
-            slots: in_order(slots),
-            entropy: self.entropy.clone(),
-        }))
     }
 }
 
-/// The order in which people see them: by kind, the oldest first.
-fn in_order(slots: &[Slot]) -> Vec<Slot> {
-    let mut slots = slots.to_vec();
-    slots.sort_by(|a, b| (a.kind, a.not_before, &a.id).cmp(&(b.kind, b.not_before, &b.id)));
-    slots
+/// What turns the rows `before` into `after`.
+fn row_changes(before: &[Slot], after: &[Slot]) -> Vec<Change> {
+    let gone = before.iter().filter(|slot| !after.iter().any(|kept| kept.id == slot.id));
+    let new = after.iter().filter(|slot| !before.contains(slot));
+    gone.map(|slot| Change::delete(Space::Authorities, &slot.id, Expect::Any))
+        .chain(new.map(|slot| Change::put(Space::Authorities, &slot.id, slot, Expect::Any)))
+        .collect()
 }
 
 /// What the files of a `disk` authority hold now; `None` for the other kind.
-fn read_files(config: &Config, clock: &Clock) -> Result<Option<DiskAuthority>, AuthorityError> {
-    match &config.source {
+fn read_files(maker: &Maker) -> Result<Option<DiskAuthority>, AuthorityError> {
+    match &maker.config.source {
         Source::Embedded => Ok(None),
-        Source::Disk(files) => Ok(Some(DiskAuthority::read(files, &config.domain, clock.now())?)),
+        Source::Disk(files) => {
+            let now = maker.clock.now();
+            Ok(Some(DiskAuthority::read(files, &maker.config.domain, now, &maker.entropy)?))
+        }
     }
 }
 

@@ -77,6 +77,7 @@ pub struct Capabilities {
 /// The authorities of one moment. Readers hold it in an `Arc` and never lock.
 #[derive(Debug)]
 pub struct Signers {
+    pub(super) generation: u64,
     pub(super) x509: SigningCa,
     pub(super) jwt: JwtAuthority,
     pub(super) jwt_issuer: Option<String>,
@@ -131,6 +132,11 @@ impl Signers {
         Ok(SignedJwt { token, jti, expires_at, authority: self.jwt.id.clone() })
     }
 
+    /// Which change of the authorities made it: what has a smaller number is out of date.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// What this authority can do beyond signing.
     pub fn capabilities(&self) -> Capabilities {
         Capabilities { crl: true, claims: true }
@@ -151,7 +157,7 @@ impl Signers {
         &self.jwt_keys
     }
 
-    /// Every authority of this node and where it stands.
+    /// Every authority that is in use and where it stands: by kind, the oldest first.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }

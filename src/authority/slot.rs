@@ -102,14 +102,14 @@ impl Slot {
         matches!(self.state, State::Prepared { .. })
     }
 
-    /// At half of its life the successor is prepared.
+    /// At a third of its life the successor is prepared.
     fn prepare_next_at(&self) -> OffsetDateTime {
-        self.not_before + (self.not_after - self.not_before) / 2
+        self.not_before + (self.not_after - self.not_before) / 3
     }
 
-    /// At five sixths of its life the successor takes over.
+    /// At half of its life the successor takes over: what may live as long as that fits into what is left.
     fn hand_over_at(&self) -> OffsetDateTime {
-        self.not_before + (self.not_after - self.not_before) * 5 / 6
+        self.not_before + (self.not_after - self.not_before) / 2
     }
 }
 
@@ -133,8 +133,9 @@ pub enum Plan {
     At(OffsetDateTime),
 }
 
-/// Plans for the kinds this authority manages itself.
-pub fn plan(slots: &[Slot], managed: &[Kind], now: OffsetDateTime) -> Plan {
+/// Plans for the kinds this authority manages itself; others only end. Verifiers learn what is published within
+/// `propagation`.
+pub fn plan(slots: &[Slot], managed: &[Kind], now: OffsetDateTime, propagation: Duration) -> Plan {
     let mut wake = now + Duration::from_secs(3600);
     for slot in slots {
         let end = match slot.state {
@@ -159,7 +160,10 @@ pub fn plan(slots: &[Slot], managed: &[Kind], now: OffsetDateTime) -> Plan {
             }
             (Some(active), None) => {
                 if active.prepare_next_at() <= now {
-                    return Plan::Now(Step::Prepare(kind, active.hand_over_at().max(now)));
+                    // A host that slept past the hand-over gives verifiers their time too, as far as there is any.
+                    // A signing CA is in no bundle: nobody has to learn it.
+                    let learnt = if kind == Kind::X509Signing { now } else { now + propagation };
+                    return Plan::Now(Step::Prepare(kind, active.hand_over_at().max(learnt).min(active.not_after)));
                 }
                 active.prepare_next_at()
             }
@@ -209,11 +213,12 @@ mod tests {
     const START: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
     const LIFE: Duration = Duration::from_secs(24 * 3600);
     const HOUR: Duration = Duration::from_secs(3600);
+    const PROPAGATION: Duration = Duration::from_secs(60);
 
     /// Carries out every step that is due at `now`, as the authority does.
     fn run(slots: &mut Vec<Slot>, now: OffsetDateTime) -> OffsetDateTime {
         for _ in 0..20 {
-            match plan(slots, &[Kind::Jwt], now) {
+            match plan(slots, &[Kind::Jwt], now, PROPAGATION) {
                 Plan::At(next) => return next,
                 Plan::Now(Step::Prepare(kind, activates_at)) => slots.push(Slot {
                     id: format!("{}", now.unix_timestamp()),
@@ -240,16 +245,38 @@ mod tests {
         let mut slots = Vec::new();
         run(&mut slots, START);
         assert_eq!(states(&slots), ["active"]);
-        run(&mut slots, START + HOUR * 11);
+        run(&mut slots, START + HOUR * 7);
         assert_eq!(states(&slots), ["active"]);
+        run(&mut slots, START + HOUR * 8);
+        assert_eq!(states(&slots), ["active", "prepared"]);
+        run(&mut slots, START + HOUR * 11);
+        assert_eq!(states(&slots), ["active", "prepared"]);
         run(&mut slots, START + HOUR * 12);
-        assert_eq!(states(&slots), ["active", "prepared"]);
-        run(&mut slots, START + HOUR * 19);
-        assert_eq!(states(&slots), ["active", "prepared"]);
-        run(&mut slots, START + HOUR * 20);
         assert_eq!(states(&slots), ["retired", "active"]);
-        run(&mut slots, START + HOUR * 21);
+        run(&mut slots, START + HOUR * 13);
         assert_eq!(states(&slots), ["active"], "the retired one goes when its last signature is out");
+    }
+
+    #[test]
+    fn what_signs_has_half_of_its_life_left_so_what_it_may_sign_always_fits() {
+        let mut slots = Vec::new();
+        for minute in 0..60 * 24 * 10 {
+            let now = START + Duration::from_secs(60) * minute;
+            run(&mut slots, now);
+            let active = slots.iter().find(|slot| slot.is_active()).unwrap();
+            assert!(active.not_after - now >= LIFE / 2, "{now}: {active:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_slept_past_the_hand_over_publishes_the_successor_before_it_signs() {
+        let mut slots = Vec::new();
+        run(&mut slots, START);
+        let next = run(&mut slots, START + HOUR * 20);
+        assert_eq!(states(&slots), ["active", "prepared"]);
+        assert_eq!(next, START + HOUR * 20 + PROPAGATION);
+        run(&mut slots, next);
+        assert_eq!(states(&slots), ["retired", "active"]);
     }
 
     #[test]

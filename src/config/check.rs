@@ -68,10 +68,11 @@ fn lifetimes(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
         "it is at most half of authority.jwt_key_ttl",
     );
     let shortest = authority.ca_ttl.min(authority.jwt_key_ttl);
+    // A successor is prepared at a third of a life and takes over at half of it.
     rule(
-        authority.propagation <= shortest / 4,
+        authority.propagation <= shortest / 6,
         "authority.propagation",
-        "it is at most a quarter of authority.ca_ttl and of authority.jwt_key_ttl",
+        "it is at most a sixth of authority.ca_ttl and of authority.jwt_key_ttl",
     );
 }
 

@@ -67,7 +67,8 @@ settings! {
     /// What signs.
     pub struct Authority {
         /// "embedded": a root made by this agent, kept in state_dir. "disk": a root or intermediate from files, so
-        /// that several nodes share one trust domain.
+        /// that several nodes share one trust domain. A change replaces the signing CAs; an embedded root stays in
+        /// state_dir, unused, until it ends.
         kind: AuthorityKind = AuthorityKind::Embedded;
         /// The kind of key of authorities and of X509-SVIDs: "ec-p256", "ec-p384" or "rsa-2048".
         key_type: KeyType = KeyType::EcP256;
@@ -77,7 +78,7 @@ settings! {
         jwt_issuer: Option<String> = None;
         /// How long the embedded root is valid.
         root_ttl: Duration = 365 * DAY;
-        /// How long a signing CA is valid. It signs for half of that; SVIDs never outlive it.
+        /// How long a signing CA is valid. It signs in the first half of that; SVIDs never outlive it.
         ca_ttl: Duration = DAY;
         /// How long a JWT signing key is valid.
         jwt_key_ttl: Duration = 30 * DAY;

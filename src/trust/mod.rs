@@ -120,8 +120,14 @@ impl Trust {
     }
 
     /// Publishes what the authority made of itself.
+    ///
+    /// Whoever changes the authority publishes afterwards, so two changes may arrive here in either order: what is
+    /// older than what is published is left out.
     pub async fn authority_changed(&self, signers: Arc<Signers>) -> Result<(), TrustError> {
         let set = self.set.lock().await;
+        if signers.generation() <= self.current().signers.generation() {
+            return Ok(());
+        }
         self.publish(signers, &set).await
     }
 
@@ -198,3 +204,6 @@ fn parse(domain: &TrustDomain, content: &[u8]) -> Result<Bundle, TrustError> {
     }
     Ok(parsed.bundle)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
+use webpki::EndEntityCert;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 
 use super::X509Error;
@@ -207,6 +208,17 @@ impl Certificate {
     /// Whether issuer and subject are the same name; says nothing about who signed.
     pub fn is_self_issued(&self) -> bool {
         self.0.issuer == self.0.subject
+    }
+
+    /// Whether it is a root in the strict sense: its own key made its signature.
+    pub fn is_self_signed(&self) -> bool {
+        let (Ok((_, parsed)), Ok(own)) = (X509Certificate::from_der(self.der()), EndEntityCert::try_from(self.der()))
+        else {
+            return false;
+        };
+        let (message, signature) = (parsed.tbs_certificate.as_ref(), parsed.signature_value.as_ref());
+        self.is_self_issued()
+            && webpki::ALL_VERIFICATION_ALGS.iter().any(|&how| own.verify_signature(how, message, signature).is_ok())
     }
 
     /// The public key as SubjectPublicKeyInfo.
