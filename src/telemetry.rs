@@ -54,6 +54,16 @@ pub fn check_level(directives: &str) -> Result<(), LevelError> {
     parse(directives).map(drop)
 }
 
+/// Who turns the log down or off still gets the record of who was given what, unless that is named itself.
+fn with_audit(directives: &str) -> String {
+    let quiet = !directives.split(',').any(|directive| ["info", "debug", "trace"].contains(&directive));
+    if quiet && !directives.contains("tether::audit") {
+        format!("{directives},tether::audit=info")
+    } else {
+        directives.to_owned()
+    }
+}
+
 fn parse(directives: &str) -> Result<EnvFilter, LevelError> {
     let unknown = || LevelError::Unknown(directives.to_owned());
     let bare_word = !directives.contains(['=', ',']);
@@ -61,9 +71,7 @@ fn parse(directives: &str) -> Result<EnvFilter, LevelError> {
         // The filter would take it for a module name and log everything of it.
         return Err(unknown());
     }
-    EnvFilter::try_new(directives).map_err(|_| unknown())?;
-    // Who turns the log down or off still gets the record of who was given what, unless that is named itself.
-    EnvFilter::try_new(format!("tether::audit=info,{directives}")).map_err(|_| unknown())
+    EnvFilter::try_new(with_audit(directives)).map_err(|_| unknown())
 }
 
 /// Sets up the log of this process. The second call in one process changes nothing and returns a level that is not
@@ -84,6 +92,14 @@ pub fn init(directives: &str, format: Format) -> Result<LogLevel, LevelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_is_turned_down_keeps_the_audit_unless_that_is_named() {
+        assert_eq!(with_audit("off"), "off,tether::audit=info");
+        assert_eq!(with_audit("warn,tether::peer=trace"), "warn,tether::peer=trace,tether::audit=info");
+        assert_eq!(with_audit("debug"), "debug");
+        assert_eq!(with_audit("error,tether::audit=off"), "error,tether::audit=off");
+    }
 
     #[test]
     fn levels_and_directives_are_taken_and_misspelt_ones_refused() {
