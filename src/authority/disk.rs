@@ -15,8 +15,8 @@ use crate::base::entropy::{Entropy, hex};
 use crate::base::secret::Secret;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::x509::{
-    Certificate, Chain, Issuer, KeyError, KeyType, LeafParams, PrivateKey, Serial, Validity, X509Authorities, X509Error,
-    verify,
+    Certificate, Chain, Issuer, KeyError, KeyType, LeafParams, PrivateKey, Serial, Validity, X509Authorities,
+    X509Error, verify,
 };
 
 /// Larger files are no certificate chains.
@@ -215,3 +215,6 @@ fn read_certificates(path: &Path) -> Result<Vec<Certificate>, DiskError> {
     let chain = Chain::from_pem(&pem).map_err(|source| DiskError::Certificate { path: path.to_owned(), source })?;
     Ok(chain.certificates().to_vec())
 }
+
+#[cfg(test)]
+mod tests;

@@ -249,11 +249,7 @@ impl Authority {
     /// Puts a draft into force, or nothing of it: the one way in which authorities change.
     ///
     /// Whoever asked may go away meanwhile: what was begun is ended regardless, and only then the lock.
-    async fn commit(
-        &self,
-        journal: OwnedMutexGuard<Journal>,
-        draft: Draft,
-    ) -> Result<Arc<Signers>, AuthorityError> {
+    async fn commit(&self, journal: OwnedMutexGuard<Journal>, draft: Draft) -> Result<Arc<Signers>, AuthorityError> {
         let authority = self.clone();
         let committed = tokio::spawn(async move { authority.put_into_force(journal, draft).await }).await;
         committed.map_err(|_| AuthorityError::Inconsistent("a change of authorities did not end"))?
