@@ -215,3 +215,6 @@ fn read_certificates(path: &Path) -> Result<Vec<Certificate>, DiskError> {
     let chain = Chain::from_pem(&pem).map_err(|source| DiskError::Certificate { path: path.to_owned(), source })?;
     Ok(chain.certificates().to_vec())
 }
+
+#[cfg(test)]
+mod tests;

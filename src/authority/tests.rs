@@ -1,5 +1,6 @@
 //! What an authority promises over crashes, rotations and revocations, on a clock that the test moves.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,10 +8,11 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 use time::macros::datetime;
 
+use super::slot::State;
 use super::*;
 use crate::base::clock::ManualClock;
 use crate::policy::{Lifetimes, Policy};
-use crate::x509::{Chain, X509Authorities, verify};
+use crate::x509::{Certificate, Chain, PrivateKey, Serial, Validity, X509Authorities, self_signed_root, verify};
 
 const START: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -57,6 +59,19 @@ impl Bench {
         self.dir.path().join("keys")
     }
 
+    fn key_files(&self) -> BTreeSet<String> {
+        let names = std::fs::read_dir(self.keys()).unwrap();
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// Every row has its key, and every key its row.
+    async fn assert_rows_and_keys_agree(&self) {
+        let store = Store::open(&self.dir.path().join("store")).await.unwrap();
+        let rows = store.list::<Slot>(Space::Authorities).await.unwrap();
+        let rows: BTreeSet<String> = rows.into_iter().map(|(id, _)| format!("{id}.pk8")).collect();
+        assert_eq!(rows, self.key_files());
+    }
+
     async fn leaf(&self, signers: &Signers) -> Chain {
         let policy = Policy::new(Lifetimes { x509: HOUR, jwt: HOUR });
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
@@ -78,8 +93,9 @@ fn write_root(dir: &Path, name: &str) -> Source {
     let serial = Serial::from_random(Entropy::system().bytes());
     let root = self_signed_root(TrustDomain::parse("example.org").unwrap(), key, validity, &serial).unwrap();
     std::fs::write(dir.join(format!("{name}.pem")), root.certificate().to_pem()).unwrap();
-    std::fs::write(dir.join(format!("{name}.key")), root.key().to_pem().unwrap().expose()).unwrap();
     let (certificate, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    std::fs::write(&key, root.key().to_pem().unwrap().expose()).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     Source::Disk(DiskFiles { certificate, key, bundle: None })
 }
 
@@ -94,14 +110,20 @@ async fn the_same_authorities_sign_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_key_that_a_crash_left_without_a_journal_record_is_removed() {
+async fn what_a_crash_left_without_a_journal_record_is_removed_and_the_files_of_others_are_not() {
     let bench = Bench::embedded();
     drop(bench.open().await.unwrap());
-    let orphan = bench.keys().join("orphan.pk8");
-    std::fs::write(&orphan, "half a key").unwrap();
+    let serial = "0123456789abcdef0123456789abcdef";
+    let thumbprint = "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs";
+    let orphans = [format!("{serial}.pk8"), format!("{thumbprint}.pk8"), format!(".{serial}.pk8.42.tmp")];
+    let foreign = ["root-backup.pk8", "notes.txt", ".notes.42.tmp", "0123.pk8", "0123456789ABCDEF0123456789ABCDEF.pk8"];
+    for name in orphans.iter().map(String::as_str).chain(foreign) {
+        std::fs::write(bench.keys().join(name), "half a key").unwrap();
+    }
     bench.open().await.unwrap();
-    assert!(!orphan.exists());
-    assert_eq!(std::fs::read_dir(bench.keys()).unwrap().count(), 3);
+    assert!(orphans.iter().all(|name| !bench.keys().join(name).exists()));
+    assert!(foreign.iter().all(|name| bench.keys().join(name).exists()));
+    assert_eq!(bench.key_files().len(), 3 + foreign.len());
 }
 
 #[tokio::test]
@@ -194,6 +216,124 @@ async fn replaced_files_are_followed_on_reload_and_unusable_ones_change_nothing(
     assert!(!bench.believes(after.roots(), &old));
     assert!(bench.believes(after.roots(), &bench.leaf(&after).await));
     assert!(matches!(authority.rotate(Kind::X509Root, true).await, Err(AuthorityError::RootOnDisk)));
+}
+
+#[tokio::test]
+async fn an_embedded_root_survives_a_time_in_which_the_root_came_from_files() {
+    let mut bench = Bench::embedded();
+    let (authority, embedded) = bench.open().await.unwrap();
+    let root = embedded.slots().iter().find(|slot| slot.kind == Kind::X509Root).unwrap().clone();
+    drop(authority);
+    bench.assert_rows_and_keys_agree().await;
+
+    bench.config.source = write_root(bench.dir.path(), "root");
+    let (authority, disk) = bench.open().await.unwrap();
+    assert!(bench.believes(disk.roots(), &bench.leaf(&disk).await));
+    assert!(!bench.believes(embedded.roots(), &bench.leaf(&disk).await));
+    assert!(disk.slots().iter().all(|slot| slot.kind != Kind::X509Root), "it is neither published nor shown");
+    drop(authority);
+    bench.assert_rows_and_keys_agree().await;
+
+    bench.config.source = Source::Embedded;
+    let (authority, back) = bench.open().await.unwrap();
+    assert!(back.slots().contains(&root), "the same root");
+    assert!(bench.believes(embedded.roots(), &bench.leaf(&back).await));
+    let signing = back.slots().iter().filter(|slot| slot.kind == Kind::X509Signing).count();
+    assert_eq!(signing, 1, "{:?}", back.slots());
+    drop(authority);
+    bench.assert_rows_and_keys_agree().await;
+}
+
+#[tokio::test]
+async fn an_embedded_root_that_rests_can_be_destroyed_by_its_id() {
+    let mut bench = Bench::embedded();
+    let (authority, embedded) = bench.open().await.unwrap();
+    let root = embedded.slots().iter().find(|slot| slot.kind == Kind::X509Root).unwrap().clone();
+    drop(authority);
+    bench.config.source = write_root(bench.dir.path(), "root");
+    let (authority, before) = bench.open().await.unwrap();
+    let after = authority.revoke(&root.id).await.unwrap();
+    assert_eq!(before.slots(), after.slots());
+    assert!(!bench.keys().join(format!("{}.pk8", root.id)).exists());
+}
+
+#[tokio::test]
+async fn a_revocation_holds_even_when_the_key_file_cannot_be_removed_and_the_file_goes_later() {
+    let bench = Bench::embedded();
+    let (authority, before) = bench.open().await.unwrap();
+    let jwt = before.slots().iter().find(|slot| slot.kind == Kind::Jwt).unwrap().id.clone();
+    // What is no file cannot be removed as one, whoever asks.
+    let key = bench.keys().join(format!("{jwt}.pk8"));
+    std::fs::remove_file(&key).unwrap();
+    std::fs::create_dir(&key).unwrap();
+    let after = authority.revoke(&jwt).await.unwrap();
+    assert!(!after.stands(&jwt) && after.jwt_keys().iter().all(|(id, _)| *id != jwt));
+    assert!(after.generation() > before.generation());
+
+    let again = authority.revoke(&jwt).await.expect("asking twice is fine");
+    assert_eq!((again.generation(), again.slots()), (after.generation(), after.slots()));
+    std::fs::remove_dir(&key).unwrap();
+    std::fs::write(&key, "the key").unwrap();
+    let (later, _) = authority.advance().await.unwrap();
+    assert!(!key.exists());
+    assert_eq!(later.generation(), after.generation(), "nothing else has changed");
+}
+
+#[tokio::test]
+async fn a_change_is_ended_even_when_whoever_asked_for_it_has_gone() {
+    let bench = Bench::embedded();
+    let (authority, before) = bench.open().await.unwrap();
+    let jwt = before.slots().iter().find(|slot| slot.kind == Kind::Jwt).unwrap().id.clone();
+    let mut generation = authority.watch();
+    tokio::select! {
+        biased;
+        done = authority.revoke(&jwt) => panic!("the store answered at once: {done:?}"),
+        () = std::future::ready(()) => {}
+    }
+    generation.changed().await.unwrap();
+    let (after, _) = authority.advance().await.unwrap();
+    assert!(!after.stands(&jwt));
+    drop((authority, generation));
+    bench.assert_rows_and_keys_agree().await;
+}
+
+#[tokio::test]
+async fn a_draft_that_cannot_be_put_into_force_changes_nothing() {
+    let bench = Bench::embedded();
+    let (authority, before) = bench.open().await.unwrap();
+    let files = bench.key_files();
+    let root = before.slots().iter().find(|slot| slot.kind == Kind::X509Root).unwrap();
+    let path = bench.keys().join(format!("{}.pk8", root.id));
+    let key = std::fs::read(&path).unwrap();
+    std::fs::write(&path, "not a key").unwrap();
+    assert!(authority.rotate(Kind::X509Signing, true).await.is_err());
+    std::fs::write(&path, key).unwrap();
+    assert_eq!(authority.advance().await.unwrap().0.generation(), before.generation());
+    assert_eq!(bench.key_files(), files);
+}
+
+#[tokio::test]
+async fn each_change_has_a_larger_generation_and_no_change_has_the_same() {
+    let bench = Bench::embedded();
+    let (authority, first) = bench.open().await.unwrap();
+    assert_eq!(authority.advance().await.unwrap().0.generation(), first.generation());
+    let second = authority.rotate(Kind::Jwt, false).await.unwrap();
+    let third = authority.rotate(Kind::X509Signing, true).await.unwrap();
+    assert!(first.generation() < second.generation() && second.generation() < third.generation());
+    assert_eq!(*authority.watch().borrow(), third.generation());
+}
+
+#[tokio::test]
+async fn a_signing_authority_always_has_room_for_the_longest_svid_that_may_be_asked_for() {
+    let bench = Bench::embedded();
+    let (authority, _) = bench.open().await.unwrap();
+    for _ in 0..24 * 4 {
+        bench.hand.advance(HOUR / 2);
+        let (signers, _) = authority.advance().await.unwrap();
+        let active = |slot: &&Slot| slot.kind == Kind::X509Signing && slot.state == State::Active;
+        let signing = signers.slots().iter().find(active).unwrap();
+        assert!(signing.not_after - bench.clock.now() >= bench.config.ca_ttl / 2);
+    }
 }
 
 #[tokio::test]
