@@ -1,7 +1,10 @@
 //! Compiles `proto/` into `OUT_DIR` with a compiler written in Rust, so that no protoc is needed; nothing else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// Not in a source archive, and not in a worktree.
+const HEAD: &str = ".git/HEAD";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
@@ -18,7 +21,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rustc-env=TETHER_COMMIT={}", commit().unwrap_or_default());
-    println!("cargo:rerun-if-changed=.git/HEAD");
+    if Path::new(HEAD).exists() {
+        // A file that is not there counts as changed at every build.
+        println!("cargo:rerun-if-changed={HEAD}");
+    }
     Ok(())
 }
 

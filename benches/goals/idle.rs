@@ -34,7 +34,7 @@ pub fn idle_agent(effort: Effort, report: Report) -> Result<()> {
     report.print(&figure.goal("<= 50 ms", again.median() <= 50.0));
     let what = "exec to ready, first start (makes authorities)";
     let figure = Figure::of_rounds("P5 first", what, &first, "ms", beside, &empty_ready);
-    report.print(&figure.goal("<= 50 ms", first.median() <= 50.0));
+    report.print(&figure);
     let size = std::fs::metadata(tether())?.len() as f64 / MIB;
     let bench = std::fs::metadata(std::env::current_exe()?)?.len() as f64 / MIB;
     let figure = Figure::new("P5 size", "stripped program", size, "MiB").beside("this bench", bench);

@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
@@ -123,10 +123,10 @@ struct Crypto {
 impl Crypto {
     fn new() -> Result<Self> {
         let now = OffsetDateTime::now_utc();
-        let validity = Validity { not_before: now, not_after: now + std::time::Duration::from_secs(900) };
-        let domain = TrustDomain::parse("bench.example")?;
-        let key = PrivateKey::generate(KeyType::EcP256)?;
-        let issuer = self_signed_root(domain, key, validity, &Serial::from_random([1; 16]))?;
+        let until = |minutes| Validity { not_before: now, not_after: now + Duration::from_secs(60 * minutes) };
+        let (domain, key) = (TrustDomain::parse("bench.example")?, PrivateKey::generate(KeyType::EcP256)?);
+        let issuer = self_signed_root(domain, key, until(60), &Serial::from_random([1; 16]))?;
+        let validity = until(15);
         Ok(Self { issuer, id: SpiffeId::parse("spiffe://bench.example/bench")?, validity })
     }
 

@@ -1,5 +1,5 @@
-//! The goals in numbers, each as a ratio to a baseline of the same run: `cargo bench --bench goals -- [--long] [--json]
-//! [P1 P4 ..]`. `benches/README.md` says how to read it.
+//! The goals in numbers, each as a ratio to a baseline of the same run: `cargo bench --bench goals -- [--quick | --long]
+//! [--json] [P1 P4 ..]`. `benches/README.md` says how to read it.
 
 #![allow(clippy::disallowed_methods, reason = "a bench measures real time")]
 #![allow(clippy::print_stdout, reason = "figures go to standard output")]
@@ -24,14 +24,23 @@ static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
-pub struct Effort {
-    long: bool,
+pub enum Effort {
+    /// Enough to see that everything runs; the figures mean little.
+    Quick,
+    /// Enough for the goals on a machine that does nothing else.
+    Short,
+    /// Enough for narrow spreads.
+    Long,
 }
 
 impl Effort {
-    /// `short` of something, or four times as much in a long run.
+    /// `short` of something, or as much less or more as there is time for.
     fn of(self, short: usize) -> usize {
-        if self.long { 4 * short } else { short }
+        match self {
+            Self::Quick => (short / 8).max(2),
+            Self::Short => short,
+            Self::Long => 4 * short,
+        }
     }
 }
 
@@ -54,7 +63,12 @@ fn main() -> Result<()> {
         return play(role);
     }
     let asked_for = |flag: &str| arguments.contains(&flag);
-    let effort = Effort { long: asked_for("--long") || std::env::var_os("TETHER_BENCH_LONG").is_some() };
+    let wanted = |flag: &str, variable: &str| asked_for(flag) || std::env::var_os(variable).is_some();
+    let effort = match () {
+        () if wanted("--quick", "TETHER_BENCH_QUICK") => Effort::Quick,
+        () if wanted("--long", "TETHER_BENCH_LONG") => Effort::Long,
+        () => Effort::Short,
+    };
     let report = Report::new(asked_for("--json"));
     let named: Vec<&&str> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     for (name, measure) in GOALS {

@@ -125,18 +125,15 @@ pub fn be_holder(socket: &Path, connections: usize, streams: usize) -> Result<()
                     }
                 });
             }
+            // One connection after the other: a listener's queue is shorter than all of them.
+            messages_on_all(&mut messages, streams).await?;
         }
-        let count = connections * streams;
+        println!("open");
         let mut commands = BufReader::new(stdin()?).lines();
-        for said in ["open", "all"].into_iter().chain(std::iter::repeat("all")) {
-            for _ in 0..count {
-                messages.recv().await.ok_or("every stream ended")??;
-            }
-            println!("{said}");
-            match commands.next_line().await? {
-                Some(_) => println!("waiting"),
-                None => break,
-            }
+        while commands.next_line().await?.is_some() {
+            println!("waiting");
+            messages_on_all(&mut messages, connections * streams).await?;
+            println!("all");
         }
         Ok(())
     })

@@ -1,7 +1,7 @@
 //! A connection as bytes, each of which has a known sender.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -143,6 +143,30 @@ impl PeerStream {
         aborted(refusal)
     }
 
+    fn poll_send(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(error) = self.poll_over(cx) {
+            return Poll::Ready(Err(error));
+        }
+        let first: &[u8] = slices.iter().find(|slice| !slice.is_empty()).map_or(&[], |slice| slice);
+        loop {
+            match self.outbound.accept(first) {
+                Err(error) => return Poll::Ready(Err(self.cut(error.into()))),
+                Ok(WriteAction::Taken(count)) => return Poll::Ready(Ok(count)),
+                Ok(WriteAction::FlushFirst) => ready!(self.poll_flush_pending(cx))?,
+                Ok(WriteAction::Through) => {
+                    let count = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, slices))?;
+                    let mut left = count;
+                    for slice in slices {
+                        let taken = slice.len().min(left);
+                        self.outbound.wrote(&slice[..taken]);
+                        left -= taken;
+                    }
+                    return Poll::Ready(Ok(count));
+                }
+            }
+        }
+    }
+
     fn poll_flush_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outbound.pending().is_empty() {
             let count = ready!(Pin::new(&mut self.socket).poll_write(cx, self.outbound.pending()))?;
@@ -183,22 +207,20 @@ impl AsyncRead for PeerStream {
 
 impl AsyncWrite for PeerStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if let Poll::Ready(error) = this.poll_over(cx) {
-            return Poll::Ready(Err(error));
-        }
-        loop {
-            match this.outbound.accept(bytes) {
-                Err(error) => return Poll::Ready(Err(this.cut(error.into()))),
-                Ok(WriteAction::Taken(count)) => return Poll::Ready(Ok(count)),
-                Ok(WriteAction::FlushFirst) => ready!(this.poll_flush_pending(cx))?,
-                Ok(WriteAction::Through) => {
-                    let count = ready!(Pin::new(&mut this.socket).poll_write(cx, bytes))?;
-                    this.outbound.wrote(&bytes[..count]);
-                    return Poll::Ready(Ok(count));
-                }
-            }
-        }
+        self.get_mut().poll_send(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_send(cx, slices)
+    }
+
+    /// A message of some size is written with its frame heads in one call, so that the caller wakes up once for it.
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
