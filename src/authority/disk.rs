@@ -154,6 +154,8 @@ impl DiskAuthority {
         let told = |error: &dyn std::error::Error| error.to_string();
         let serial = || Serial::from_random(entropy.bytes());
         let throwaway = || PrivateKey::generate(KeyType::EcP256).map_err(|error| told(&error));
+        // Certificates have whole seconds.
+        let now = now.truncate_to_second();
         let not_after = (now + Duration::from_secs(60)).min(self.certificate.not_after());
         let validity = Validity { not_before: now - BACKDATE, not_after };
 

@@ -9,7 +9,7 @@ use time::macros::datetime;
 
 use super::*;
 
-const NOW: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
+const NOW: OffsetDateTime = datetime!(2026-01-01 00:00:00.75 UTC);
 
 /// An authority made by another implementation.
 struct Ca {
