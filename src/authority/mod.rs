@@ -4,7 +4,7 @@
 //! signing CAs; `disk` takes the root or an intermediate from files, so that several nodes share one trust domain,
 //! and makes the signing CAs under that. JWT keys are this node's own in both.
 //!
-//! Every change goes one way. The next journal is computed in memory ([`draft`]), with the signers it describes; new
+//! Every change goes one way. The next journal is computed in memory (`draft`), with the signers it describes; new
 //! keys are written; the journal changes in one transaction of the store; memory follows; keys that no row names any
 //! more are removed. A crash or a refusal before the transaction changed nothing and leaves at most keys without a
 //! row; one after it leaves at most the same. The next start, or the next change, removes them. There is never a row
@@ -134,7 +134,7 @@ pub struct Authority {
 /// What is in force.
 #[derive(Debug)]
 struct Journal {
-    /// The rows of the store, as [`draft::in_order`] has them.
+    /// The rows of the store, in the order of `draft::in_order`.
     slots: Vec<Slot>,
     /// What the files of a `disk` authority held when they were last read.
     disk: Option<Arc<DiskAuthority>>,
