@@ -78,7 +78,7 @@ fn write_entry(text: &mut String, number: usize) -> Result<usize> {
     let owner = format!("team-{}@bench.example", number % 500);
     let mut selectors =
         vec![format!("systemd:unit:service-{number:06}.service"), format!("unix:uid:{}", 10_000 + number % 2000)];
-    if number % 10 == 0 {
+    if number.is_multiple_of(10) {
         selectors.push(format!("unix:path:/opt/services/{number:06}/bin/server"));
     }
     writeln!(text, "[[entry]]\nid = {id:?}\nspiffe_id = {spiffe_id:?}\nmatch = {selectors:?}\nowner = {owner:?}\n")?;
