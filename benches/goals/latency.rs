@@ -123,7 +123,7 @@ struct Crypto {
 impl Crypto {
     fn new() -> Result<Self> {
         let now = OffsetDateTime::now_utc();
-        let until = |minutes| Validity { not_before: now, not_after: now + Duration::from_secs(60 * minutes) };
+        let until = |minutes: u64| Validity { not_before: now, not_after: now + Duration::from_secs(60 * minutes) };
         let (domain, key) = (TrustDomain::parse("bench.example")?, PrivateKey::generate(KeyType::EcP256)?);
         let issuer = self_signed_root(domain, key, until(60), &Serial::from_random([1; 16]))?;
         let validity = until(15);

@@ -139,6 +139,14 @@ pub fn be_holder(socket: &Path, connections: usize, streams: usize) -> Result<()
     })
 }
 
+/// Waits until each of `count` streams told of a message. None has two: between two rounds all of them wait.
+async fn messages_on_all(messages: &mut mpsc::UnboundedReceiver<Result<()>>, count: usize) -> Result<()> {
+    for _ in 0..count {
+        messages.recv().await.ok_or("every stream ended")??;
+    }
+    Ok(())
+}
+
 async fn hold(client: &mut crate::support::client::Client, told: &mpsc::UnboundedSender<Result<()>>) -> Result<()> {
     let mut stream = client.fetch_x509svid(X509svidRequest {}).await?.into_inner();
     let mut last = X509svidResponse::default();

@@ -30,9 +30,9 @@ use support::process::{Process, resident};
 #[derive(Clone, Debug, Parser)]
 #[command(args_override_self = true)]
 struct Arguments {
-    /// The socket.
-    #[arg(long, env = "SPIFFE_ENDPOINT_SOCKET")]
-    socket: String,
+    /// The socket; without it, SPIFFE_ENDPOINT_SOCKET.
+    #[arg(long)]
+    socket: Option<String>,
     /// What is called.
     #[arg(long, value_enum, default_value = "x509")]
     call: Call,
@@ -54,8 +54,8 @@ struct Arguments {
     /// The audience of JWT-SVIDs.
     #[arg(long, default_value = "loadgen")]
     audience: String,
-    /// The server's process id: its memory is reported.
-    #[arg(long, env = "LOADGEN_SERVER_PID")]
+    /// The server's process id, whose memory is reported; without it, LOADGEN_SERVER_PID.
+    #[arg(long)]
     server_pid: Option<u32>,
     /// One JSON object instead of lines.
     #[arg(long)]
@@ -87,7 +87,9 @@ fn main() -> Result<()> {
 
 /// Starts the processes, waits for them and adds up what they measured.
 fn conduct(arguments: &Arguments) -> Result<()> {
-    let memory = || arguments.server_pid.map(resident).transpose();
+    let from_env = std::env::var("LOADGEN_SERVER_PID").ok().map(|pid| pid.parse()).transpose()?;
+    let server = arguments.server_pid.or(from_env);
+    let memory = || server.map(resident).transpose();
     let before = memory()?;
     let processes = arguments.processes.clamp(1, arguments.connections.max(1));
     let mut callers = Vec::with_capacity(processes);
@@ -161,7 +163,10 @@ fn expect_ready(caller: &mut Process) -> Result<()> {
 fn call(arguments: Arguments) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let endpoint = Endpoint::parse(&arguments.socket)?;
+        let endpoint = match &arguments.socket {
+            Some(socket) => Endpoint::parse(socket)?,
+            None => Endpoint::from_env(|name| std::env::var(name).ok())?,
+        };
         let clients: Vec<Client> = (0..arguments.connections).map(|_| of_endpoint(&endpoint)).collect();
         let mut connected = tokio::task::JoinSet::new();
         for client in &clients {

@@ -135,6 +135,8 @@ impl Agent {
         for setting in settings {
             command.args(["--set", setting]);
         }
+        // The audit goes there, a line for every SVID.
+        command.stderr(std::fs::File::create(dir.join("agent.log"))?);
         Process::start(&mut command)
     }
 
