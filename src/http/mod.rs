@@ -19,6 +19,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::base::drain;
+use crate::base::exhaustion::Exhaustion;
 
 /// A client that has not sent its request by then is cut.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
@@ -64,6 +65,7 @@ pub struct Http {
 impl Http {
     /// Serves until the drain begins.
     pub async fn serve(self, listener: TcpListener, mut drain: drain::Watcher) {
+        let exhaustion = Exhaustion::default();
         let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
         loop {
             let accepted = tokio::select! {
@@ -72,11 +74,13 @@ impl Http {
             };
             let (stream, _) = match accepted {
                 Ok(accepted) => accepted,
+                // TCP also reports what was wrong with a connection that has gone. A pause does no harm then.
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection on the http listener");
+                    exhaustion.wait_out("http listener", &error).await;
                     continue;
                 }
             };
+            exhaustion.over();
             let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
             let http = self.clone();
             tokio::spawn(async move {

@@ -22,11 +22,61 @@ impl Default for Limits {
     }
 }
 
+/// Descriptors that a connection can take: its own, and two of an instance that no other connection has.
+const DESCRIPTORS: u64 = 3;
+/// Descriptors that are kept for everything else, as far as there are twice as many: files that are hashed or read
+/// from `/proc`, the store, entries, D-Bus, http.
+const RESERVE: u64 = 512;
+
+impl Limits {
+    /// How many connections of all listeners fit into so many descriptors.
+    pub fn fitting(open_files: u64) -> usize {
+        let left = open_files - RESERVE.min(open_files / 2);
+        usize::try_from(left / DESCRIPTORS).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// These limits, lowered to `connections` if they are above: those of one user in proportion, so that the others
+    /// keep their share.
+    #[must_use]
+    pub fn within(self, connections: usize) -> Self {
+        if self.connections <= connections {
+            return self;
+        }
+        let per_uid = self.connections_per_uid.min(self.connections) as u128;
+        // No larger than `connections`, which is one.
+        let share = (per_uid * connections as u128 / self.connections as u128) as usize;
+        Self { connections, connections_per_uid: share.max(1), ..self }
+    }
+}
+
 impl From<Full> for Refusal {
     fn from(full: Full) -> Self {
         match full {
             Full::User(_) => Self::TooManyConnections { of_user: true, limit: "connections_per_uid" },
             Full::All(_) => Self::TooManyConnections { of_user: false, limit: "connections" },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_with_an_instance_each_leave_descriptors_for_the_rest() {
+        for (open_files, connections) in [(256, 42), (1024, 170), (4096, 1194), (524_288, 174_592), (0, 1)] {
+            assert_eq!(Limits::fitting(open_files), connections, "{open_files}");
+        }
+    }
+
+    #[test]
+    fn lowered_limits_keep_the_share_of_one_user() {
+        let limits = Limits::default();
+        assert_eq!(limits.within(usize::MAX), limits);
+        let lowered = limits.within(32);
+        assert_eq!((lowered.connections, lowered.connections_per_uid), (32, 8));
+        assert_eq!(limits.within(1).connections_per_uid, 1);
+        let unlimited = Limits { connections: usize::MAX, connections_per_uid: usize::MAX, ..limits }.within(10);
+        assert_eq!((unlimited.connections, unlimited.connections_per_uid), (10, 10));
     }
 }

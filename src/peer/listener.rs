@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use futures_util::Stream;
 use nix::libc;
@@ -17,11 +16,9 @@ use super::refusal::{Observer, PeerInfo, Refusal};
 use super::stream::PeerStream;
 use super::wire::Outbound;
 use crate::base::entropy::Entropy;
+use crate::base::exhaustion::Exhaustion;
 use crate::base::quota::{Place, Quota};
 use crate::sys::socket::{self, SocketError, SocketFile};
-
-/// How long no connection is accepted after the system ran out of descriptors or memory.
-const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a listener needs.
 #[derive(Clone)]
@@ -42,6 +39,7 @@ pub struct Listener {
     config: ListenerConfig,
     open: Quota,
     next: AtomicU64,
+    exhaustion: Exhaustion,
     _file: Option<SocketFile>,
 }
 
@@ -68,7 +66,7 @@ impl Listener {
     ) -> io::Result<Self> {
         let listener = UnixListener::from_std(listener)?;
         let open = Quota::new(config.limits.connections, config.limits.connections_per_uid);
-        Ok(Self { listener, config, open, next: AtomicU64::new(1), _file: file })
+        Ok(Self { listener, config, open, next: AtomicU64::new(1), exhaustion: Exhaustion::default(), _file: file })
     }
 
     /// The open connections.
@@ -82,16 +80,14 @@ impl Listener {
         loop {
             match self.listener.accept().await {
                 Ok((socket, _)) => {
+                    self.exhaustion.over();
                     if let Some(stream) = self.receive(socket) {
                         return Ok(stream);
                     }
                 }
+                Err(error) if Exhaustion::is_meant(&error) => self.exhaustion.wait_out("socket", &error).await,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO) => {}
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        tracing::warn!(%error, "cannot accept connections for now; raise LimitNOFILE if this recurs");
-                        tokio::time::sleep(EXHAUSTION_PAUSE).await;
-                    }
                     _ => return Err(error),
                 },
             }

@@ -98,6 +98,18 @@ const EC_KINDS: [(&EcdsaSigningAlgorithm, SignatureAlgorithm); 2] = [
 ];
 
 impl PrivateKey {
+    /// [`Self::generate`] for async threads: an RSA key takes tens of milliseconds, and is made where that holds up
+    /// nobody.
+    pub async fn generate_aside(kind: KeyType) -> Result<Self, KeyError> {
+        match kind {
+            KeyType::EcP256 | KeyType::EcP384 => Self::generate(kind),
+            KeyType::Rsa2048 => {
+                let made = tokio::task::spawn_blocking(move || Self::generate(kind)).await;
+                made.map_err(|_| KeyError::Crypto)?
+            }
+        }
+    }
+
     /// A new key from the crypto library's generator.
     pub fn generate(kind: KeyType) -> Result<Self, KeyError> {
         let ec = |(algorithm, name): (&'static EcdsaSigningAlgorithm, SignatureAlgorithm)| {
