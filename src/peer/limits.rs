@@ -35,17 +35,14 @@ impl Limits {
         usize::try_from(left / DESCRIPTORS).unwrap_or(usize::MAX).max(1)
     }
 
-    /// These limits, lowered to `connections` if they are above: those of one user in proportion, so that the others
-    /// keep their share.
+    /// These limits, lowered to `connections` if they are above. No user has more than a quarter of so few.
     #[must_use]
     pub fn within(self, connections: usize) -> Self {
         if self.connections <= connections {
             return self;
         }
-        let per_uid = self.connections_per_uid.min(self.connections) as u128;
-        // No larger than `connections`, which is one.
-        let share = (per_uid * connections as u128 / self.connections as u128) as usize;
-        Self { connections, connections_per_uid: share.max(1), ..self }
+        let connections_per_uid = self.connections_per_uid.min((connections / 4).max(1));
+        Self { connections, connections_per_uid, ..self }
     }
 }
 
@@ -70,13 +67,15 @@ mod tests {
     }
 
     #[test]
-    fn lowered_limits_keep_the_share_of_one_user() {
+    fn lowered_limits_leave_room_for_other_users_and_a_low_one_alone() {
         let limits = Limits::default();
         assert_eq!(limits.within(usize::MAX), limits);
-        let lowered = limits.within(32);
-        assert_eq!((lowered.connections, lowered.connections_per_uid), (32, 8));
-        assert_eq!(limits.within(1).connections_per_uid, 1);
-        let unlimited = Limits { connections: usize::MAX, connections_per_uid: usize::MAX, ..limits }.within(10);
-        assert_eq!((unlimited.connections, unlimited.connections_per_uid), (10, 10));
+        assert_eq!(limits.within(limits.connections), limits);
+        for (connections, of_user) in [(32, 8), (10, 2), (1, 1)] {
+            let lowered = limits.within(connections);
+            assert_eq!((lowered.connections, lowered.connections_per_uid), (connections, of_user));
+        }
+        let low = Limits { connections_per_uid: 2, ..limits };
+        assert_eq!(low.within(1000).connections_per_uid, 2);
     }
 }

@@ -1,7 +1,6 @@
 //! Where callers come in.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,7 +39,7 @@ pub struct Listener {
     open: Quota,
     next: AtomicU64,
     exhaustion: Exhaustion,
-    _file: Option<SocketFile>,
+    _file: SocketFile,
 }
 
 impl Listener {
@@ -49,21 +48,10 @@ impl Listener {
         let failed = |source| SocketError::Io { action: "listen on", path: path.to_owned(), source };
         let listener = socket::listen_at(path, mode, config.instances.kernel())?;
         let file = SocketFile::of(path).map_err(failed)?;
-        Self::new(listener, config, Some(file)).map_err(failed)
+        Self::new(listener, config, file).map_err(failed)
     }
 
-    /// Takes over a listening socket that systemd has made. Call it inside a runtime.
-    pub fn adopt(fd: OwnedFd, config: ListenerConfig) -> Result<Self, SocketError> {
-        let listener = socket::adopt(fd, config.instances.kernel())?;
-        let failed = |source| SocketError::Io { action: "listen on", path: "the socket passed to us".into(), source };
-        Self::new(listener, config, None).map_err(failed)
-    }
-
-    fn new(
-        listener: std::os::unix::net::UnixListener,
-        config: ListenerConfig,
-        file: Option<SocketFile>,
-    ) -> io::Result<Self> {
+    fn new(listener: std::os::unix::net::UnixListener, config: ListenerConfig, file: SocketFile) -> io::Result<Self> {
         let listener = UnixListener::from_std(listener)?;
         let open = Quota::new(config.limits.connections, config.limits.connections_per_uid);
         Ok(Self { listener, config, open, next: AtomicU64::new(1), exhaustion: Exhaustion::default(), _file: file })
