@@ -216,3 +216,18 @@ impl fmt::Debug for PrivateKey {
         write!(f, "PrivateKey({:?}, redacted)", self.algorithm)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_rsa_key_does_not_hold_up_the_thread_that_waits_for_it_and_an_ec_key_is_there_at_once() {
+        assert!(PrivateKey::generate_aside(KeyType::EcP256).now_or_never().is_some_and(|made| made.is_ok()));
+        let mut making = Box::pin(PrivateKey::generate_aside(KeyType::Rsa2048));
+        assert!((&mut making).now_or_never().is_none());
+        assert!(making.await.is_ok());
+    }
+}
