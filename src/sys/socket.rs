@@ -259,6 +259,7 @@ mod tests {
     use super::*;
     use nix::sys::socket::{ControlMessage, sendmsg};
     use std::io::{IoSlice, Write};
+    use std::os::fd::OwnedFd;
     use std::process::{Command, Stdio};
 
     #[test]
