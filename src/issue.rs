@@ -222,7 +222,7 @@ impl Issuer {
             let svid = match present {
                 Some(svid) => svid,
                 None => {
-                    let private = PrivateKey::generate(self.key_type)?;
+                    let private = PrivateKey::generate_aside(self.key_type).await?;
                     let signed = entitled.trust.signers().sign_x509(grant, private.public_key(), entitled.now).await?;
                     peer.instance().look()?;
                     let svid =

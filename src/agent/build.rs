@@ -32,6 +32,8 @@ const NODE_ID: &str = "node-id";
 const ADMIN_CONNECTIONS: usize = 256;
 /// Calls open on the admin socket.
 const ADMIN_CALLS: usize = 64;
+/// What the admin socket gets of the connections for which there are descriptors, unless that is more than it needs.
+const ADMIN_SHARE: usize = 4;
 
 pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartError> {
     // Before the first key is read or made.
@@ -83,8 +85,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         observer: observer.clone(),
         entropy: deps.entropy.clone(),
     };
-    let limits = config.connection_limits();
-    let admin_limits = Limits { connections: ADMIN_CONNECTIONS, connections_per_uid: ADMIN_CONNECTIONS / 4, ..limits };
+    let (limits, admin_limits) = limits(config.connection_limits(), &hardening);
     // Both sockets let everyone connect: who gets what is decided by who it is, never by who could open a file.
     let workload = Listener::bind(&config.listen.workload, 0o666, listener(limits))?;
     let admin = Listener::bind(&config.listen.admin, 0o666, listener(admin_limits))?;
@@ -113,7 +114,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         instances: instances.clone(),
         connections: workload.open_connections(),
         calls: calls.clone(),
-        weaknesses: weaknesses(&kernel, &hardening),
+        weaknesses: weaknesses(&kernel, &hardening, config.connection_limits(), limits),
         metrics: metrics.clone(),
         audit: deps.audit.clone(),
         clock: deps.clock.clone(),
@@ -178,8 +179,7 @@ fn prepare_directories(config: &Config) -> Result<(), StartError> {
     durable::private_dir(&config.state_dir)?;
     for socket in [&config.listen.workload, &config.listen.admin] {
         if let Some(dir) = socket.parent() {
-            // Open to everyone: containers mount the directory, and what is in it is one socket.
-            durable::shared_dir(dir, 0o755)?;
+            durable::socket_dir(dir)?;
         }
     }
     if config.dev {
@@ -232,11 +232,26 @@ fn dev_entry(config: &Config) -> String {
     )
 }
 
+/// The limits of the workload and the admin socket: those of the configuration, as far as there are descriptors.
+fn limits(configured: Limits, hardening: &Hardening) -> (Limits, Limits) {
+    let fitting = hardening.open_files.as_ref().map_or(usize::MAX, |open_files| Limits::fitting(*open_files));
+    let admin = ADMIN_CONNECTIONS.min((fitting / ADMIN_SHARE).max(1));
+    let of_admin = Limits { connections: admin, connections_per_uid: (admin / 4).max(1), ..configured };
+    (configured.within((fitting - admin).max(1)), of_admin)
+}
+
 /// What is weaker on this host than it should be, and why.
-fn weaknesses(kernel: &Kernel, hardening: &Hardening) -> Vec<String> {
+fn weaknesses(kernel: &Kernel, hardening: &Hardening, configured: Limits, limits: Limits) -> Vec<String> {
     let missing = kernel.features().into_iter().filter(|(_, there)| !there);
     let missing = missing.map(|(name, _)| format!("the kernel has no {name}: instances are held by weaker means"));
-    missing.chain(hardening.weaknesses()).collect()
+    let lowered = (limits != configured).then(|| {
+        format!(
+            "there are descriptors for {} connections, {} of one user, and not for the {} that `limits.connections` \
+             allows: raise LimitNOFILE in the unit, or lower `limits.connections`",
+            limits.connections, limits.connections_per_uid, configured.connections
+        )
+    });
+    missing.chain(hardening.weaknesses()).chain(lowered).collect()
 }
 
 #[cfg(test)]
@@ -244,6 +259,27 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn limits_that_do_not_fit_into_the_descriptors_are_lowered_and_reported() {
+        let with = |open_files| Hardening {
+            not_traceable: Ok(()),
+            no_core_dumps: Ok(()),
+            swap: crate::sys::harden::Swap::Locked,
+            open_files,
+        };
+        let configured = Limits::default();
+        let lowered = |hardening: &Hardening| {
+            let (workload, admin) = limits(configured, hardening);
+            let weaknesses = weaknesses(&Kernel::probe(), hardening, configured, workload);
+            let reported = weaknesses.iter().any(|weakness| weakness.contains("LimitNOFILE"));
+            (workload.connections, workload.connections_per_uid, admin.connections, reported)
+        };
+        assert_eq!(lowered(&with(Ok(524_288))), (16_384, 4_096, 256, false));
+        assert_eq!(lowered(&with(Ok(256))), (32, 8, 10, true));
+        assert_eq!(lowered(&with(Ok(1))), (1, 1, 1, true));
+        assert_eq!(lowered(&with(Err(std::io::ErrorKind::PermissionDenied.into()))), (16_384, 4_096, 256, false));
+    }
 
     #[test]
     fn the_entry_of_a_dev_agent_obeys_its_own_rules() {

@@ -96,7 +96,7 @@ pub(super) async fn keep_own_svid(issuer: Arc<Issuer>, state: Arc<AgentState>, m
 
 async fn own_svid(issuer: &Issuer, state: &AgentState) -> Result<X509Svid, String> {
     let trust = issuer.trust.current();
-    let key = PrivateKey::generate(issuer.key_type).map_err(|error| error.to_string())?;
+    let key = PrivateKey::generate_aside(issuer.key_type).await.map_err(|error| error.to_string())?;
     let grant = issuer.policy.own_x509(trust.domain(), state.node());
     let signed = trust.signers().sign_x509(grant, key.public_key(), issuer.clock.now()).await;
     let signed = signed.map_err(|error| crate::api::status::chain(&error))?;

@@ -24,8 +24,9 @@ pub(super) struct Computed<V> {
 type Outcome<V> = Result<V, Failure>;
 type Flight<V> = Shared<BoxFuture<'static, Outcome<V>>>;
 
-/// Answers by key. Callers that ask at the same time share one computation; it goes on when they stop waiting, so that
-/// a computation longer than their deadlines still ends as an answer for the next one. Failures are not kept.
+/// Answers by key. Callers of one user that ask at the same time share one computation; it goes on when they stop
+/// waiting, so that a computation longer than their deadlines still ends as an answer for the next one. Users share
+/// what is answered, and no computation: it may have to wait for others of its user. Failures are not kept.
 pub(super) struct Memo<K, V> {
     shared: Arc<Mutex<State<K, V>>>,
     clock: Clock,
@@ -35,7 +36,7 @@ pub(super) struct Memo<K, V> {
 
 struct State<K, V> {
     done: HashMap<K, (V, OffsetDateTime)>,
-    running: HashMap<K, Flight<V>>,
+    running: HashMap<(u32, K), Flight<V>>,
 }
 
 impl<K, V> Memo<K, V>
@@ -49,9 +50,10 @@ where
         Self { shared, clock, keep, capacity }
     }
 
-    /// The kept answer, or that of the computation under way, or that of `compute`, which is started then.
+    /// The kept answer, or that of the computation under way for `uid`, or that of `compute`, which is started then.
     pub async fn get(
         &self,
+        uid: u32,
         key: K,
         compute: impl Future<Output = Result<Computed<V>, Failure>> + Send + 'static,
     ) -> Outcome<V> {
@@ -64,14 +66,14 @@ where
                 return Ok(value.clone());
             }
             // Looked up and started under one lock: nobody can start a second one in between.
-            match state.running.get(&key) {
+            match state.running.get(&(uid, key.clone())) {
                 Some(flight) => {
                     drop(compute); // it may hold an open file, and waiting may be long
                     flight.clone()
                 }
                 None => {
-                    let flight = self.start(key.clone(), compute);
-                    state.running.insert(key, flight.clone());
+                    let flight = self.start(uid, key.clone(), compute);
+                    state.running.insert((uid, key), flight.clone());
                     flight
                 }
             }
@@ -79,14 +81,19 @@ where
         flight.await
     }
 
-    fn start(&self, key: K, compute: impl Future<Output = Result<Computed<V>, Failure>> + Send + 'static) -> Flight<V> {
+    fn start(
+        &self,
+        uid: u32,
+        key: K,
+        compute: impl Future<Output = Result<Computed<V>, Failure>> + Send + 'static,
+    ) -> Flight<V> {
         let (shared, clock, keep, capacity) = (self.shared.clone(), self.clock.clone(), self.keep, self.capacity);
         let task = tokio::spawn(async move {
             // The entry leaves `running` also when the computation panics: or it would fail for ever.
             let outcome = std::panic::AssertUnwindSafe(compute).catch_unwind().await;
             let outcome = outcome.unwrap_or_else(|_| Err("the computation failed unexpectedly".into()));
             let mut state = lock(&shared);
-            state.running.remove(&key);
+            state.running.remove(&(uid, key.clone()));
             let computed = outcome?;
             if computed.keep {
                 let now = clock.now();
@@ -142,13 +149,13 @@ mod tests {
         let (clock, hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
         let memo = Memo::new(clock, Duration::from_secs(60), 8);
         let runs = Arc::new(AtomicUsize::new(0));
-        let all = futures_util::future::join_all((0..50).map(|_| memo.get("a", count(&runs, true)))).await;
+        let all = futures_util::future::join_all((0..50).map(|_| memo.get(7, "a", count(&runs, true)))).await;
         assert!(all.iter().all(|answer| *answer == Ok(0)));
         hand.advance(Duration::from_secs(59));
-        assert_eq!(memo.get("a", count(&runs, true)).await, Ok(0));
+        assert_eq!(memo.get(7, "a", count(&runs, true)).await, Ok(0));
         hand.advance(Duration::from_secs(1));
-        assert_eq!(memo.get("a", count(&runs, true)).await, Ok(1));
-        assert_eq!(memo.get("b", count(&runs, true)).await, Ok(2));
+        assert_eq!(memo.get(7, "a", count(&runs, true)).await, Ok(1));
+        assert_eq!(memo.get(7, "b", count(&runs, true)).await, Ok(2));
     }
 
     #[tokio::test]
@@ -156,10 +163,10 @@ mod tests {
         let (clock, _hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
         let memo = Memo::new(clock, Duration::from_secs(60), 8);
         let runs = Arc::new(AtomicUsize::new(0));
-        assert_eq!(memo.get("a", async { Err("no".into()) }).await, Err("no".into()));
-        assert!(memo.get("a", async { panic!("as the test wants") }).await.is_err());
-        assert_eq!(memo.get("a", count(&runs, false)).await, Ok(0));
-        assert_eq!(memo.get("a", count(&runs, false)).await, Ok(1));
+        assert_eq!(memo.get(7, "a", async { Err("no".into()) }).await, Err("no".into()));
+        assert!(memo.get(7, "a", async { panic!("as the test wants") }).await.is_err());
+        assert_eq!(memo.get(7, "a", count(&runs, false)).await, Ok(0));
+        assert_eq!(memo.get(7, "a", count(&runs, false)).await, Ok(1));
     }
 
     #[tokio::test]
@@ -171,10 +178,20 @@ mod tests {
             let _ = wait.await;
             Ok(Computed { value: 7, keep: true })
         };
-        assert_eq!(memo.get("a", slow).now_or_never(), None);
+        assert_eq!(memo.get(7, "a", slow).now_or_never(), None);
         go.send(()).expect("it still runs");
         let unused = async { Err("not started: it is known already".into()) };
-        assert_eq!(memo.get("a", unused).await, Ok(7));
+        assert_eq!(memo.get(7, "a", unused).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn a_user_does_not_wait_for_the_computation_of_another_and_has_its_answer() {
+        let (clock, _hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
+        let memo = Memo::new(clock, Duration::from_secs(60), 8);
+        assert_eq!(memo.get(1, "a", std::future::pending()).now_or_never(), None);
+        let runs = Arc::new(AtomicUsize::new(0));
+        assert_eq!(memo.get(2, "a", count(&runs, true)).await, Ok(0));
+        assert_eq!(memo.get(1, "a", std::future::pending()).await, Ok(0));
     }
 
     #[tokio::test]
@@ -182,7 +199,7 @@ mod tests {
         let (clock, _hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
         let memo = Memo::new(clock, Duration::from_secs(60), 4);
         for key in 0..100 {
-            assert_eq!(memo.get(key, async move { Ok(Computed { value: key, keep: true }) }).await, Ok(key));
+            assert_eq!(memo.get(7, key, async move { Ok(Computed { value: key, keep: true }) }).await, Ok(key));
         }
         assert_eq!(lock(&memo.shared).done.len(), 4);
     }

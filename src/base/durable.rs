@@ -34,6 +34,16 @@ pub enum DurableError {
         /// What is wrong with it.
         what: String,
     },
+    /// Whoever can write to the directory of a socket can put another one in its place.
+    #[error("`{}` cannot hold a socket: {what}; only root and uid {uid} may write to it: remove it, or choose another", path.display())]
+    NotForSockets {
+        /// The directory.
+        path: PathBuf,
+        /// Who else may write to it: the agent.
+        uid: u32,
+        /// What is wrong with it.
+        what: String,
+    },
 }
 
 fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DurableError + 'a {
@@ -105,6 +115,33 @@ pub fn private_dir(path: &Path) -> Result<(), DurableError> {
     Err(DurableError::NotPrivate { path: path.to_owned(), uid, what })
 }
 
+/// Makes sure that `path` is a directory, and no link to one, that everybody can enter and nobody but root and us can
+/// write to; it and what is missing above it are created with mode 0755.
+///
+/// Containers mount the directory, and what is in it is one socket. An existing one is checked, never repaired. What
+/// stands above it is not judged: who may write there is the administrator's choice.
+pub fn socket_dir(path: &Path) -> Result<(), DurableError> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && fs::symlink_metadata(dir).is_err();
+    let missing: Vec<_> = path.ancestors().take_while(is_missing).collect();
+    for dir in missing.into_iter().rev() {
+        shared_dir(dir, 0o755)?;
+    }
+    let uid = nix::unistd::geteuid().as_raw();
+    let meta = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let what = if meta.is_symlink() {
+        "it is a symbolic link".to_owned()
+    } else if !meta.is_dir() {
+        "it is not a directory".to_owned()
+    } else if meta.uid() != uid && meta.uid() != 0 {
+        format!("it is owned by uid {}", meta.uid())
+    } else if meta.mode() & 0o022 != 0 {
+        format!("its mode is {:04o}", meta.mode() & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(DurableError::NotForSockets { path: path.to_owned(), uid, what })
+}
+
 /// Makes sure that `path` is a directory with `mode`, creating it when it is missing.
 pub fn shared_dir(path: &Path, mode: u32) -> Result<(), DurableError> {
     match DirBuilder::new().mode(mode).create(path) {
@@ -153,6 +190,47 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
         let error = private_dir(&path).expect_err("refused").to_string();
         assert!(error.contains("0755"), "{error}");
+    }
+
+    #[test]
+    fn a_socket_directory_is_made_with_what_is_missing_above_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("run/tether/workload");
+        socket_dir(&path).expect("created");
+        for made in path.ancestors().take(3) {
+            assert_eq!(fs::metadata(made).expect("there").mode() & 0o7777, 0o755, "{}", made.display());
+        }
+        socket_dir(&path).expect("accepted when it is ours");
+    }
+
+    #[test]
+    fn a_socket_directory_that_others_could_change_is_refused_with_what_is_wrong() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let make = |name: &str, mode| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).expect("created");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+            path
+        };
+        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
+        std::os::unix::fs::symlink(make("target", 0o755), &link).expect("linked");
+        fs::write(&file, "").expect("written");
+        let cases = [
+            (link, "symbolic link"),
+            (file, "not a directory"),
+            (make("everybody", 0o777), "0777"),
+            (make("sticky", 0o1777), "1777"),
+            (make("group", 0o775), "0775"),
+        ];
+        for (path, expected) in cases {
+            let error = socket_dir(&path).expect_err("refused").to_string();
+            assert!(error.contains(expected) && error.contains("choose another"), "{error}");
+        }
+        let foreign = make("foreign", 0o755);
+        // Only root can give a directory away.
+        if std::os::unix::fs::chown(&foreign, Some(12_345), None).is_ok() {
+            assert!(socket_dir(&foreign).expect_err("refused").to_string().contains("uid 12345"));
+        }
     }
 
     #[test]

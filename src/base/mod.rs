@@ -7,6 +7,8 @@ pub mod drain;
 #[cfg(feature = "agent")]
 pub mod durable;
 pub mod entropy;
+#[cfg(feature = "agent")]
+pub mod exhaustion;
 pub mod secret;
 #[cfg(feature = "agent")]
 pub mod quota;

@@ -98,7 +98,7 @@ pub struct Turns {
 pub struct Turn {
     turns: Turns,
     uid: u32,
-    _of_user: Option<OwnedSemaphorePermit>,
+    of_user: Option<OwnedSemaphorePermit>,
     _of_all: Option<OwnedSemaphorePermit>,
 }
 
@@ -111,11 +111,13 @@ impl Turns {
     /// Waits for a turn of `uid`.
     pub async fn turn(&self, uid: u32) -> Turn {
         let queue = self.queues().entry(uid).or_insert_with(|| Arc::new(Semaphore::new(self.per_uid))).clone();
+        // Made before it is had, so that giving up while waiting ends it as well.
+        let mut turn = Turn { turns: self.clone(), uid, of_user: None, _of_all: None };
         // Semaphores that are never closed do not refuse. First its own queue, so that nobody holds a place of all
         // while waiting for its own.
-        let of_user = queue.acquire_owned().await.ok();
-        let of_all = self.in_all.clone().acquire_owned().await.ok();
-        Turn { turns: self.clone(), uid, _of_user: of_user, _of_all: of_all }
+        turn.of_user = queue.acquire_owned().await.ok();
+        turn._of_all = self.in_all.clone().acquire_owned().await.ok();
+        turn
     }
 
     fn queues(&self) -> MutexGuard<'_, HashMap<u32, Arc<Semaphore>>> {
@@ -125,7 +127,7 @@ impl Turns {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self._of_user = None;
+        self.of_user = None;
         let mut queues = self.turns.queues();
         // Whoever waits or holds a turn has a clone of the queue: with none of them left it is forgotten.
         if queues.get(&self.uid).is_some_and(|queue| Arc::strong_count(queue) == 1) {
@@ -134,8 +136,38 @@ impl Drop for Turn {
     }
 }
 
+/// Turns for which only so many may wait, for work that costs something while it waits and goes on when nobody wants
+/// it any more.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    turns: Turns,
+    places: Quota,
+}
+
+/// A place in the queue and the turn it came to; both are free again when this is dropped.
+#[derive(Debug)]
+pub struct QueueTurn {
+    _turn: Turn,
+    _place: Place,
+}
+
+impl Queue {
+    /// A queue for `turns`, in which `places` counts who waits and who has a turn.
+    pub fn new(turns: Turns, places: Quota) -> Self {
+        Self { turns, places }
+    }
+
+    /// Waits for a turn of `uid`, unless too many do already.
+    pub async fn turn(&self, uid: u32) -> Result<QueueTurn, Full> {
+        let place = self.places.take(uid)?;
+        Ok(QueueTurn { _turn: self.turns.turn(uid).await, _place: place })
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -165,5 +197,49 @@ mod tests {
         drop(held);
         waiting.await.unwrap();
         assert!(turns.queues().is_empty(), "users without callers take no memory");
+    }
+
+    #[tokio::test]
+    async fn a_user_that_gives_up_waiting_takes_no_memory() {
+        let turns = Turns::new(10, 1);
+        let held = turns.turn(1).await;
+        let mut waiting = Box::pin(turns.turn(1));
+        assert!((&mut waiting).now_or_never().is_none());
+        drop(held);
+        drop(waiting);
+        assert!(turns.queues().is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_two_users_that_wait_each_gets_every_other_turn_whatever_their_numbers() {
+        let turns = Turns::new(1, 1);
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let held = turns.turn(0).await;
+        let uids = [1, 1, 1, 1, 2];
+        let all = uids.map(|uid| {
+            let (turns, order) = (turns.clone(), order.clone());
+            async move {
+                let _turn = turns.turn(uid).await;
+                order.lock().unwrap().push(uid);
+            }
+        });
+        let mut all = Box::pin(futures_util::future::join_all(all));
+        assert!((&mut all).now_or_never().is_none());
+        drop(held);
+        all.await;
+        assert_eq!(order.lock().unwrap()[..2], [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_full_for_one_user_is_open_to_another() {
+        let queue = Queue::new(Turns::new(2, 1), Quota::new(10, 2));
+        let held = queue.turn(1).await.unwrap();
+        let mut waiting = Box::pin(queue.turn(1));
+        assert!((&mut waiting).now_or_never().is_none());
+        assert_eq!(queue.turn(1).await.unwrap_err(), Full::User(2));
+        queue.turn(2).await.unwrap();
+        drop(held);
+        waiting.await.unwrap();
+        queue.turn(1).await.unwrap();
     }
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::client::Endpoint;
-use crate::sys::Kernel;
+use crate::peer::Limits;
+use crate::sys::{Kernel, harden};
 
 use super::failure::Failure;
 use super::output::Tone;
@@ -66,7 +67,7 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
 
 fn findings(host: &Host) -> Vec<Finding> {
     let mut findings = kernel(&Kernel::probe());
-    findings.extend([yama(), cgroups(), ptrace(host), systemd(), bus(host), clock(host)]);
+    findings.extend([yama(), cgroups(), ptrace(host), descriptors(), systemd(), bus(host), clock(host)]);
     findings.extend(agent_sockets(host));
     findings
 }
@@ -143,6 +144,19 @@ fn ptrace(host: &Host) -> Finding {
         finding("CAP_SYS_PTRACE", Health::Ok, format!("uid {} has it", host.uid), lost)
     } else {
         finding("CAP_SYS_PTRACE", Health::Weak, format!("uid {} does not have it", host.uid), lost)
+    }
+}
+
+/// Of this command, which stands for an agent that is started with the same limits.
+fn descriptors() -> Finding {
+    let lost = "an agent with this limit takes fewer connections than its configuration allows by default: set \
+                LimitNOFILE in its unit";
+    match harden::allowed_open_files().map(|allowed| (allowed, Limits::fitting(allowed))) {
+        Ok((allowed, fitting)) if fitting < Limits::default().connections => {
+            finding("descriptors", Health::Weak, format!("{allowed}, for {fitting} connections"), lost)
+        }
+        Ok((allowed, _)) => finding("descriptors", Health::Ok, allowed.to_string(), lost),
+        Err(error) => finding("descriptors", Health::Weak, format!("the limit cannot be read: {error}"), lost),
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::base::drain;
+use crate::base::exhaustion::Exhaustion;
 
 /// A client that has not sent its request by then is cut.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
@@ -68,6 +69,7 @@ pub struct Http {
 impl Http {
     /// Serves until the drain begins.
     pub async fn serve(self, listener: TcpListener, mut drain: drain::Watcher) {
+        let exhaustion = Exhaustion::default();
         let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
         loop {
             let accepted = tokio::select! {
@@ -76,11 +78,13 @@ impl Http {
             };
             let (stream, _) = match accepted {
                 Ok(accepted) => accepted,
+                // TCP also reports what was wrong with a connection that has gone. A pause does no harm then.
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection on the http listener");
+                    exhaustion.wait_out("http listener", &error).await;
                     continue;
                 }
             };
+            exhaustion.over();
             let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
             let http = self.clone();
             tokio::spawn(async move {

@@ -9,6 +9,7 @@ use tokio::sync::{OnceCell, watch};
 
 use super::instance::{Instance, LookError};
 use super::refusal::{Observer, PeerInfo, Refusal};
+use crate::base::exhaustion::Exhaustion;
 use crate::sys::socket::Sender;
 use crate::sys::{procfs, sockdiag};
 
@@ -108,26 +109,21 @@ impl PeerConn {
         }
     }
 
-    /// Waits until the connection is over.
-    pub async fn closed(&self) {
-        // The sender lives as long as this connection value does, so waiting cannot fail.
-        let _ = self.0.proof.subscribe().wait_for(|proof| matches!(proof, Proof::Over(_))).await;
-    }
-
     /// Whether the process holds this connection close-on-exec in all its descriptors of it, so that no other program
     /// can have opened it: what an entry that matches on the executable needs beside [`Self::proven`]. The error says
-    /// why not, or why it cannot be told. Found out once for each connection, off the async threads.
+    /// why not, or why it cannot be told. Found out once for each connection, off the async threads; what could not be
+    /// found out for want of descriptors or memory is tried again.
     pub async fn holds_cloexec(&self) -> Result<(), String> {
         let find = || async {
             let shared = self.0.clone();
             let found = tokio::task::spawn_blocking(move || shared.find_close_on_exec()).await;
-            let found = found.unwrap_or_else(|_| Err("the agent is shutting down".to_owned()));
-            if let Err(why) = &found {
-                (self.0.observer)(&Refusal::NotCloseOnExec(why.clone()), &self.info());
+            let found = found.unwrap_or_else(|_| Err(Unheld::now("the agent is shutting down")));
+            if let Err(unheld) = &found {
+                (self.0.observer)(&Refusal::NotCloseOnExec(unheld.why.clone()), &self.info());
             }
-            found
+            found.map_or_else(Unheld::settle, |()| Ok(Ok(())))
         };
-        self.0.close_on_exec.get_or_init(find).await.clone()
+        self.0.close_on_exec.get_or_try_init(find).await.cloned().unwrap_or_else(Err)
     }
 
     /// Whether a process that has these credentials now is the one that opened the connection: either they are those
@@ -184,26 +180,60 @@ impl PeerConn {
 }
 
 impl Shared {
-    fn find_close_on_exec(&self) -> Result<(), String> {
+    fn find_close_on_exec(&self) -> Result<(), Unheld> {
         let peer = sockdiag::peer_inode(self.socket).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOENT) => {
-                "the caller's end cannot be found: the caller is in another network namespace, or this \
-                                   kernel has no unix_diag"
-                    .to_owned()
-            }
-            Some(libc::ENOTCONN) => "the caller's end is closed".to_owned(),
-            _ => format!("the caller's end cannot be found: {error}"),
+            Some(libc::ENOENT) => Unheld::ever(
+                "the caller's end cannot be found: the caller is in another network namespace, or this kernel has no \
+                 unix_diag",
+            ),
+            Some(libc::ENOTCONN) => Unheld::ever("the caller's end is closed"),
+            _ => Unheld::unknown("the caller's end cannot be found", &error),
         })?;
         let held = self.instance.proc_dir().descriptors_of_socket(peer);
         // What was read is about this instance only if it still is one.
-        self.instance.look().map_err(|error| error.to_string())?;
-        match held.map_err(|error| format!("the descriptors of the process cannot be read: {error}"))?.as_slice() {
-            [] => Err("the process does not hold the connection".to_owned()),
-            held if held.contains(&false) => Err("the process holds the connection open across exec, so that another \
-                                                  program may have opened it; set FD_CLOEXEC right when it is made"
-                .to_owned()),
+        self.instance.look().map_err(|error| match error {
+            LookError::Ended(end) => Unheld::ever(end),
+            LookError::Unseen(_) => Unheld::now(error),
+        })?;
+        match held.map_err(|error| Unheld::unknown("the descriptors of the process cannot be read", &error))?.as_slice()
+        {
+            [] => Err(Unheld::ever("the process does not hold the connection")),
+            held if held.contains(&false) => Err(Unheld::ever(
+                "the process holds the connection open across exec, so that another program may have opened it; set \
+                 FD_CLOEXEC right when it is made",
+            )),
             _ => Ok(()),
         }
+    }
+}
+
+/// Why it is not known that the process holds its connection close-on-exec.
+#[derive(Debug)]
+struct Unheld {
+    why: String,
+    /// Whether the answer stands for the life of the connection.
+    definite: bool,
+}
+
+impl Unheld {
+    fn ever(why: impl fmt::Display) -> Self {
+        Self { why: why.to_string(), definite: true }
+    }
+
+    fn now(why: impl fmt::Display) -> Self {
+        Self { why: why.to_string(), definite: false }
+    }
+
+    /// It could not be found out. What only lasts as long as we lack something says nothing about the caller; whatever
+    /// else may be its doing, and a search that it can have repeated at will costs us more than it.
+    fn unknown(what: &str, error: &std::io::Error) -> Self {
+        let definite = !Exhaustion::is_meant(error);
+        Self { why: format!("{what}: {error}"), definite }
+    }
+
+    /// The answer that is kept, or else the one for now alone.
+    fn settle(self) -> Result<Result<(), String>, String> {
+        if self.definite { Ok(Err(self.why)) } else { Err(self.why) }
     }
 }
 
@@ -213,5 +243,27 @@ impl fmt::Debug for PeerConn {
             .field("id", &self.0.id)
             .field("instance", self.0.instance.id())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn want_of_descriptors_is_no_answer_for_the_life_of_a_connection_and_everything_else_is() {
+        for (errno, kept) in [
+            (libc::EMFILE, false),
+            (libc::ENFILE, false),
+            (libc::ENOMEM, false),
+            (libc::ENOBUFS, false),
+            (libc::EACCES, true),
+            (libc::EPERM, true),
+        ] {
+            let unheld = Unheld::unknown("it cannot be told", &std::io::Error::from_raw_os_error(errno));
+            assert_eq!(unheld.settle().is_ok(), kept, "{errno}");
+        }
+        assert_eq!(Unheld::ever("no").settle(), Ok(Err("no".to_owned())));
+        assert_eq!(Unheld::now("no").settle(), Err("no".to_owned()));
     }
 }

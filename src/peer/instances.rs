@@ -150,16 +150,6 @@ impl Instances {
         self.of_handle(pidfd, pid)
     }
 
-    /// The instance with this name if it still stands, for what was written down before a restart of the agent. Its
-    /// process had the number `pid`. Call it inside a runtime.
-    pub fn still(&self, id: &InstanceId, pid: i32) -> Result<Arc<Instance>, InstanceError> {
-        if id.boot() != self.0.boot {
-            return Err(InstanceError::Gone);
-        }
-        let instance = self.of_pid(pid, None)?;
-        if instance.id() == id { Ok(instance) } else { Err(InstanceError::Gone) }
-    }
-
     /// `pid` is the number of the process of `pidfd`, provided that it is alive after we have used the number.
     fn of_handle(&self, pidfd: PidFd, pid: i32) -> Result<Arc<Instance>, InstanceError> {
         if self.0.kernel.unique_inode {

@@ -1,10 +1,8 @@
 //! Where callers come in.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use futures_util::Stream;
 use nix::libc;
@@ -17,11 +15,9 @@ use super::refusal::{Observer, PeerInfo, Refusal};
 use super::stream::PeerStream;
 use super::wire::Outbound;
 use crate::base::entropy::Entropy;
+use crate::base::exhaustion::Exhaustion;
 use crate::base::quota::{Place, Quota};
 use crate::sys::socket::{self, SocketError, SocketFile};
-
-/// How long no connection is accepted after the system ran out of descriptors or memory.
-const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a listener needs.
 #[derive(Clone)]
@@ -42,7 +38,8 @@ pub struct Listener {
     config: ListenerConfig,
     open: Quota,
     next: AtomicU64,
-    _file: Option<SocketFile>,
+    exhaustion: Exhaustion,
+    _file: SocketFile,
 }
 
 impl Listener {
@@ -51,24 +48,13 @@ impl Listener {
         let failed = |source| SocketError::Io { action: "listen on", path: path.to_owned(), source };
         let listener = socket::listen_at(path, mode, config.instances.kernel())?;
         let file = SocketFile::of(path).map_err(failed)?;
-        Self::new(listener, config, Some(file)).map_err(failed)
+        Self::new(listener, config, file).map_err(failed)
     }
 
-    /// Takes over a listening socket that systemd has made. Call it inside a runtime.
-    pub fn adopt(fd: OwnedFd, config: ListenerConfig) -> Result<Self, SocketError> {
-        let listener = socket::adopt(fd, config.instances.kernel())?;
-        let failed = |source| SocketError::Io { action: "listen on", path: "the socket passed to us".into(), source };
-        Self::new(listener, config, None).map_err(failed)
-    }
-
-    fn new(
-        listener: std::os::unix::net::UnixListener,
-        config: ListenerConfig,
-        file: Option<SocketFile>,
-    ) -> io::Result<Self> {
+    fn new(listener: std::os::unix::net::UnixListener, config: ListenerConfig, file: SocketFile) -> io::Result<Self> {
         let listener = UnixListener::from_std(listener)?;
         let open = Quota::new(config.limits.connections, config.limits.connections_per_uid);
-        Ok(Self { listener, config, open, next: AtomicU64::new(1), _file: file })
+        Ok(Self { listener, config, open, next: AtomicU64::new(1), exhaustion: Exhaustion::default(), _file: file })
     }
 
     /// The open connections.
@@ -82,16 +68,14 @@ impl Listener {
         loop {
             match self.listener.accept().await {
                 Ok((socket, _)) => {
+                    self.exhaustion.over();
                     if let Some(stream) = self.receive(socket) {
                         return Ok(stream);
                     }
                 }
+                Err(error) if Exhaustion::is_meant(&error) => self.exhaustion.wait_out("socket", &error).await,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO) => {}
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        tracing::warn!(%error, "cannot accept connections for now; raise LimitNOFILE if this recurs");
-                        tokio::time::sleep(EXHAUSTION_PAUSE).await;
-                    }
                     _ => return Err(error),
                 },
             }

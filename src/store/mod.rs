@@ -13,7 +13,6 @@ use std::sync::Arc;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
-use tokio::sync::watch;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const REVISION: &str = "revision";
@@ -140,13 +139,7 @@ pub struct Versioned<T> {
 
 /// The store; clones share it.
 #[derive(Clone, Debug)]
-pub struct Store(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    database: Database,
-    revision: watch::Sender<u64>,
-}
+pub struct Store(Arc<Database>);
 
 impl Store {
     /// Opens the store in `path`, creating it when it is missing.
@@ -169,14 +162,14 @@ impl Store {
             }
             error => StoreError::Damaged { path: path.to_owned(), source: Box::new(error) },
         })?;
-        let revision = Self::prepare(&database, path)?;
-        Ok(Self(Arc::new(Inner { database, revision: watch::Sender::new(revision) })))
+        Self::prepare(&database, path)?;
+        Ok(Self(Arc::new(database)))
     }
 
     /// Makes every table exist, so that readers need not ask, and refuses a newer schema.
-    fn prepare(database: &Database, path: &Path) -> Result<u64, StoreError> {
+    fn prepare(database: &Database, path: &Path) -> Result<(), StoreError> {
         let transaction = database.begin_write().map_err(StoreError::io)?;
-        let revision = {
+        {
             let mut meta = transaction.open_table(META).map_err(StoreError::io)?;
             let found = meta.get(SCHEMA).map_err(StoreError::io)?.map(|v| v.value());
             match found {
@@ -189,19 +182,17 @@ impl Store {
             for space in Space::ALL {
                 transaction.open_table(space.table()).map_err(StoreError::io)?;
             }
-            meta.get(REVISION).map_err(StoreError::io)?.map_or(0, |v| v.value())
-        };
-        transaction.commit().map_err(StoreError::io)?;
-        Ok(revision)
+        }
+        transaction.commit().map_err(StoreError::io)
     }
 
     /// The value of a key.
     pub async fn get<T: DeserializeOwned>(&self, space: Space, key: &str) -> Result<Option<Versioned<T>>, StoreError> {
-        let (inner, key) = (self.0.clone(), key.to_owned());
+        let (database, key) = (self.0.clone(), key.to_owned());
         let raw = blocking({
             let key = key.clone();
             move || {
-                let transaction = inner.database.begin_read().map_err(StoreError::io)?;
+                let transaction = database.begin_read().map_err(StoreError::io)?;
                 let table = transaction.open_table(space.table()).map_err(StoreError::io)?;
                 let found = table.get(key.as_str()).map_err(StoreError::io)?;
                 Ok(found.map(|guard| {
@@ -216,9 +207,9 @@ impl Store {
 
     /// All keys and values of a space, in the order of the keys.
     pub async fn list<T: DeserializeOwned>(&self, space: Space) -> Result<Vec<(String, Versioned<T>)>, StoreError> {
-        let inner = self.0.clone();
+        let database = self.0.clone();
         let raw = blocking(move || {
-            let transaction = inner.database.begin_read().map_err(StoreError::io)?;
+            let transaction = database.begin_read().map_err(StoreError::io)?;
             let table = transaction.open_table(space.table()).map_err(StoreError::io)?;
             let mut rows = Vec::new();
             for row in table.iter().map_err(StoreError::io)? {
@@ -234,9 +225,9 @@ impl Store {
 
     /// Makes all changes in one transaction, or none. Returns the revision they have.
     pub async fn apply(&self, changes: Vec<Change>) -> Result<u64, StoreError> {
-        let inner = self.0.clone();
+        let database = self.0.clone();
         blocking(move || {
-            let transaction = inner.database.begin_write().map_err(StoreError::io)?;
+            let transaction = database.begin_write().map_err(StoreError::io)?;
             let revision = {
                 let mut meta = transaction.open_table(META).map_err(StoreError::io)?;
                 let revision = meta.get(REVISION).map_err(StoreError::io)?.map_or(0, |v| v.value()) + 1;
@@ -262,16 +253,9 @@ impl Store {
                 }
             }
             transaction.commit().map_err(StoreError::io)?;
-            // Durable first, visible second.
-            inner.revision.send_replace(revision);
             Ok(revision)
         })
         .await
-    }
-
-    /// The revision of the newest transaction, and the event of the next.
-    pub fn watch(&self) -> watch::Receiver<u64> {
-        self.0.revision.subscribe()
     }
 }
 
@@ -308,7 +292,7 @@ mod tests {
         let expected = [("a", "1", 1), ("b", "3", 2)]
             .map(|(key, value, revision)| (key.to_owned(), Versioned { value: value.to_owned(), revision }));
         assert_eq!(all, expected);
-        assert_eq!(*store.watch().borrow(), 2);
+        assert_eq!(store.apply(vec![put("c", "4")]).await.unwrap(), 3, "revisions go on where they were");
     }
 
     #[tokio::test]

@@ -98,6 +98,11 @@ fn cgroup_forbids_swap() -> bool {
         .any(|limit| fs::read_to_string(limit).is_ok_and(|limit| limit.trim_end() == "0"))
 }
 
+/// How many descriptors this process may raise its limit to.
+pub fn allowed_open_files() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1)
+}
+
 fn raise_open_files() -> io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {

@@ -57,19 +57,25 @@ impl ProcDir {
 
     /// The credentials of the process now.
     pub fn status(&self) -> io::Result<Status> {
-        let content = self.read("status", FILE_LIMIT)?;
-        parse_status(&content).ok_or_else(|| invalid("status"))
+        Status::parse(&self.read_whole("status")?).ok_or_else(|| invalid("status"))
+    }
+
+    /// A file that is used only if it was read to its end: one that was cut could lack a group, and a missing group can
+    /// make an `unless` pass.
+    fn read_whole(&self, name: &str) -> io::Result<Vec<u8>> {
+        let content = self.read(name, FILE_LIMIT)?;
+        if is_whole(&content) { Ok(content) } else { Err(invalid(name)) }
     }
 
     /// When the process started, in clock ticks after boot. It stays the same over `execve`.
     pub fn start_time(&self) -> io::Result<u64> {
-        let content = self.read("stat", FILE_LIMIT)?;
+        let content = self.read_whole("stat")?;
         parse_start_time(&content).ok_or_else(|| invalid("stat"))
     }
 
     /// The inode number of the cgroup v2 directory of the process; `None` where v2 is not mounted or not used.
     pub fn cgroup_id(&self) -> io::Result<Option<u64>> {
-        let content = self.read("cgroup", FILE_LIMIT)?;
+        let content = self.read_whole("cgroup")?;
         let path = content.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"));
         let Some(path) = path else { return Ok(None) };
         let directory = Path::new("/sys/fs/cgroup").join(std::ffi::OsStr::from_bytes(path));
@@ -90,7 +96,7 @@ impl ProcDir {
             if !self.read_link(&format!("fd/{name}")).is_ok_and(|target| target.as_os_str() == wanted.as_str()) {
                 continue;
             }
-            let info = self.read(&format!("fdinfo/{name}"), FILE_LIMIT)?;
+            let info = self.read_whole(&format!("fdinfo/{name}"))?;
             found.push(parse_close_on_exec(&info).ok_or_else(|| invalid("fdinfo"))?);
         }
         Ok(found)
@@ -105,21 +111,27 @@ fn invalid(name: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("/proc/PID/{name} does not look as expected"))
 }
 
-fn parse_status(content: &[u8]) -> Option<Status> {
-    // The name of the program comes first and may hold any bytes but a newline, which is escaped.
-    let field = |name: &str| {
-        content.split(|byte| *byte == b'\n').find_map(|line| {
-            let value = line.strip_prefix(name.as_bytes())?;
-            std::str::from_utf8(value).ok()
+/// The kernel ends each of these files with a newline.
+fn is_whole(content: &[u8]) -> bool {
+    (content.len() as u64) < FILE_LIMIT && content.ends_with(b"\n")
+}
+
+impl Status {
+    /// Takes the effective ids of `Uid:` and `Gid:` (real, effective, saved, file system) and all of `Groups:`. The
+    /// process chooses its `Name:`, but the kernel escapes newlines in it, so it cannot forge a line.
+    pub fn parse(content: &[u8]) -> Option<Self> {
+        let field = |name: &str| {
+            let line = content.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name.as_bytes()))?;
+            std::str::from_utf8(line).ok()
+        };
+        let effective = |name| field(name)?.split_ascii_whitespace().nth(1)?.parse().ok();
+        Some(Self {
+            uid: effective("Uid:")?,
+            gid: effective("Gid:")?,
+            groups: field("Groups:")?.split_ascii_whitespace().map(|gid| gid.parse().ok()).collect::<Option<_>>()?,
+            in_nested_pid_namespace: field("NSpid:").is_none_or(|pids| pids.split_ascii_whitespace().count() != 1),
         })
-    };
-    let effective = |name| field(name)?.split_ascii_whitespace().nth(1)?.parse().ok();
-    Some(Status {
-        uid: effective("Uid:")?,
-        gid: effective("Gid:")?,
-        groups: field("Groups:")?.split_ascii_whitespace().map(|gid| gid.parse().ok()).collect::<Option<_>>()?,
-        in_nested_pid_namespace: field("NSpid:").is_none_or(|pids| pids.split_ascii_whitespace().count() != 1),
-    })
+    }
 }
 
 /// Field 22. The second one, the name of the program in parentheses, may itself hold spaces and parentheses.
@@ -151,11 +163,34 @@ mod tests {
     }
 
     #[test]
-    fn a_program_cannot_choose_its_credentials_by_its_name() {
-        let status =
-            b"Name:\tUid:\\n0 0 0 0\nUmask:\t0022\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNSpid:\t9\t1\nGroups:\t10 11 \n";
-        let expected = Status { uid: 2, gid: 6, groups: vec![10, 11], in_nested_pid_namespace: true };
-        assert_eq!(parse_status(status), Some(expected));
+    fn the_effective_ids_and_all_groups_are_taken_whatever_the_program_is_called() {
+        let content = b"Name:\t\xff\\nUid:\t9\t9\nUmask:\t0022\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNSpid:\t9\t1\n\
+                        Groups:\t10 4294967294 \n";
+        let expected = Status { uid: 2, gid: 6, groups: vec![10, 4_294_967_294], in_nested_pid_namespace: true };
+        assert_eq!(Status::parse(content), Some(expected));
+        let root = b"Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t \nNSpid:\t9\n";
+        let expected = Status { uid: 0, gid: 0, groups: vec![], in_nested_pid_namespace: false };
+        assert_eq!(Status::parse(root), Some(expected));
+    }
+
+    #[test]
+    fn a_status_without_one_of_the_lines_is_refused() {
+        for text in [
+            "",
+            "Uid:\t1\t1\t1\t1\nGid:\t1\t1\t1\t1\n",
+            "Uid:\t1\nGid:\t1\t1\nGroups:\t\n",
+            "Uid:\t1\t-1\nGid:\t1\t1\nGroups:\t\n",
+            "Uid:\t1\t1\nGid:\t1\t1\nGroups:\t1 4294967296\n",
+        ] {
+            assert_eq!(Status::parse(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_cut_is_not_whole() {
+        assert!(is_whole(b"Groups:\t1 2 \n"));
+        assert!(!is_whole(b"Groups:\t1 2"));
+        assert!(!is_whole(&vec![b'\n'; usize::try_from(FILE_LIMIT).expect("it fits")]));
     }
 
     #[test]

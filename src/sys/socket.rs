@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -44,9 +44,6 @@ pub enum SocketError {
     /// A file that is not a socket has the path.
     #[error("`{}` exists and is not a socket; remove it, or choose another path", .0.display())]
     NotASocket(PathBuf),
-    /// A descriptor that was passed to us is not a listening Unix stream socket.
-    #[error("the socket passed to us is not a listening unix stream socket")]
-    NotAListener,
     /// The operating system refused.
     #[error("cannot {action} `{}`", path.display())]
     Io {
@@ -85,24 +82,6 @@ pub fn listen_at(path: &Path, mode: u32, kernel: &Kernel) -> Result<UnixListener
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed("set the mode of"))?;
     listen(&fd, Backlog::MAXCONN).map_err(|errno| failed("listen on")(errno.into()))?;
     Ok(UnixListener::from(fd))
-}
-
-/// Takes over a socket that systemd listens on, and makes sure that it labels every byte from here on.
-///
-/// What was sent to it earlier is labelled only if the socket unit has `PassCredentials=yes`. Connections with
-/// unlabelled bytes are refused when they are read, so a missing option costs a retry and no more.
-pub fn adopt(fd: OwnedFd, kernel: &Kernel) -> Result<UnixListener, SocketError> {
-    let listens = getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false);
-    let stream = getsockopt(&fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream);
-    let listener = UnixListener::from(fd);
-    if !listens || !stream || listener.local_addr().is_err() {
-        return Err(SocketError::NotAListener);
-    }
-    let address = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
-    label_messages(&listener, kernel).and_then(|()| listener.set_nonblocking(true)).map_err(|source| {
-        SocketError::Io { action: "set the options of", path: address.unwrap_or_default(), source }
-    })?;
-    Ok(listener)
 }
 
 /// Makes the socket say who sent each message, and carry nothing else.
@@ -280,6 +259,7 @@ mod tests {
     use super::*;
     use nix::sys::socket::{ControlMessage, sendmsg};
     use std::io::{IoSlice, Write};
+    use std::os::fd::OwnedFd;
     use std::process::{Command, Stdio};
 
     #[test]
@@ -363,16 +343,6 @@ mod tests {
         let path = PathBuf::from(format!("/tmp/{}", "x".repeat(110)));
         let error = listen_at(&path, 0o600, &Kernel::probe()).expect_err("refused");
         assert!(matches!(error, SocketError::PathTooLong { over: 8, .. }), "{error}");
-    }
-
-    #[test]
-    fn only_a_listening_socket_is_adopted_and_it_labels_from_then_on() {
-        let (socket, _other) = UnixStream::pair().expect("a pair");
-        assert!(matches!(adopt(socket.into(), &Kernel::probe()), Err(SocketError::NotAListener)));
-        let dir = tempfile::tempdir().expect("a directory");
-        let listener = UnixListener::bind(dir.path().join("s")).expect("bound");
-        let adopted = adopt(listener.into(), &Kernel::probe()).expect("adopted");
-        assert!(getsockopt(&adopted, sockopt::PassCred).expect("readable"));
     }
 
     #[test]

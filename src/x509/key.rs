@@ -98,6 +98,18 @@ const EC_KINDS: [(&EcdsaSigningAlgorithm, SignatureAlgorithm); 2] = [
 ];
 
 impl PrivateKey {
+    /// [`Self::generate`] for async threads: an RSA key takes tens of milliseconds, and is made where that holds up
+    /// nobody.
+    pub async fn generate_aside(kind: KeyType) -> Result<Self, KeyError> {
+        match kind {
+            KeyType::EcP256 | KeyType::EcP384 => Self::generate(kind),
+            KeyType::Rsa2048 => {
+                let made = tokio::task::spawn_blocking(move || Self::generate(kind)).await;
+                made.map_err(|_| KeyError::Crypto)?
+            }
+        }
+    }
+
     /// A new key from the crypto library's generator.
     pub fn generate(kind: KeyType) -> Result<Self, KeyError> {
         let ec = |(algorithm, name): (&'static EcdsaSigningAlgorithm, SignatureAlgorithm)| {
@@ -202,5 +214,20 @@ impl PrivateKey {
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PrivateKey({:?}, redacted)", self.algorithm)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_rsa_key_does_not_hold_up_the_thread_that_waits_for_it_and_an_ec_key_is_there_at_once() {
+        assert!(PrivateKey::generate_aside(KeyType::EcP256).now_or_never().is_some_and(|made| made.is_ok()));
+        let mut making = Box::pin(PrivateKey::generate_aside(KeyType::Rsa2048));
+        assert!((&mut making).now_or_never().is_none());
+        assert!(making.await.is_ok());
     }
 }

@@ -420,3 +420,23 @@ async fn two_nodes_with_one_root_on_disk_trust_each_others_workloads() {
     let status = one.agent().await.status(StatusRequest {}).await.unwrap().into_inner().json;
     assert!(status.contains("x509-signing"), "{status}");
 }
+
+#[test]
+fn with_few_descriptors_one_users_connections_leave_room_for_another_user() {
+    if !is_root() {
+        return; // it takes two users
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::with_open_files(dir.path(), 256);
+    let program = Program::copied_to(dir.path());
+    for closed in [dir.path(), agent.workload().parent().unwrap().parent().unwrap()] {
+        std::fs::set_permissions(closed, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let held: Vec<_> = (0..300).map(|_| std::os::unix::net::UnixStream::connect(agent.workload()).unwrap()).collect();
+    let socket = format!("unix://{}", agent.workload().display());
+    let asked = program.as_user(NOBODY, &["--socket", &socket, "agent", "healthcheck"]).output().unwrap();
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    drop(held);
+    let (status, log) = agent.stop();
+    assert!(status.success() && !log.contains("no connection can be accepted"), "{log}");
+}

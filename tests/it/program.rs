@@ -51,8 +51,18 @@ pub struct AgentProcess {
 impl AgentProcess {
     /// Starts it in `dir` with more arguments and environment, and waits until it is ready.
     pub fn start(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::run(Command::new(env!("CARGO_BIN_EXE_tether")), dir, arguments, env)
+    }
+
+    /// Starts it with a hard limit of open files.
+    pub fn with_open_files(dir: &Path, limit: u64) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tether")]);
+        Self::run(shell, dir, &[], &[])
+    }
+
+    fn run(mut command: Command, dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = dir.join("agent");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tether"));
         command
             .env_clear()
             .envs(env.iter().copied())

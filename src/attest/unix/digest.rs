@@ -16,13 +16,13 @@ use std::time::Duration;
 use aws_lc_rs::digest::{Context, SHA256};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use thiserror::Error;
-use tokio::sync::Semaphore;
 
 use super::executable::{EXE, Files, expect_executable, id_of};
 use crate::attest::memo::{Computed, Failure, Memo};
 use crate::attest::{AttestError, Subject};
 use crate::base::clock::Clock;
 use crate::base::entropy::hex;
+use crate::base::quota::{Queue, Quota, Turns};
 use crate::sys::procfs::FileId;
 
 /// Digests that are kept.
@@ -31,6 +31,12 @@ const CAPACITY: usize = 4096;
 const KEEP: Duration = Duration::from_secs(3600);
 /// Files hashed at the same time: reading faster than the disk helps nobody.
 const AT_ONCE: usize = 2;
+/// Files of one user hashed at the same time, so that users take turns.
+const AT_ONCE_PER_USER: usize = 1;
+/// Files that are open to be hashed.
+const QUEUED: usize = 128;
+/// Files of one user that are open to be hashed: no fewer than attestations of one user go on by default.
+const QUEUED_PER_USER: usize = 16;
 /// A change this recent may be followed by another with the same ctime: kernels before 6.13 count in ticks, and some
 /// file systems in seconds.
 const RECENT_SECONDS: i64 = 2;
@@ -41,7 +47,7 @@ pub(super) struct Digests {
     memo: Memo<Version, Arc<str>>,
     clock: Clock,
     max_bytes: u64,
-    turns: Arc<Semaphore>,
+    queue: Queue,
     hashed: Arc<AtomicU64>,
 }
 
@@ -68,7 +74,8 @@ impl From<&Metadata> for Version {
 impl Digests {
     pub fn new(clock: Clock, max_bytes: u64) -> Self {
         let memo = Memo::new(clock.clone(), KEEP, CAPACITY);
-        Self { memo, clock, max_bytes, turns: Arc::new(Semaphore::new(AT_ONCE)), hashed: Arc::default() }
+        let queue = Queue::new(Turns::new(AT_ONCE, AT_ONCE_PER_USER), Quota::new(QUEUED, QUEUED_PER_USER));
+        Self { memo, clock, max_bytes, queue, hashed: Arc::default() }
     }
 
     /// How many files were hashed so far.
@@ -95,9 +102,13 @@ impl Digests {
             let (size, limit) = (version.bytes, self.max_bytes);
             return Err(format!("the executable has {size} bytes; at most {limit} are hashed").into());
         }
-        let (turns, hashed, clock) = (self.turns.clone(), self.hashed.clone(), self.clock.clone());
+        let (queue, hashed, clock, uid) = (self.queue.clone(), self.hashed.clone(), self.clock.clone(), subject.uid);
         let compute = async move {
-            let turn = turns.acquire_owned().await;
+            // In the job and not before it: a caller's patience may be shorter than the queue, and the next one to
+            // ask then finds the digest made.
+            let Ok(turn) = queue.turn(uid).await else {
+                return Err("too many executables of its user wait to be hashed; ask again".into());
+            };
             let hashing = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
                 hashed.fetch_add(1, Ordering::Relaxed);
@@ -109,7 +120,7 @@ impl Digests {
                 Err(_) => Err("hashing the executable failed unexpectedly".into()),
             }
         };
-        self.memo.get(version, compute).await
+        self.memo.get(uid, version, compute).await
     }
 }
 
@@ -158,12 +169,28 @@ fn hash(mut file: &File, version: Version) -> Result<Arc<str>, HashError> {
 mod tests {
     use std::io::Write;
 
+    use futures_util::FutureExt;
     use time::OffsetDateTime;
 
     use super::*;
 
     fn version(file: &File) -> Version {
         Version::from(&file.metadata().expect("it is open"))
+    }
+
+    #[tokio::test]
+    async fn a_user_with_too_many_files_to_hash_is_refused_and_does_not_hold_up_another() {
+        let sleeper = crate::attest::tests::Sleeper::start();
+        let mut subject = sleeper.subject();
+        let crate::attest::ExecutableEvidence::Known(id) = subject.executable else { panic!("it is our own") };
+        let (digests, files) = (Digests::new(Clock::system(), u64::MAX), Files::new());
+        let jobs = (0..QUEUED_PER_USER).map(|_| digests.queue.turn(subject.uid));
+        let mut jobs = Box::pin(futures_util::future::join_all(jobs));
+        assert!((&mut jobs).now_or_never().is_none());
+        let refused = digests.of(&files, &subject, id).await.expect_err("refused");
+        assert!(refused.contains("too many"), "{refused}");
+        subject.uid += 1;
+        assert_eq!(digests.of(&files, &subject, id).await.expect("hashed").len(), 64);
     }
 
     #[test]

@@ -5,26 +5,22 @@
 //! inode (peer rule 5). A file that was unlinked has no name any more, but what it was called when this instance
 //! was first attested still says which program runs.
 
-use std::collections::HashMap;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::attest::memo::lock;
 use crate::attest::{AttestError, Subject};
+use crate::base::quota::Turns;
 use crate::sys::procfs::{FileId, ProcDir};
 
 /// The link below `/proc/PID`.
 pub(super) const EXE: &str = "exe";
+/// Threads that files may keep busy: half of those the runtime has for what may block.
+const AT_ONCE: usize = 256;
 /// Threads that one user's files may keep busy. Whoever mounts a file system chooses how long it takes to answer.
 const AT_ONCE_PER_USER: usize = 2;
-/// Users remembered before those without a busy thread are forgotten.
-const USERS: usize = 1024;
 
 /// What the path of the executable came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,26 +32,17 @@ pub(super) enum PathFinding {
 }
 
 /// Looks at executables off the async threads, a few at a time for each user.
-#[derive(Default)]
-pub(super) struct Files(Mutex<HashMap<u32, Arc<Semaphore>>>);
+pub(super) struct Files(Turns);
 
 impl Files {
+    pub fn new() -> Self {
+        Self(Turns::new(AT_ONCE, AT_ONCE_PER_USER))
+    }
+
     /// The path of the subject's executable, which must still be `expected`.
     pub async fn path(&self, subject: &Subject, expected: FileId) -> Result<PathFinding, AttestError> {
         let (proc_dir, known) = (subject.proc_dir.clone(), subject.known_path.clone());
         self.look(subject.uid, move || path(&proc_dir, expected, known)).await
-    }
-
-    /// Waits for one of the user's turns, which is given back when dropped.
-    async fn turn(&self, uid: u32) -> io::Result<OwnedSemaphorePermit> {
-        let turns = {
-            let mut users = lock(&self.0);
-            if users.len() >= USERS {
-                users.retain(|_, turns| Arc::strong_count(turns) > 1); // a turn that is taken refers to it
-            }
-            users.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE_PER_USER))).clone()
-        };
-        turns.acquire_owned().await.map_err(io::Error::other)
     }
 
     /// Runs `look` where it may block, in one of the user's turns.
@@ -64,13 +51,12 @@ impl Files {
         uid: u32,
         look: impl FnOnce() -> Result<T, AttestError> + Send + 'static,
     ) -> Result<T, AttestError> {
-        let unreadable = |source| AttestError::Read { file: EXE, source };
-        let turn = self.turn(uid).await.map_err(unreadable)?;
+        let turn = self.0.turn(uid).await;
         let looked = tokio::task::spawn_blocking(move || {
             let _turn = turn; // held by the thread, which may outlast everybody's patience
             look()
         });
-        looked.await.map_err(|error| unreadable(io::Error::other(error)))?
+        looked.await.map_err(|error| AttestError::Read { file: EXE, source: io::Error::other(error) })?
     }
 }
 
@@ -147,10 +133,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_user_whose_files_hang_does_not_hold_up_another() {
-        let files = Files::default();
-        let _first = files.turn(1).await.expect("free");
-        let _second = files.turn(1).await.expect("free");
-        assert!(futures_util::FutureExt::now_or_never(files.turn(1)).is_none());
+        let files = Files::new();
+        let _first = files.0.turn(1).await;
+        let _second = files.0.turn(1).await;
+        assert!(futures_util::FutureExt::now_or_never(files.look(1, || Ok(()))).is_none());
         assert!(files.look(2, || Ok(())).await.is_ok());
     }
 }

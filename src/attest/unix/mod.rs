@@ -7,7 +7,6 @@
 mod digest;
 mod executable;
 mod names;
-mod status;
 
 use std::time::Duration;
 
@@ -18,11 +17,11 @@ use tokio::time::timeout;
 use self::digest::Digests;
 use self::executable::{Files, PathFinding};
 use self::names::Names;
-use self::status::Status;
 use super::evidence::NOT_WANTED;
 use super::memo::Failure;
 use super::{AttestError, Attestor, ExecutableEvidence, Findings, Subject, Wanted};
 use crate::base::clock::Clock;
+use crate::sys::Status;
 use crate::sys::procfs::FileId;
 
 pub use self::names::{NameSource, Nss};
@@ -65,7 +64,7 @@ impl Unix {
     pub fn new(config: &Config, source: impl NameSource + 'static, clock: Clock) -> Self {
         Self {
             names: Names::new(source, clock.clone(), config.name_cache),
-            files: Files::default(),
+            files: Files::new(),
             digests: Digests::new(clock, config.max_hash_bytes),
             patience: config.patience,
         }
@@ -77,7 +76,7 @@ impl Unix {
     }
 
     async fn look(&self, subject: &Subject, wanted: &Wanted) -> Result<Findings, AttestError> {
-        let status = Status::read(&subject.proc_dir)?;
+        let status = subject.proc_dir.status().map_err(|error| AttestError::read("status", error))?;
         expect_same("user", subject.uid, status.uid)?;
         expect_same("group", subject.gid, status.gid)?;
 
@@ -107,8 +106,8 @@ impl Unix {
         let lookups = async {
             tokio::join!(
                 self.names.user(status.uid),
-                self.names.group(status.gid),
-                join_all(groups.iter().map(|gid| self.names.group(*gid)))
+                self.names.group(status.uid, status.gid),
+                join_all(groups.iter().map(|gid| self.names.group(status.uid, *gid)))
             )
         };
         let Ok((user, group, supplementary)) = timeout(self.patience, lookups).await else {

@@ -70,7 +70,6 @@ async fn a_caller_that_answers_the_challenge_is_proven_and_its_bytes_pass() {
         assert_eq!(credentials.uid, nix::unistd::geteuid().as_raw());
         assert!(fixture.refusals.labels().is_empty());
         drop(stream);
-        conn.closed().await;
         assert_eq!(conn.proven().await, Err(Refusal::Closed));
         assert!(fixture.refusals.labels().is_empty(), "an ordinary end is no refusal");
     }

@@ -130,23 +130,6 @@ async fn a_process_named_by_number_and_inode_is_that_process_or_nobody() {
 }
 
 #[tokio::test]
-async fn what_was_written_down_before_a_restart_is_found_again_while_it_lives() {
-    for kernel in all_kernels() {
-        let child = sleeper();
-        let pid = child.id().cast_signed();
-        let before = Instances::new(kernel).expect("proc is mounted");
-        let id = *before.of_pid(pid, None).expect("it lives").id();
-        let after = Instances::new(kernel).expect("proc is mounted");
-        assert_eq!(after.still(&id, pid).expect("it lives").id(), &id);
-        assert!(after.still(&id, std::process::id().cast_signed()).is_err(), "another process");
-        let other_boot = id.to_string().replacen(&id.boot().to_string(), "00000000-0000-4000-8000-000000000000", 1);
-        assert!(after.still(&other_boot.parse().expect("valid"), pid).is_err(), "another boot");
-        end(child);
-        assert!(after.still(&id, pid).is_err(), "exited");
-    }
-}
-
-#[tokio::test]
 async fn an_old_kernel_makes_instances_weak_and_says_so_in_their_name() {
     let instances = Instances::new(Kernel::baseline()).expect("proc is mounted");
     let ourselves = instances.of_pid(std::process::id().cast_signed(), None).expect("we live");
