@@ -206,7 +206,15 @@ impl Issuer {
     async fn x509_inner(&self, peer: &PeerConn) -> Result<X509State, Refusal> {
         let entitled = self.entitled(peer).await?;
         let cache = peer.instance().attached::<InstanceCache>();
-        let mut kept = cache.svids.lock().await;
+        let mut kept = match cache.svids.try_lock() {
+            Ok(kept) => kept,
+            Err(_) => {
+                let kept = cache.svids.lock().await;
+                // Signing for another caller took a while: look again.
+                peer.instance().look()?;
+                kept
+            }
+        };
         let mut svids = Vec::with_capacity(entitled.identities.len());
         let mut denied = None;
         for identity in &entitled.identities {
@@ -243,7 +251,7 @@ impl Issuer {
 
         let first_renewal = svids.iter().map(|(svid, _)| svid.renew_at).min();
         let renew_at = first_renewal.into_iter().chain(entitled.ends).min().unwrap_or(entitled.now);
-        peer.instance().look()?;
+        // The process was looked at by attesting, and again after every wait since: nothing has waited after that.
         Ok(X509State { svids, bundles: bundles(&entitled), renew_at })
     }
 

@@ -44,9 +44,16 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let metrics = Metrics::register(&mut metrics_registry);
 
     prepare_directories(&config)?;
-    let store = Store::open(&config.state_dir.join("store.redb")).await?;
-    let node = node_id(&store, &deps).await?;
     let keys = KeyStore::open(config.state_dir.join("keys"))?;
+    let path = config.state_dir.join("store.redb");
+    // The store is there before the first key. Without it the keys would look like what a crash left behind, and a new
+    // trust domain would begin where one was lost.
+    let is_new = std::fs::metadata(&path).map_or(true, |meta| meta.len() == 0);
+    if is_new && !keys.is_empty()? {
+        return Err(StartError::StoreGone(path));
+    }
+    let store = Store::open(&path).await?;
+    let node = node_id(&store, &deps).await?;
     let (authority, signers) = Authority::open(
         config.authority().ok_or(StartError::DiskFiles)?,
         deps.clock.clone(),

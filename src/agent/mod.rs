@@ -78,6 +78,13 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store is missing or empty, and keys of authorities are there.
+    #[error(
+        "the store `{}` is damaged: it is missing or empty, and there are keys of authorities in `keys` beside it: restore \
+         it from a backup, or move the keys away to begin anew",
+        .0.display()
+    )]
+    StoreGone(PathBuf),
     /// The key directory cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyStoreError),

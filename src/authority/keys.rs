@@ -91,6 +91,17 @@ impl KeyStore {
         Ok(durable::remove(&self.path(id))?)
     }
 
+    /// Whether there are no keys.
+    pub fn is_empty(&self) -> Result<bool, KeyStoreError> {
+        let failed = |source| KeyStoreError::List { path: self.dir.clone(), source };
+        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
+            if matches!(entry.map_err(failed)?.file_name().to_str().and_then(Left::parse), Some(Left::Key(_))) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Removes keys and half-written files that `known` does not name: what a crash left behind.
     ///
     /// Files that this agent would not have written are left alone and named in the log.

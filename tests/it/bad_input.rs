@@ -453,14 +453,19 @@ async fn a_damaged_store_stops_the_start_and_is_left_as_it_is() {
     agent.stop().await;
     let path = agent.config().state_dir.join("store.redb");
     let whole = std::fs::read(&path).unwrap();
-    for (name, damaged) in
-        [("rubbish", vec![0x5a; whole.len()]), ("half", whole[..whole.len() / 2].to_vec()), ("text", b"hello".to_vec())]
-    {
+    for (name, damaged) in [
+        ("rubbish", vec![0x5a; whole.len()]),
+        ("half", whole[..whole.len() / 2].to_vec()),
+        ("text", b"hello".to_vec()),
+        ("nothing", Vec::new()),
+    ] {
         std::fs::write(&path, &damaged).unwrap();
         let why = refused_start(agent.config().clone()).await;
         assert!(why.contains("store.redb") && why.contains("damaged"), "{name}: {why}");
         assert_eq!(std::fs::read(&path).unwrap(), damaged, "{name}: evidence, and perhaps repairable");
     }
+    std::fs::remove_file(&path).unwrap();
+    assert!(refused_start(agent.config().clone()).await.contains("restore"), "its keys are not thrown away");
     std::fs::write(&path, &whole).unwrap();
     agent.restart().await;
     serves(&agent).await;
