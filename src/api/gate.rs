@@ -1,5 +1,8 @@
-//! What every call passes before its body is read and before anything is spent on it: the endpoint's metadata, the
-//! caller's places, a deadline for the request, and on the admin socket the caller's role.
+//! What every call passes before its body is read and before anything is spent on it: the endpoint's metadata and the
+//! caller's places, and on the admin socket the caller's role and a deadline for the request.
+//!
+//! Workload requests have no deadline: a timer for each call would cost more than the call. They are small, and a user
+//! who leaves many half-sent keeps its own places busy.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +24,7 @@ use crate::base::quota::{Place, Quota};
 use crate::issue::caller;
 use crate::peer::PeerConn;
 
-/// Requests are small; one that is not whole by then is never going to be.
+/// A request that is not whole by then is never going to be.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The gate of the Workload Endpoint: its metadata exactly once and with exactly its value (SPIFFE Workload Endpoint,

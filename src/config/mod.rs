@@ -135,11 +135,11 @@ settings! {
         /// Calls in progress on one connection, streams included.
         streams_per_connection: u32 = 256;
         /// Calls in progress on the workload socket, streams included.
-        calls: u32 = 65_536;
+        calls: u32 = 16_384;
         /// Of these, how many one uid may have.
-        calls_per_uid: u32 = 16_384;
+        calls_per_uid: u32 = 4_096;
         /// The largest request on the workload socket.
-        workload_message: ByteSize = ByteSize::kib(64);
+        workload_message: ByteSize = ByteSize::kib(32);
         /// The largest request on the admin socket: a whole set of entries has to fit.
         admin_message: ByteSize = ByteSize::mib(64);
         /// Attestations in progress at one time.
