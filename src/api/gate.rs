@@ -1,8 +1,5 @@
-//! What every call passes before its body is read and before anything is spent on it: the endpoint's metadata and the
-//! caller's places, and on the admin socket the caller's role and a deadline for the request.
-//!
-//! Workload requests have no deadline: a timer for each call would cost more than the call. They are small, and a user
-//! who leaves many half-sent keeps its own places busy.
+//! What every call passes before its body is read and before anything is spent on it: the endpoint's metadata, the
+//! caller's places, a deadline for the request, and on the admin socket the caller's role.
 
 use std::pin::Pin;
 use std::sync::Arc;

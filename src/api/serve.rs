@@ -50,6 +50,7 @@ pub async fn workload(
         .max_concurrent_streams(limits.streams_per_connection)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .layer(InterceptorLayer::new(gate))
+        .layer(DeadlineLayer)
         .add_routes(routes);
     let served = server.serve_with_incoming_shutdown(accepted(listener, drain.clone()), begun(drain));
     tokio::select! {
