@@ -24,10 +24,16 @@ pub fn fuzz_inbound(data: &[u8]) {
     let again = run(&cut.output, 4096);
     assert_eq!(again.error, None, "the output is not valid");
     // A second ACK with the same payload passes the first time and is the answer now.
+    // The beginning of one at the end of the input passes the first time too, and waits for its end now.
     if !again.answered {
-        assert_eq!(again.output, cut.output, "the output still holds an illegal authority");
+        let waiting = cut.output.strip_prefix(again.output.as_slice());
+        let waits = waiting.is_some_and(|rest| ANSWER.starts_with(rest));
+        assert!(waits, "the output still holds an illegal authority: {:?}, {:?}", again.output, cut.output);
     }
 }
+
+/// The PING ACK that answers the challenge of [`run`].
+const ANSWER: [u8; 17] = [0, 0, 8, 6, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// What one connection came to.
 pub(super) struct Outcome {
