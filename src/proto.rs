@@ -7,6 +7,11 @@ pub mod workload {
     include!(concat!(env!("OUT_DIR"), "/_.rs"));
 }
 
+/// `tether.session.v1`.
+pub mod session {
+    include!(concat!(env!("OUT_DIR"), "/tether.session.v1.rs"));
+}
+
 /// `tether.admin.v1`.
 pub mod admin {
     include!(concat!(env!("OUT_DIR"), "/tether.admin.v1.rs"));

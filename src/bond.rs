@@ -1,0 +1,1 @@
+//! Whose end revokes what was issued: the process, its cgroup or unit, the node.

@@ -1,0 +1,1 @@
+//! The ends: what revokes issued credentials, watched as events and carried out as one chain.

@@ -1,0 +1,1 @@
+//! What was issued to whom, until when, and whether it still stands.

@@ -1,0 +1,1 @@
+//! Proofs of possession for one HTTP request: WIMSE WPT and DPoP, made and checked. No I/O.

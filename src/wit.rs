@@ -1,0 +1,1 @@
+//! WIT-SVIDs: the documents, from bytes to checked values and back. No I/O.
