@@ -1,1 +1,212 @@
 //! The ends: what revokes issued credentials, watched as events and carried out as one chain.
+//!
+//! | what ends | how it is noticed |
+//! |---|---|
+//! | a process, a cgroup, a unit | whoever holds the tie is told by the kernel or by systemd |
+//! | a program (exec) | when anybody looks at the process: at every release, and when a verifier asks |
+//! | an entry, by its source, its expiry or an edit | the next snapshot of entries |
+//! | an authority | the next snapshot of trust |
+//!
+//! The ledger is told, and everything else follows from it: streams end or renew, verifiers that ask are refused,
+//! certificates are on the CRL.
+//!
+//! After a restart every tie that something stands on is taken hold of again before the first answer; what is gone by
+//! then is revoked.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use crate::audit::Event;
+use crate::authority::Signers;
+use crate::base::backoff::Backoff;
+use crate::base::drain;
+use crate::bond::{End, Hold, Tie};
+use crate::issue::{Issuer, Refusal};
+use crate::ledger::{Credential, LedgerError, NewTies, Reason};
+use crate::peer::Instances;
+use crate::registry::Index;
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+impl From<End> for Reason {
+    fn from(end: End) -> Self {
+        match end {
+            End::ProcessExited => Self::ProcessExited,
+            End::ExecutableChanged => Self::ExecutableChanged,
+            End::ExecutableHidden => Self::ExecutableHidden,
+            End::CgroupEmpty => Self::CgroupEmpty,
+            End::UnitStopped => Self::UnitStopped,
+            End::Rebooted => Self::Rebooted,
+        }
+    }
+}
+
+/// Watches everything that credentials stand on.
+#[derive(Debug)]
+pub struct Ends {
+    issuer: Arc<Issuer>,
+    instances: Instances,
+    new_ties: NewTies,
+    held: Vec<(Tie, Hold)>,
+}
+
+impl Ends {
+    /// Takes hold again of what credentials from before a restart are tied to, and revokes what has ended meanwhile.
+    /// Nothing may be answered before this returns.
+    pub async fn resume(issuer: Arc<Issuer>, instances: Instances, mut new_ties: NewTies) -> Result<Self, LedgerError> {
+        let mut held = Vec::new();
+        while let Ok(tie) = new_ties.try_recv() {
+            match issuer.bonds.hold(&tie).await {
+                Ok(hold) => held.push((tie, hold)),
+                Err(end) => revoke_tied(&issuer, &tie, end.into())?,
+            }
+        }
+        let ends = Self { issuer, instances, new_ties, held };
+        let entries = ends.issuer.registry.borrow().clone();
+        revoke_by_entries(&ends.issuer, &entries).await?;
+        let trust = ends.issuer.trust.current();
+        revoke_by_authorities(&ends.issuer, trust.signers()).await?;
+        Ok(ends)
+    }
+
+    /// Revokes what ends until the drain.
+    pub async fn run(mut self, mut drain: drain::Watcher) {
+        let mut watches = JoinSet::new();
+        for (tie, hold) in std::mem::take(&mut self.held) {
+            watches.spawn(watch(self.issuer.clone(), tie, Some(hold)));
+        }
+        let mut entries = self.issuer.registry.clone();
+        let mut trust = self.issuer.trust.watch();
+        let mut before = entries.borrow_and_update().clone();
+        trust.mark_unchanged();
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let mut pending = false;
+        loop {
+            // What could not be written is tried again until it can.
+            let retry = pending.then(|| backoff.delay(&self.issuer.entropy));
+            tokio::select! {
+                () = drain.draining() => return,
+                tie = self.new_ties.recv() => match tie {
+                    Some(tie) => drop(watches.spawn(watch(self.issuer.clone(), tie, None))),
+                    None => return,
+                },
+                Some(_) = watches.join_next() => {}
+                changed = entries.changed() => {
+                    if changed.is_err() { return }
+                    pending = true;
+                }
+                changed = trust.changed() => {
+                    if changed.is_err() { return }
+                    pending = true;
+                }
+                () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
+            }
+            if pending {
+                let now = entries.borrow_and_update().clone();
+                match self.changed(&before, &now).await {
+                    Ok(()) => {
+                        (before, pending) = (now, false);
+                        backoff.reset();
+                    }
+                    Err(error) => tracing::error!(error = %error, "credentials cannot be revoked, trying again"),
+                }
+            }
+        }
+    }
+
+    /// Entries or trust are other than they were.
+    async fn changed(&self, before: &Index, now: &Index) -> Result<(), LedgerError> {
+        revoke_by_authorities(&self.issuer, self.issuer.trust.current().signers()).await?;
+        revoke_by_entries(&self.issuer, now).await?;
+        let (entries, _) = self.issuer.ledger.standing_on();
+        let changed: HashSet<String> = entries.into_iter().filter(|id| before.entry(id) != now.entry(id)).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        for (id, pid) in self.issuer.ledger.holders_of(&changed) {
+            // Who is gone meanwhile is revoked by its own end, unless it is bound to more than itself.
+            let Ok(instance) = self.instances.of_pid(pid, id.pidfs_inode()) else { continue };
+            if *instance.id() != id {
+                continue;
+            }
+            match self.issuer.judge_again(&instance).await {
+                Err(Refusal::Ledger(error)) => return Err(error),
+                Err(refusal) => tracing::debug!(instance = %id, %refusal, "an instance cannot be judged again now"),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the end of a tie and revokes what is tied to it, or stops when nothing is any more.
+async fn watch(issuer: Arc<Issuer>, tie: Tie, hold: Option<Hold>) {
+    let reason = match hold {
+        Some(hold) => ended(&issuer, &tie, hold).await,
+        None => match issuer.bonds.hold(&tie).await {
+            Ok(hold) => ended(&issuer, &tie, hold).await,
+            Err(end) => Some(end.into()),
+        },
+    };
+    let Some(reason) = reason else { return };
+    if let Err(error) = revoke_tied(&issuer, &tie, reason) {
+        tracing::error!(error = %error, ?tie, "the end of credentials cannot be written; it is found out again at the next start");
+    }
+}
+
+async fn ended(issuer: &Issuer, tie: &Tie, hold: Hold) -> Option<Reason> {
+    loop {
+        let Err(until) = issuer.ledger.let_go(tie) else { return None };
+        tokio::select! {
+            end = hold.ended() => return Some(end.into()),
+            () = issuer.clock.sleep_until(until) => {}
+        }
+    }
+}
+
+fn revoke_tied(issuer: &Issuer, tie: &Tie, reason: Reason) -> Result<(), LedgerError> {
+    let ended = issuer.ledger.tie_ended(tie, reason)?;
+    if ended > 0 {
+        issuer.audit.record(Event::CredentialsEnded { what: tie.to_string(), reason: reason.as_str(), count: ended });
+    }
+    Ok(())
+}
+
+/// Revokes what was issued by entries that are not there or have ended.
+async fn revoke_by_entries(issuer: &Issuer, index: &Index) -> Result<(), LedgerError> {
+    let now = issuer.clock.now();
+    let (entries, _) = issuer.ledger.standing_on();
+    for id in entries {
+        let reason = match index.entry(&id) {
+            None => Reason::EntryGone,
+            Some(entry) if entry.is_disabled() => Reason::EntryDisabled,
+            Some(entry) if entry.is_expired(now) => Reason::EntryExpired,
+            Some(_) => continue,
+        };
+        let ended = issuer.ledger.revoke(|credential| credential.entry == id, reason).await?;
+        audit_ended(issuer, format!("entry {id}"), reason, &ended);
+    }
+    Ok(())
+}
+
+/// Revokes what was signed by authorities that no longer stand.
+async fn revoke_by_authorities(issuer: &Issuer, signers: &Signers) -> Result<(), LedgerError> {
+    let (_, authorities) = issuer.ledger.standing_on();
+    for id in authorities.into_iter().filter(|id| !signers.stands(id)) {
+        let reason = Reason::AuthorityRevoked;
+        let ended = issuer.ledger.revoke(|credential| credential.authority == id, reason).await?;
+        audit_ended(issuer, format!("authority {id}"), reason, &ended);
+    }
+    Ok(())
+}
+
+fn audit_ended(issuer: &Issuer, what: String, reason: Reason, ended: &[Credential]) {
+    if !ended.is_empty() {
+        let count = ended.len();
+        issuer.audit.record(Event::CredentialsEnded { what, reason: reason.as_str(), count });
+    }
+}

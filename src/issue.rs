@@ -1,4 +1,4 @@
-//! Issuing, as one straight path: prove, attest, match, decide, sign, look again, record, return.
+//! Issuing, as one straight path: prove, attest, match, decide, sign, look again, record in the ledger, return.
 //!
 //! SVIDs are issued per instance and never shared between processes: own key, own serial, own `jti`. An X.509-SVID is
 //! made when it is first asked for and kept with its instance until half of its life, so all connections and streams
@@ -17,18 +17,25 @@ use crate::audit::{Audit, Caller, Event};
 use crate::authority::{AuthorityError, SignedJwt, X509Svid};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
+use crate::bond::{BondError, Bonds, Tie};
 use crate::bundle::Bundle;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::{JwtError, JwtSvid};
-use crate::metrics::{Issued, Kind, Metrics, Outcome, Reason};
-use crate::peer::{LookError, PeerConn};
+use crate::ledger::{self, Ledger, LedgerError, Reason, Standing};
+use crate::metrics::{self, Issued, Kind, Metrics, Outcome};
+use crate::peer::{Instance, LookError, PeerConn};
 use crate::policy::{Denial, Policy};
-use crate::registry::{Entry, EntryId, Identity, Index};
+use crate::registry::{Entry, EntryId, Identity, Index, Matched};
 use crate::trust::{Snapshot, Trust};
 use crate::x509::{KeyError, KeyType, PrivateKey, X509Authorities};
 
 /// How far two hosts' clocks may differ when a token is validated.
 const LEEWAY: Duration = Duration::from_secs(10);
+
+/// Binding level: whoever has it can use it.
+const BEARER: u8 = 0;
+/// Binding level: whoever has the key, which is in the workload, can use it.
+const KEY_IN_WORKLOAD: u8 = 1;
 
 /// Why a caller gets nothing. `api::status` alone turns it into a gRPC status.
 #[derive(Debug, Error)]
@@ -70,6 +77,15 @@ pub enum Refusal {
     /// A key could not be made.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// It cannot be said whose end would revoke it.
+    #[error(transparent)]
+    Bond(#[from] BondError),
+    /// It could not be written down, so it is not released.
+    #[error("the ledger cannot be written: {0}")]
+    Ledger(#[from] LedgerError),
+    /// What an open stream had sent was revoked.
+    #[error("the credential was revoked ({}): connect again", .0.as_str())]
+    Revoked(Reason),
     /// The agent is stopping.
     #[error("the agent is stopping: connect again")]
     Stopping,
@@ -88,6 +104,9 @@ impl Refusal {
             Self::Denied(denial) => denial.as_str(),
             Self::Authority(_) => "authority",
             Self::Key(_) => "key",
+            Self::Bond(_) => "bond",
+            Self::Ledger(_) => "ledger",
+            Self::Revoked(_) => "revoked",
             Self::Stopping => "stopping",
         }
     }
@@ -164,6 +183,16 @@ struct InstanceCache {
     svids: Mutex<BTreeMap<(EntryId, SpiffeId), Arc<InstanceSvid>>>,
 }
 
+/// For which facts and which entries it was last checked that an instance holds nothing it is not entitled to.
+#[derive(Debug, Default)]
+struct Checked(std::sync::Mutex<Option<(u64, Attested)>>);
+
+impl Checked {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(u64, Attested)>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
 /// A caller that was proven, attested and matched, at one moment.
 struct Entitled {
     attested: Attested,
@@ -172,6 +201,27 @@ struct Entitled {
     now: OffsetDateTime,
     /// When an entry that takes part ends.
     ends: Option<OffsetDateTime>,
+}
+
+impl Entitled {
+    /// The part of a ledger's row that does not depend on what is issued.
+    fn issued<'a>(&'a self, identity: &'a Identity) -> ledger::Issued<'a> {
+        ledger::Issued {
+            id: "",
+            kind: ledger::Kind::Jwt,
+            spiffe_id: &identity.spiffe_id,
+            entry: &identity.entry,
+            audience: &[],
+            authority: "",
+            binding: BEARER,
+            held: false,
+            issued_at: self.now,
+            not_after: self.now,
+            uid: self.attested.uid(),
+            single_use: false,
+            delegate: None,
+        }
+    }
 }
 
 /// Issues; every surface goes through it.
@@ -187,6 +237,10 @@ pub struct Issuer {
     pub policy: Policy,
     /// Key type of X.509-SVIDs.
     pub key_type: KeyType,
+    /// What was issued.
+    pub ledger: Ledger,
+    /// Whose end revokes it.
+    pub bonds: Bonds,
     /// Where events go.
     pub audit: Audit,
     /// What is counted.
@@ -226,16 +280,17 @@ impl Issuer {
                 }
             };
             let key = (identity.entry.id().clone(), identity.spiffe_id.clone());
-            let present = kept.get(&key).filter(|svid| still_good(svid, identity, &entitled)).cloned();
+            let present = kept.get(&key).filter(|svid| self.still_good(svid, identity, &entitled)).cloned();
             let svid = match present {
                 Some(svid) => svid,
                 None => {
                     let private = PrivateKey::generate_aside(self.key_type).await?;
                     let signed = entitled.trust.signers().sign_x509(grant, private.public_key(), entitled.now).await?;
+                    let tie = self.tie(peer, &entitled, identity).await?;
                     peer.instance().look()?;
                     let svid =
                         Arc::new(self.keep(identity, X509Svid { signed, key: private.to_pkcs8()? }, entitled.now));
-                    self.record_x509(peer, &svid);
+                    self.record_x509(peer, &entitled, identity, &tie, &svid)?;
                     kept.insert(key, svid.clone());
                     svid
                 }
@@ -280,11 +335,12 @@ impl Issuer {
         }
         let mut tokens = Vec::with_capacity(entitled.identities.len());
         let mut denied = None;
-        for identity in entitled.identities {
+        for identity in std::mem::take(&mut entitled.identities) {
             match self.policy.issue_jwt(&entitled.attested, &identity, audience, entitled.now) {
                 Ok(grant) => {
                     let signed = entitled.trust.signers().sign_jwt(grant, entitled.now).await?;
-                    tokens.push((identity, signed));
+                    let tie = self.tie(peer, &entitled, &identity).await?;
+                    tokens.push((identity, signed, tie));
                 }
                 Err(denial) => drop(denied.get_or_insert(denial)),
             }
@@ -293,10 +349,10 @@ impl Issuer {
             return Err(denial.into());
         }
         peer.instance().look()?;
-        for (identity, signed) in &tokens {
-            self.record_jwt(peer, identity, signed, audience);
+        for (identity, signed, tie) in &tokens {
+            self.record_jwt(peer, &entitled, identity, tie, signed, audience)?;
         }
-        Ok(tokens)
+        Ok(tokens.into_iter().map(|(identity, signed, _)| (identity, signed)).collect())
     }
 
     /// The bundles of a caller, and when an entry that gives them ends.
@@ -326,6 +382,7 @@ impl Issuer {
         peer.opened_by(attested.uid(), attested.gid()).await.map_err(Refusal::Connection)?;
         let now = self.clock.now();
         let mut matched = index.matching(attested.evidence(), now);
+        self.revoke_what_no_longer_matches(peer.instance(), &attested, &index, &matched).await?;
         if matched.identities.is_empty() {
             return Err(match matched.unavailable.into_iter().next() {
                 Some(unavailable) => {
@@ -346,10 +403,53 @@ impl Issuer {
     }
 
     async fn attest(&self, peer: &PeerConn, index: &Index) -> Result<Attested, Refusal> {
-        self.attestation.attest(peer.instance(), index.wanted()).await.map_err(|error| match error {
-            AttestationError::Look(error) => Refusal::Look(error),
-            error => Refusal::Attestation(error),
-        })
+        self.attestation.attest(peer.instance(), index.wanted()).await.map_err(attestation_refused)
+    }
+
+    /// Ends what an instance holds although nothing entitles it any more: its credentials, its cgroup or the entries are
+    /// not what they were (peer rule 4). What cannot be judged now is left alone.
+    async fn revoke_what_no_longer_matches(
+        &self,
+        instance: &Instance,
+        attested: &Attested,
+        index: &Index,
+        matched: &Matched,
+    ) -> Result<(), Refusal> {
+        let checked = instance.attached::<Checked>();
+        let moment = (index.generation(), attested.clone());
+        let same = |(generation, known): &(u64, Attested)| *generation == moment.0 && known.same_facts(&moment.1);
+        if checked.lock().as_ref().is_some_and(same) || matched.more_unavailable {
+            return Ok(());
+        }
+        let kept = |entry: &str, id: &str| {
+            matched.identities.iter().any(|identity| identity.spiffe_id.as_str() == id)
+                || matched.unavailable.iter().any(|unavailable| unavailable.entry.id().as_str() == entry)
+        };
+        self.ledger.keep_only(instance.id(), kept, Reason::NoLongerMatches).await?;
+        *checked.lock() = Some(moment);
+        Ok(())
+    }
+
+    /// Judges an instance that has not asked: entries changed, and what it holds may be no longer its own.
+    pub async fn judge_again(&self, instance: &Arc<Instance>) -> Result<(), Refusal> {
+        let index = self.registry.borrow().clone();
+        let attested = self.attestation.attest(instance, index.wanted()).await.map_err(attestation_refused)?;
+        let matched = index.matching(attested.evidence(), self.clock.now());
+        self.revoke_what_no_longer_matches(instance, &attested, &index, &matched).await
+    }
+
+    /// What a credential of this identity is tied to.
+    async fn tie(&self, peer: &PeerConn, entitled: &Entitled, identity: &Identity) -> Result<Tie, Refusal> {
+        Ok(self.bonds.tie(peer.instance(), &entitled.attested, identity.entry.bind()).await?)
+    }
+
+    /// Whether a kept SVID can still be handed out: not half over, not revoked, from an authority that stands, and what
+    /// the entry says about certificates today is what it was made from.
+    fn still_good(&self, svid: &InstanceSvid, identity: &Identity, entitled: &Entitled) -> bool {
+        svid.renew_at > entitled.now
+            && entitled.trust.signers().stands(&svid.svid.signed.authority)
+            && self.ledger.standing(&svid.svid.signed.serial) == Standing::Stands
+            && (Arc::ptr_eq(&svid.entry, &identity.entry) || same_certificate(&svid.entry, &identity.entry))
     }
 
     /// Half of its life, give or take a tenth, so that a fleet of processes does not renew in step.
@@ -359,7 +459,25 @@ impl Issuer {
         InstanceSvid { spiffe_id: identity.spiffe_id.clone(), svid, entry: identity.entry.clone(), renew_at }
     }
 
-    fn record_x509(&self, peer: &PeerConn, svid: &InstanceSvid) {
+    fn record_x509(
+        &self,
+        peer: &PeerConn,
+        entitled: &Entitled,
+        identity: &Identity,
+        tie: &Tie,
+        svid: &InstanceSvid,
+    ) -> Result<(), Refusal> {
+        let signed = &svid.svid.signed;
+        let issued = ledger::Issued {
+            id: &signed.serial,
+            kind: ledger::Kind::X509,
+            audience: &[],
+            authority: &signed.authority,
+            binding: KEY_IN_WORKLOAD,
+            not_after: signed.not_after,
+            ..entitled.issued(identity)
+        };
+        self.ledger.record(peer.instance(), tie, &issued)?;
         self.metrics.svid_issued.get_or_create(&Issued { r#type: Kind::X509, result: Outcome::Ok }).inc();
         self.audit.record(Event::SvidIssued {
             caller: caller(peer),
@@ -370,9 +488,28 @@ impl Issuer {
             audience: Vec::new(),
             not_after: svid.svid.signed.not_after,
         });
+        Ok(())
     }
 
-    fn record_jwt(&self, peer: &PeerConn, identity: &Identity, signed: &SignedJwt, audience: &[String]) {
+    fn record_jwt(
+        &self,
+        peer: &PeerConn,
+        entitled: &Entitled,
+        identity: &Identity,
+        tie: &Tie,
+        signed: &SignedJwt,
+        audience: &[String],
+    ) -> Result<(), Refusal> {
+        let issued = ledger::Issued {
+            id: &signed.jti,
+            kind: ledger::Kind::Jwt,
+            audience,
+            authority: &signed.authority,
+            binding: BEARER,
+            not_after: signed.expires_at,
+            ..entitled.issued(identity)
+        };
+        self.ledger.record(peer.instance(), tie, &issued)?;
         self.metrics.svid_issued.get_or_create(&Issued { r#type: Kind::Jwt, result: Outcome::Ok }).inc();
         self.audit.record_frequent(|| Event::SvidIssued {
             caller: caller(peer),
@@ -383,6 +520,7 @@ impl Issuer {
             audience: audience.to_vec(),
             not_after: signed.expires_at,
         });
+        Ok(())
     }
 
     /// Counts and audits a refusal on its way out.
@@ -391,7 +529,7 @@ impl Issuer {
             if let Some(kind) = kind {
                 self.metrics.svid_issued.get_or_create(&Issued { r#type: kind, result: Outcome::Error }).inc();
             }
-            self.metrics.refused.get_or_create(&Reason { reason: refusal.as_str() }).inc();
+            self.metrics.refused.get_or_create(&metrics::Reason { reason: refusal.as_str() }).inc();
             let (reason, detail) = (refusal.as_str(), refusal.to_string());
             self.audit.record(Event::Refused { caller: caller(peer), reason, detail });
         }
@@ -399,17 +537,19 @@ impl Issuer {
     }
 }
 
-/// Whether a kept SVID can still be handed out: not half over, from an authority that stands, and what the entry
-/// says about certificates today is what it was made from.
-fn still_good(svid: &InstanceSvid, identity: &Identity, entitled: &Entitled) -> bool {
-    svid.renew_at > entitled.now
-        && entitled.trust.signers().stands(&svid.svid.signed.authority)
-        && (Arc::ptr_eq(&svid.entry, &identity.entry) || same_certificate(&svid.entry, &identity.entry))
-}
-
 /// Whether two versions of an entry ask for the same certificate.
 fn same_certificate(a: &Entry, b: &Entry) -> bool {
-    a.x509_ttl() == b.x509_ttl() && a.dns_names() == b.dns_names() && a.expires_at() == b.expires_at()
+    a.x509_ttl() == b.x509_ttl()
+        && a.dns_names() == b.dns_names()
+        && a.expires_at() == b.expires_at()
+        && a.bind() == b.bind()
+}
+
+fn attestation_refused(error: AttestationError) -> Refusal {
+    match error {
+        AttestationError::Look(error) => Refusal::Look(error),
+        error => Refusal::Attestation(error),
+    }
 }
 
 fn bundles(entitled: &Entitled) -> Bundles {

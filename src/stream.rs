@@ -1,7 +1,7 @@
 //! Open streams: what each last sent, and when it must look again.
 //!
 //! A stream sends its complete state at once and then only what a client would see as a change (Workload API,
-//! section 4.3). It wakes on a new snapshot of entries or trust, when its state says so (renewal, the end of an
+//! section 4.3). It wakes on a new snapshot of entries or trust, on revocations, when its state says so (renewal, the end of an
 //! entry), when its instance ends and when the agent stops; nothing polls. On each wake the caller is judged again
 //! from the beginning: whoever lost its identity loses the stream.
 
@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::issue::{Issuer, Refusal};
+use crate::ledger::{Reason, Standing};
 use crate::peer::PeerConn;
 
 /// What a stream sends next, and when that must be made anew whatever happens.
@@ -21,6 +22,8 @@ use crate::peer::PeerConn;
 pub struct Update<T> {
     /// The complete state.
     pub state: T,
+    /// The ids of the credentials in it: the stream ends when an operator revokes one.
+    pub credentials: Vec<String>,
     /// When to look again; `None` for only on events.
     pub renew_at: Option<OffsetDateTime>,
 }
@@ -41,12 +44,14 @@ where
         registry: issuer.registry.clone(),
         trust: issuer.trust.watch(),
         clock: issuer.clock.clone(),
-        issuer,
         peer,
         drain,
         judge,
         sent: None,
+        credentials: Vec::new(),
+        revocations: issuer.ledger.revocations(),
         renew_at: None,
+        issuer,
     };
     stream::unfold(Some(open), |open| async move {
         let mut open = open?;
@@ -66,6 +71,8 @@ struct Open<T, Judge> {
     drain: drain::Watcher,
     judge: Judge,
     sent: Option<T>,
+    credentials: Vec<String>,
+    revocations: tokio::sync::watch::Receiver<u64>,
     renew_at: Option<OffsetDateTime>,
 }
 
@@ -83,8 +90,10 @@ where
             // What changes while judging is seen as the next change: mark it seen before, not after.
             self.registry.mark_unchanged();
             self.trust.mark_unchanged();
+            self.revocations.mark_unchanged();
             let update = (self.judge)(self.issuer.clone(), self.peer.clone()).await?;
             self.renew_at = update.renew_at;
+            self.credentials = update.credentials;
             if self.sent.as_ref() != Some(&update.state) {
                 self.sent = Some(update.state.clone());
                 return Ok(update.state);
@@ -105,7 +114,20 @@ where
             end = self.peer.instance().ended() => Err(Refusal::Look(end.into())),
             changed = self.registry.changed() => changed.map_err(|_| Refusal::Stopping),
             changed = self.trust.changed() => changed.map_err(|_| Refusal::Stopping),
+            changed = self.revocations.changed() => {
+                changed.map_err(|_| Refusal::Stopping)?;
+                self.not_revoked()
+            }
             () = renewal => Ok(()),
         }
+    }
+
+    /// What an operator revoked is not quietly replaced: whoever has it is told.
+    fn not_revoked(&self) -> Result<(), Refusal> {
+        let by_operator = |id: &String| {
+            let reason = Reason::Operator;
+            matches!(self.issuer.ledger.standing(id), Standing::Ended { reason: why, .. } if why == reason)
+        };
+        if self.credentials.iter().any(by_operator) { Err(Refusal::Revoked(Reason::Operator)) } else { Ok(()) }
     }
 }

@@ -1,5 +1,6 @@
 //! From a configuration to an agent that listens.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -13,9 +14,12 @@ use crate::authority::Authority;
 use crate::authority::keys::KeyStore;
 use crate::base::durable;
 use crate::base::quota::Quota;
+use crate::bond::Bonds;
 use crate::config::Config;
+use crate::ends::Ends;
 use crate::http::{Http, Readiness};
 use crate::issue::Issuer;
+use crate::ledger::{Ledger, LedgerError, NewTies};
 use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
 use crate::policy::{Lifetimes, Policy};
@@ -67,6 +71,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let trust = Arc::new(Trust::open(config.trust_domain.clone(), signers, store.clone()).await?);
 
     let (registry, unusable) = open_registry(&config, &store, &deps).await?;
+    let (ledger, new_ties) = open_ledger(config.state_dir.join("ledger"), &node, &instances, &deps).await?;
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl });
     let issuer = Arc::new(Issuer {
         attestation: Attestation::new(
@@ -79,11 +84,16 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         trust: trust.clone(),
         policy,
         key_type: config.authority.key_type,
+        ledger,
+        bonds: Bonds::new(instances.clone()),
         audit: deps.audit.clone(),
         metrics: metrics.clone(),
         clock: deps.clock.clone(),
         entropy: deps.entropy.clone(),
     });
+
+    // Before anything can be answered: what died while there was no agent no longer stands.
+    let ends = Ends::resume(issuer.clone(), instances.clone(), new_ties).await?;
 
     let observer = observer(deps.audit.clone(), metrics.clone());
     let listener = |limits| ListenerConfig {
@@ -165,6 +175,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             trust,
             registry,
             issuer,
+            ends,
             workload,
             admin,
             admin_service,
@@ -204,6 +215,18 @@ async fn node_id(store: &Store, deps: &Deps) -> Result<String, StoreError> {
     let fresh = deps.entropy.hex::<16>();
     store.apply(vec![Change::put(Space::Node, NODE_ID, &fresh, Expect::Absent)]).await?;
     Ok(fresh)
+}
+
+/// The ledger, read in whole; what must be watched for it.
+async fn open_ledger(
+    dir: PathBuf,
+    node: &str,
+    instances: &Instances,
+    deps: &Deps,
+) -> Result<(Ledger, NewTies), StartError> {
+    let (node, boot, clock) = (node.to_owned(), instances.boot(), deps.clock.clone());
+    let opened = tokio::task::spawn_blocking(move || Ledger::open(&dir, &node, boot, clock)).await;
+    Ok(opened.map_err(|_| LedgerError::Stopping)??)
 }
 
 /// The registry, and the stored entries that cannot be used: they must not keep the agent from starting.

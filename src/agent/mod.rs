@@ -29,8 +29,10 @@ use crate::base::durable::DurableError;
 use crate::base::entropy::Entropy;
 use crate::base::quota::Quota;
 use crate::config::Config;
+use crate::ends::Ends;
 use crate::http::Http;
 use crate::issue::Issuer;
+use crate::ledger::LedgerError;
 use crate::peer::{Listener, Observer};
 use crate::registry::{Registry, RegistryError};
 use crate::store::StoreError;
@@ -85,6 +87,9 @@ pub enum StartError {
         .0.display()
     )]
     StoreGone(PathBuf),
+    /// The ledger cannot be used.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// The key directory cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyStoreError),
@@ -158,6 +163,7 @@ struct Parts {
     trust: Arc<Trust>,
     registry: Registry,
     issuer: Arc<Issuer>,
+    ends: Ends,
     workload: Listener,
     admin: Listener,
     admin_service: admin::Admin,
@@ -193,8 +199,14 @@ impl Bound {
         duties.spawn(duties::watch_entries(registry.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::report_bundles(trust.clone(), issuer.metrics.clone(), watcher.clone()));
         duties.spawn(notify::feed_watchdog(watcher.clone()));
+        let ledger = issuer.ledger.clone();
+        duties.spawn({
+            let (ledger, watcher) = (ledger.clone(), watcher.clone());
+            async move { ledger.keep_synced(watcher).await }
+        });
 
         let workload = workload::Workload::new(issuer.clone(), watcher.clone());
+        duties.spawn(self.parts.ends.run(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
         let (limits, stop) = (self.parts.limits, watcher.clone());
@@ -228,6 +240,8 @@ impl Bound {
         if tokio::time::timeout(self.parts.drain_deadline, drained).await.is_err() {
             tracing::warn!("some connections did not end in time; they are cut");
         }
+        // What was issued during the drain.
+        ledger.sync().await;
         early
     }
 }

@@ -48,7 +48,8 @@ pub fn refused(refusal: &Refusal) -> Status {
         | Refusal::Attestation(_)
         | Refusal::Unavailable { .. }
         | Refusal::Stopping => Code::Unavailable,
-        Refusal::Authority(_) | Refusal::Key(_) => Code::Unavailable,
+        Refusal::Revoked(_) => Code::PermissionDenied,
+        Refusal::Authority(_) | Refusal::Key(_) | Refusal::Bond(_) | Refusal::Ledger(_) => Code::Unavailable,
     };
     let mut status = Status::new(code, refusal.to_string());
     if code == Code::PermissionDenied {

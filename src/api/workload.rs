@@ -52,7 +52,7 @@ impl Workload {
         let open = self.open(place, rpc);
         let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| async move {
             let (bundles, renew_at) = issuer.bundles(&peer).await?;
-            Ok(Update { state: Compared { bundles, same }, renew_at })
+            Ok(Update { state: Compared { bundles, same }, credentials: Vec::new(), renew_at })
         });
         Ok(respond(states, open, move |compared| encode(&compared.bundles)))
     }
@@ -187,7 +187,8 @@ impl SpiffeWorkloadApi for Workload {
         let states = updates(self.issuer.clone(), peer, self.drain.clone(), |issuer, peer| async move {
             let state = issuer.x509(&peer).await?;
             let renew_at = Some(state.renew_at);
-            Ok(Update { state, renew_at })
+            let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.serial.clone()).collect();
+            Ok(Update { state, credentials, renew_at })
         });
         Ok(respond(states, open, x509_response))
     }

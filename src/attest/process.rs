@@ -56,6 +56,11 @@ impl Attested {
         self.facts.gid
     }
 
+    /// Whether nothing was found out that the other does not know.
+    pub fn same_facts(&self, other: &Self) -> bool {
+        self.facts == other.facts && Arc::ptr_eq(&self.evidence, &other.evidence)
+    }
+
     /// Adds what the connection says of the executable (peer rule 3): it may be no evidence on this connection
     /// although the selectors hold.
     pub fn require_executable(&mut self, held: Result<(), String>) {

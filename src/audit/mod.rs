@@ -54,6 +54,15 @@ pub enum Event {
         /// Why, for a person.
         detail: String,
     },
+    /// Issued credentials ended before their time.
+    CredentialsEnded {
+        /// What ended: a process, a unit, an entry, an authority.
+        what: String,
+        /// Why: a stable label.
+        reason: &'static str,
+        /// How many credentials.
+        count: usize,
+    },
     /// A connection was refused or cut.
     ConnectionRefused {
         /// Who.
@@ -206,6 +215,13 @@ impl<'a> Line<'a> {
                 caller: Some(caller),
                 reason: Some(reason),
                 detail: Some(detail.clone()),
+                ..none
+            },
+            Event::CredentialsEnded { what, reason, count } => Self {
+                event: "credentials_ended",
+                subject: Some(what),
+                reason: Some(reason),
+                detail: Some(format!("{count} credentials")),
                 ..none
             },
             Event::ConnectionRefused { caller, reason, detail } => Self {

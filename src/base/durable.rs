@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -76,6 +77,60 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), DurableError>
     file.write_all(content).map_err(io_error("write", path))?;
     file.set_permissions(fs::Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))?;
     file.sync_all().map_err(io_error("sync", path))
+}
+
+/// A file that only grows. What was appended survives the death of the process at once, and that of the machine once
+/// it is synced.
+#[derive(Debug)]
+pub struct Appender {
+    file: Arc<File>,
+    path: PathBuf,
+    length: u64,
+}
+
+/// Syncs what was appended so far, from any thread.
+#[derive(Clone, Debug)]
+pub struct Syncer {
+    file: Arc<File>,
+    path: PathBuf,
+}
+
+impl Appender {
+    /// A new file of mode 0600; one that is there already is refused.
+    pub fn create(path: &Path) -> Result<Self, DurableError> {
+        let mut options = OpenOptions::new();
+        options.append(true).create_new(true).custom_flags(nix::libc::O_NOFOLLOW).mode(0o600);
+        let file = Arc::new(options.open(path).map_err(io_error("create", path))?);
+        sync_parent(path)?;
+        Ok(Self { file, path: path.to_owned(), length: 0 })
+    }
+
+    /// Appends all of `record` or nothing: what a failed write left behind is cut off again.
+    pub fn append(&mut self, record: &[u8]) -> Result<(), DurableError> {
+        if let Err(error) = (&*self.file).write_all(record) {
+            self.file.set_len(self.length).map_err(io_error("cut a half-written record off", &self.path))?;
+            return Err(io_error("append to", &self.path)(error));
+        }
+        self.length += record.len() as u64;
+        Ok(())
+    }
+
+    /// How many bytes it has.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// What syncs it.
+    pub fn syncer(&self) -> Syncer {
+        Syncer { file: self.file.clone(), path: self.path.clone() }
+    }
+}
+
+impl Syncer {
+    /// Returns when everything appended before is on disk.
+    pub fn sync(&self) -> Result<(), DurableError> {
+        self.file.sync_data().map_err(io_error("sync", &self.path))
+    }
 }
 
 /// Removes a file durably; a file that is not there is fine.

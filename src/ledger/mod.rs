@@ -1,1 +1,519 @@
 //! What was issued to whom, until when, and whether it still stands.
+//!
+//! Every credential is written down before it is released: by id, by the instance that holds it, by what it is tied to.
+//! A JWT-SVID, a WIT or a certificate of this node that is not in the ledger does not stand.
+//!
+//! # What survives what
+//! A record is in the kernel's hands (`write(2)`) before what it is about is released, so it survives the death of the
+//! agent; it is synced within [`SYNC_WITHIN`], so it survives a loss of power unless that comes first, and then the
+//! reboot has ended every instance. Revocations by an operator or by entries are synced before anybody sees them. Ends of
+//! processes and units are seen at once: whoever is dead stays dead, and a restart finds out again.
+//!
+//! # What it does not
+//! It does not watch anything: `ends` tells it what ended. It knows nothing of other nodes.
+
+mod credential;
+mod index;
+mod log;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::sync::{Notify, mpsc, watch};
+
+pub use self::credential::{Credential, Issued, Kind, Reason, RevokedCertificate, Standing};
+use self::index::{Grant, Holder, Index, Row};
+use self::log::Log;
+use crate::base::clock::Clock;
+use crate::base::drain;
+use crate::base::durable::{DurableError, Syncer};
+use crate::base::entropy::hex;
+use crate::bond::Tie;
+use crate::peer::{Instance, InstanceId};
+use crate::sys::BootId;
+
+/// Records are on disk at the latest this long after they were written.
+pub const SYNC_WITHIN: Duration = Duration::from_millis(100);
+
+/// Why the ledger could not do what was asked. Nothing may be released then.
+#[derive(Debug, Error)]
+pub enum LedgerError {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] DurableError),
+    /// The directory cannot be listed.
+    #[error("cannot list the ledger's directory `{}`", path.display())]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// The refusal.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is of another node, or of a version this agent does not read.
+    #[error(
+        "`{}` is not a ledger of this node that this version reads: move it away to go on without it; what was issued \
+         before then no longer stands, so revoke the authorities as well",
+        .0.display()
+    )]
+    Foreign(PathBuf),
+    /// A file contradicts itself.
+    #[error(
+        "`{}` is damaged at byte {at}: restore it from a backup, or move the ledger away to go on without it; what was \
+         issued before then no longer stands, so revoke the authorities as well",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        at: usize,
+    },
+    /// The id is not one that this node makes.
+    #[error("BUG: `{0}` is not an id of this node")]
+    Id(String),
+    /// A task ended early.
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// The random part of an id.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+struct Key([u8; 16]);
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+/// What was issued. Clones are the same ledger.
+#[derive(Clone, Debug)]
+pub struct Ledger(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    node: String,
+    clock: Clock,
+    state: Mutex<State>,
+    dirty: Notify,
+    /// Counts revocations of what living processes may have.
+    revocations: watch::Sender<u64>,
+    /// Counts changes of what CRLs say.
+    crl: watch::Sender<u64>,
+    new_ties: mpsc::UnboundedSender<Tie>,
+}
+
+#[derive(Debug)]
+struct State {
+    index: Index,
+    log: Log,
+    /// The ties that somebody watches.
+    watched: HashSet<Tie>,
+}
+
+/// Ties that got their first credential and must be watched. What stood at the start is among them.
+pub type NewTies = mpsc::UnboundedReceiver<Tie>;
+
+impl Ledger {
+    /// Reads what is there and begins to write. What an earlier boot left standing has ended, unless it is tied to the
+    /// node. Blocks.
+    pub fn open(dir: &Path, node: &str, boot: BootId, clock: Clock) -> Result<(Self, NewTies), LedgerError> {
+        let now = clock.now().unix_timestamp();
+        let mut index = Index::default();
+        let (log, rebooted) = Log::open(dir, node, &boot.to_string(), now, &mut index)?;
+        let (new_ties, watch) = mpsc::unbounded_channel();
+        let state = Mutex::new(State { index, log, watched: HashSet::new() });
+        let ledger = Self(Arc::new(Shared {
+            node: node.to_owned(),
+            clock,
+            state,
+            dirty: Notify::new(),
+            revocations: watch::Sender::new(0),
+            crl: watch::Sender::new(0),
+            new_ties,
+        }));
+        if !rebooted.is_empty() {
+            ledger.lock().log.ended(rebooted.clone(), Reason::Rebooted, now)?;
+            ledger.end(&mut ledger.lock(), &rebooted, Reason::Rebooted, now);
+        }
+        let standing = ledger.lock().index.standing_ties();
+        for tie in standing {
+            ledger.lock().watched.insert(tie.clone());
+            // The receiver is still here.
+            let _ = ledger.0.new_ties.send(tie);
+        }
+        Ok((ledger, watch))
+    }
+
+    /// Writes a credential down. When this returns, it survives the death of the agent and stands.
+    pub fn record(&self, instance: &Instance, tie: &Tie, issued: &Issued<'_>) -> Result<(), LedgerError> {
+        let key = self.key(issued.id).ok_or_else(|| LedgerError::Id(issued.id.to_owned()))?;
+        let now = self.now();
+        let mut state = self.lock();
+        let State { index, log, watched } = &mut *state;
+        index.expire(now, |file| log.row_left(file));
+        let mut row = Row {
+            kind: issued.kind,
+            binding: issued.binding,
+            held: issued.held,
+            used: false,
+            holder: index.holders.intern(Holder { instance: *instance.id(), pid: instance.pid(), uid: issued.uid }),
+            tie: index.ties.intern(tie.clone()),
+            grant: index.grants.intern(Grant {
+                spiffe_id: issued.spiffe_id.to_string(),
+                entry: issued.entry.id().to_string(),
+                owner: issued.entry.owner().unwrap_or_default().to_owned(),
+                bind: issued.entry.bind(),
+                single_use: issued.single_use,
+            }),
+            authority: index.words.intern(vec![issued.authority.to_owned()]),
+            audience: index.words.intern(issued.audience.to_vec()),
+            delegate: issued.delegate.map(|delegate| index.words.intern(vec![delegate.to_string()])),
+            issued_at: issued.issued_at.unix_timestamp(),
+            not_after: issued.not_after.unix_timestamp(),
+            ended: None,
+            last_asked: 0,
+            file: 0,
+        };
+        if let Err(error) = log.issued(index, key, &mut row) {
+            index.forget_unused();
+            return Err(error);
+        }
+        index.insert(key, row);
+        // It is written: whether older files could be removed says nothing about it.
+        if let Err(error) = log.tidy(index) {
+            tracing::warn!(error = %error, "old files of the ledger cannot be removed, trying again later");
+        }
+        if watched.insert(tie.clone()) {
+            // Without a receiver the agent is stopping, and the next start watches it.
+            let _ = self.0.new_ties.send(tie.clone());
+        }
+        drop(state);
+        self.0.dirty.notify_one();
+        Ok(())
+    }
+
+    /// Whether a credential stands.
+    pub fn standing(&self, id: &str) -> Standing {
+        let Some(key) = self.key(id) else { return Standing::Unknown };
+        self.lock().index.get(&key).map_or(Standing::Unknown, standing)
+    }
+
+    /// The same, because a verifier asks: notes when.
+    pub fn asked(&self, id: &str) -> Standing {
+        let Some(key) = self.key(id) else { return Standing::Unknown };
+        let now = self.now();
+        let mut state = self.lock();
+        let Some(row) = state.index.get_mut(&key) else { return Standing::Unknown };
+        row.last_asked = now;
+        standing(row)
+    }
+
+    /// The same, and when it stands and is good for one use only, this was the use.
+    pub fn use_once(&self, id: &str) -> Result<Standing, LedgerError> {
+        let Some(key) = self.key(id) else { return Ok(Standing::Unknown) };
+        let now = self.now();
+        let mut state = self.lock();
+        let State { index, log, .. } = &mut *state;
+        let Some(row) = index.get_mut(&key) else { return Ok(Standing::Unknown) };
+        row.last_asked = now;
+        let stands = standing(row);
+        let grant = row.grant;
+        if stands == Standing::Stands && index.grants.get(grant).is_some_and(|grant| grant.single_use) {
+            log.used(key)?;
+            if let Some(row) = index.get_mut(&key) {
+                row.used = true;
+            }
+            self.0.dirty.notify_one();
+        }
+        Ok(stands)
+    }
+
+    /// Who holds a credential.
+    pub fn holder(&self, id: &str) -> Option<InstanceId> {
+        let key = self.key(id)?;
+        let state = self.lock();
+        let row = state.index.get(&key)?;
+        Some(state.index.holders.get(row.holder)?.instance)
+    }
+
+    /// Whether this node made an id, whatever became of it.
+    pub fn is_of_this_node(&self, id: &str) -> bool {
+        id.split_once('.').is_some_and(|(node, _)| node == self.0.node)
+    }
+
+    /// The credentials that `wanted` names, the newest first.
+    pub fn credentials(&self, wanted: impl Fn(&Credential) -> bool) -> Vec<Credential> {
+        let now = self.now();
+        let state = self.lock();
+        let all = state.index.iter().filter(|(_, row)| row.not_after >= now);
+        let all = all.filter_map(|(key, row)| self.credential(&state.index, key, row));
+        let mut found: Vec<Credential> = all.filter(wanted).collect();
+        drop(state);
+        found.sort_by(|a, b| (b.issued_at, &b.id).cmp(&(a.issued_at, &a.id)));
+        found
+    }
+
+    /// Ends the standing credentials that `wanted` names, and returns them. When this returns, that survives a loss of
+    /// power; nobody sees it before.
+    pub async fn revoke(
+        &self,
+        wanted: impl Fn(&Credential) -> bool,
+        reason: Reason,
+    ) -> Result<Vec<Credential>, LedgerError> {
+        let standing = |credential: &Credential| credential.standing == Standing::Stands && wanted(credential);
+        let found = self.credentials(standing);
+        let keys: Vec<Key> = found.iter().filter_map(|credential| self.key(&credential.id)).collect();
+        self.end_durably(keys, reason).await?;
+        Ok(found)
+    }
+
+    /// Ends what an instance holds of other identities than these, each a registration entry and a SPIFFE ID.
+    pub async fn keep_only(
+        &self,
+        instance: &InstanceId,
+        kept: impl Fn(&str, &str) -> bool,
+        reason: Reason,
+    ) -> Result<usize, LedgerError> {
+        let keys: Vec<Key> = {
+            let state = self.lock();
+            let grant = |key: &Key| state.index.grants.get(state.index.get(key)?.grant);
+            let goes = |key: &Key| grant(key).is_some_and(|grant| !kept(&grant.entry, &grant.spiffe_id));
+            state.index.held_by(instance).into_iter().filter(goes).collect()
+        };
+        let ended = keys.len();
+        self.end_durably(keys, reason).await?;
+        Ok(ended)
+    }
+
+    /// The registration entries and the authorities of what stands.
+    pub fn standing_on(&self) -> (HashSet<String>, HashSet<String>) {
+        let state = self.lock();
+        let index = &state.index;
+        let mut numbers: (HashSet<u32>, HashSet<u32>) = Default::default();
+        for (_, row) in index.iter().filter(|(_, row)| row.ended.is_none()) {
+            numbers.0.insert(row.grant);
+            numbers.1.insert(row.authority);
+        }
+        let entries = numbers.0.into_iter().filter_map(|number| Some(index.grants.get(number)?.entry.clone()));
+        let authorities = numbers.1.into_iter().filter_map(|number| index.words.get(number)?.first().cloned());
+        (entries.collect(), authorities.collect())
+    }
+
+    /// The instances that hold something that stands and was issued by one of these entries, with their process numbers.
+    pub fn holders_of(&self, entries: &HashSet<String>) -> HashMap<InstanceId, i32> {
+        let state = self.lock();
+        let index = &state.index;
+        let of_them = |row: &Row| {
+            let grant = index.grants.get(row.grant)?;
+            let holder = index.holders.get(row.holder)?;
+            (row.ended.is_none() && entries.contains(&grant.entry)).then_some((holder.instance, holder.pid))
+        };
+        index.iter().filter_map(|(_, row)| of_them(row)).collect()
+    }
+
+    /// Ends everything that is tied to this, because it ended. Seen at once: see the module's promises.
+    pub fn tie_ended(&self, tie: &Tie, reason: Reason) -> Result<usize, LedgerError> {
+        let now = self.now();
+        let mut state = self.lock();
+        state.watched.remove(tie);
+        let keys = state.index.tied_to(tie).0;
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        // What is dead must not pass for living because a disk is full: first it ends, then that is written.
+        let ended = self.end(&mut state, &keys, reason, now);
+        let State { index, log, .. } = &mut *state;
+        log.tie_ended(index, tie, reason, now)?;
+        drop(state);
+        self.0.dirty.notify_one();
+        Ok(ended)
+    }
+
+    /// Whoever watches a tie may stop when nothing stands that is tied to it; otherwise until then at least.
+    pub fn let_go(&self, tie: &Tie) -> Result<(), OffsetDateTime> {
+        let now = self.now();
+        let mut state = self.lock();
+        match state.index.tied_to(tie).1 {
+            Some(last) if last >= now => Err(at(last + 1)),
+            _ => {
+                state.watched.remove(tie);
+                Ok(())
+            }
+        }
+    }
+
+    /// Counts revocations of what living processes may have: streams look again.
+    pub fn revocations(&self) -> watch::Receiver<u64> {
+        self.0.revocations.subscribe()
+    }
+
+    /// The ended certificates of an authority that are not over, for its CRL: only those whose keys are not held.
+    pub fn revoked(&self, authority: &str) -> Vec<RevokedCertificate> {
+        let now = self.now();
+        let state = self.lock();
+        let of_it = |row: &Row| {
+            let name = state.index.words.get(row.authority).and_then(|words| words.first());
+            row.not_after >= now && name.is_some_and(|name| name == authority)
+        };
+        let line = |(key, row): (&Key, &Row)| {
+            let (reason, since) = row.ended.filter(|_| of_it(row))?;
+            let (since, not_after) = (at(since), at(row.not_after));
+            Some(RevokedCertificate { serial: hex(&key.0), at: since, not_after, reason })
+        };
+        let mut lines: Vec<RevokedCertificate> = state.index.revoked().filter_map(line).collect();
+        lines.sort_by(|a, b| (a.at, &a.serial).cmp(&(b.at, &b.serial)));
+        lines
+    }
+
+    /// Counts changes of what [`Self::revoked`] says.
+    pub fn crl_changes(&self) -> watch::Receiver<u64> {
+        self.0.crl.subscribe()
+    }
+
+    /// How many credentials it knows, and how many bytes its files have.
+    pub fn size(&self) -> (usize, u64) {
+        let state = self.lock();
+        (state.index.len(), state.log.bytes())
+    }
+
+    /// Syncs what was written, at the latest [`SYNC_WITHIN`] after it was, until the drain; then once more.
+    pub async fn keep_synced(&self, mut drain: drain::Watcher) {
+        loop {
+            tokio::select! {
+                () = drain.draining() => break,
+                () = self.0.dirty.notified() => {}
+            }
+            // One sync for all that is written meanwhile.
+            tokio::select! {
+                () = drain.draining() => break,
+                () = tokio::time::sleep(SYNC_WITHIN / 2) => {}
+            }
+            self.sync().await;
+        }
+        self.sync().await;
+    }
+
+    /// Puts on disk what was written.
+    pub async fn sync(&self) {
+        if let Err(error) = self.sync_now().await {
+            tracing::error!(error = %error, "the ledger cannot be synced: what was issued just now may not survive a loss of power");
+        }
+    }
+
+    async fn end_durably(&self, keys: Vec<Key>, reason: Reason) -> Result<(), LedgerError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let now = self.now();
+        self.lock().log.ended(keys.clone(), reason, now)?;
+        self.sync_now().await?;
+        self.end(&mut self.lock(), &keys, reason, now);
+        Ok(())
+    }
+
+    /// Makes an end visible.
+    fn end(&self, state: &mut State, keys: &[Key], reason: Reason, at: i64) -> usize {
+        let (mut ended, mut on_crl) = (0, false);
+        for key in keys {
+            let (stood, listed) = state.index.end(key, reason, at);
+            ended += usize::from(stood);
+            on_crl |= listed;
+        }
+        if on_crl {
+            self.0.crl.send_modify(|count| *count += 1);
+        }
+        if ended > 0 && reason.may_meet_the_living() {
+            self.0.revocations.send_modify(|count| *count += 1);
+        }
+        ended
+    }
+
+    async fn sync_now(&self) -> Result<(), LedgerError> {
+        let unsynced = self.lock().log.take_unsynced();
+        let synced = tokio::task::spawn_blocking(move || unsynced.iter().try_for_each(Syncer::sync)).await;
+        Ok(synced.map_err(|_| LedgerError::Stopping)??)
+    }
+
+    fn credential(&self, index: &Index, key: &Key, row: &Row) -> Option<Credential> {
+        let (holder, grant) = (index.holders.get(row.holder)?, index.grants.get(row.grant)?);
+        let delegate = row.delegate.and_then(|number| index.words.get(number)?.first().cloned());
+        Some(Credential {
+            id: self.id(row.kind, key),
+            kind: row.kind,
+            spiffe_id: grant.spiffe_id.clone(),
+            entry: grant.entry.clone(),
+            owner: grant.owner.clone(),
+            audience: (**index.words.get(row.audience)?).clone(),
+            instance: holder.instance,
+            pid: holder.pid,
+            uid: holder.uid,
+            binding: row.binding,
+            bind: grant.bind,
+            tie: (**index.ties.get(row.tie)?).clone(),
+            held: row.held,
+            single_use: grant.single_use,
+            authority: index.words.get(row.authority)?.first()?.clone(),
+            issued_at: at(row.issued_at),
+            not_after: at(row.not_after),
+            standing: standing(row),
+            last_asked: (row.last_asked > 0).then(|| at(row.last_asked)),
+            delegate,
+        })
+    }
+
+    fn id(&self, kind: Kind, key: &Key) -> String {
+        match kind {
+            Kind::X509 => hex(&key.0),
+            Kind::Jwt | Kind::Wit => format!("{}.{}", self.0.node, hex(&key.0)),
+        }
+    }
+
+    /// The random part of an id of this node.
+    fn key(&self, id: &str) -> Option<Key> {
+        let random = match id.split_once('.') {
+            Some((node, random)) if node == self.0.node => random,
+            Some(_) => return None,
+            None => id,
+        };
+        let mut key = [0; 16];
+        let digits = random.as_bytes();
+        if digits.len() != 2 * key.len() {
+            return None;
+        }
+        for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |at: usize| char::from(pair[at]).to_digit(16).filter(|_| !pair[at].is_ascii_uppercase());
+            *byte = u8::try_from(digit(0)? << 4 | digit(1)?).ok()?;
+        }
+        Some(Key(key))
+    }
+
+    fn now(&self) -> i64 {
+        self.0.clock.now().unix_timestamp()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn standing(row: &Row) -> Standing {
+    match row.ended {
+        Some((reason, since)) => Standing::Ended { reason, at: at(since) },
+        None if row.used => Standing::Used,
+        None => Standing::Stands,
+    }
+}
+
+fn at(seconds: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}

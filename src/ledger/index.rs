@@ -1,0 +1,286 @@
+//! The ledger in memory: what stands, by id, by holder and by tie.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Key, Kind, Reason};
+use crate::bond::Tie;
+use crate::peer::InstanceId;
+use crate::registry::Bind;
+
+/// How long a row stays after its credential ended by itself: longer than any leeway for clocks, so that a token that
+/// is accepted is found.
+const GRACE: i64 = 120;
+/// Rows are dropped together with those that end in the same so many seconds.
+const BUCKET: i64 = 30;
+
+/// Who holds a credential.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Holder {
+    pub(super) instance: InstanceId,
+    pub(super) pid: i32,
+    pub(super) uid: u32,
+}
+
+/// What a credential was issued by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Grant {
+    pub(super) spiffe_id: String,
+    pub(super) entry: String,
+    pub(super) owner: String,
+    pub(super) bind: Bind,
+    pub(super) single_use: bool,
+}
+
+/// One credential. What many have in common is named by number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Row {
+    pub(super) kind: Kind,
+    pub(super) binding: u8,
+    pub(super) held: bool,
+    pub(super) used: bool,
+    pub(super) holder: u32,
+    pub(super) tie: u32,
+    pub(super) grant: u32,
+    pub(super) authority: u32,
+    pub(super) audience: u32,
+    pub(super) delegate: Option<u32>,
+    pub(super) issued_at: i64,
+    pub(super) not_after: i64,
+    pub(super) ended: Option<(Reason, i64)>,
+    /// When a verifier last asked about it. Not written down.
+    #[serde(skip)]
+    pub(super) last_asked: i64,
+    /// In which file it is.
+    #[serde(skip)]
+    pub(super) file: u64,
+}
+
+impl Row {
+    /// Whether it is on a CRL once it has ended: nobody can use a key that tether holds.
+    fn is_on_crl(&self) -> bool {
+        self.kind == Kind::X509 && !self.held
+    }
+}
+
+/// Values that rows share, each once, counted, by number.
+#[derive(Debug)]
+pub(super) struct Table<T> {
+    items: HashMap<u32, Item<T>>,
+    numbers: HashMap<Arc<T>, u32>,
+    next: u32,
+}
+
+#[derive(Debug)]
+struct Item<T> {
+    value: Arc<T>,
+    /// How many rows name it.
+    rows: usize,
+    /// The rows, where they are asked for by this value, and some that are gone.
+    keys: Vec<Key>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { items: HashMap::new(), numbers: HashMap::new(), next: 0 }
+    }
+}
+
+impl<T: Eq + Hash> Table<T> {
+    /// The number of a value, old or new.
+    pub(super) fn intern(&mut self, value: T) -> u32 {
+        if let Some(number) = self.numbers.get(&value) {
+            return *number;
+        }
+        let (value, number) = (Arc::new(value), self.next);
+        self.next = self.next.wrapping_add(1);
+        self.numbers.insert(value.clone(), number);
+        self.items.insert(number, Item { value, rows: 0, keys: Vec::new() });
+        number
+    }
+
+    pub(super) fn get(&self, number: u32) -> Option<&Arc<T>> {
+        self.items.get(&number).map(|item| &item.value)
+    }
+
+    fn number(&self, value: &T) -> Option<u32> {
+        self.numbers.get(value).copied()
+    }
+
+    fn keys(&self, number: u32) -> &[Key] {
+        self.items.get(&number).map_or(&[], |item| &item.keys)
+    }
+
+    fn link(&mut self, number: u32) {
+        if let Some(item) = self.items.get_mut(&number) {
+            item.rows += 1;
+        }
+    }
+
+    fn link_key(&mut self, number: u32, key: Key, rows: &HashMap<Key, Row>) {
+        if let Some(item) = self.items.get_mut(&number) {
+            item.rows += 1;
+            if item.keys.len() > 2 * item.rows + 16 {
+                item.keys.retain(|key| rows.contains_key(key));
+            }
+            item.keys.push(key);
+        }
+    }
+
+    /// Forgets a value that no row names.
+    fn forget_unused(&mut self, number: u32) {
+        if self.items.get(&number).is_some_and(|item| item.rows == 0)
+            && let Some(item) = self.items.remove(&number)
+        {
+            self.numbers.remove(&item.value);
+        }
+    }
+
+    fn forget_all_unused(&mut self) {
+        let unused = self.items.iter().filter(|(_, item)| item.rows == 0).map(|(number, _)| *number);
+        for number in unused.collect::<Vec<_>>() {
+            self.forget_unused(number);
+        }
+    }
+
+    /// One row less names it.
+    fn release(&mut self, number: u32) {
+        if let Some(item) = self.items.get_mut(&number) {
+            item.rows = item.rows.saturating_sub(1);
+        }
+        self.forget_unused(number);
+    }
+}
+
+/// Everything that is known, for as long as it matters.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    rows: HashMap<Key, Row>,
+    pub(super) holders: Table<Holder>,
+    pub(super) ties: Table<Tie>,
+    pub(super) grants: Table<Grant>,
+    pub(super) words: Table<Vec<String>>,
+    by_end: BTreeMap<i64, Vec<Key>>,
+    /// Ended certificates whose keys are not held, for CRLs.
+    revoked: HashSet<Key>,
+}
+
+impl Index {
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<&Row> {
+        self.rows.get(key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Row> {
+        self.rows.get_mut(key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Row)> {
+        self.rows.iter()
+    }
+
+    /// Whether a row is beyond its time.
+    pub(super) fn is_over(row: &Row, now: i64) -> bool {
+        row.not_after + GRACE < now
+    }
+
+    /// Puts a row in, or in the place of the same one from an older file.
+    pub(super) fn insert(&mut self, key: Key, row: Row) {
+        let rows = &self.rows;
+        self.holders.link_key(row.holder, key, rows);
+        self.ties.link_key(row.tie, key, rows);
+        self.grants.link(row.grant);
+        self.words.link(row.authority);
+        self.words.link(row.audience);
+        if let Some(delegate) = row.delegate {
+            self.words.link(delegate);
+        }
+        self.by_end.entry((row.not_after + GRACE).div_euclid(BUCKET)).or_default().push(key);
+        if row.ended.is_some() && row.is_on_crl() {
+            self.revoked.insert(key);
+        }
+        // Last: what both name must not be forgotten in between.
+        if let Some(former) = self.rows.insert(key, row) {
+            self.unlink(&former);
+        }
+    }
+
+    /// Forgets what was interned for rows that were not put in.
+    pub(super) fn forget_unused(&mut self) {
+        self.holders.forget_all_unused();
+        self.ties.forget_all_unused();
+        self.grants.forget_all_unused();
+        self.words.forget_all_unused();
+    }
+
+    fn unlink(&mut self, row: &Row) {
+        self.holders.release(row.holder);
+        self.ties.release(row.tie);
+        self.grants.release(row.grant);
+        self.words.release(row.authority);
+        self.words.release(row.audience);
+        if let Some(delegate) = row.delegate {
+            self.words.release(delegate);
+        }
+    }
+
+    /// Drops the rows whose time is over, and tells `dropped` the file of each.
+    pub(super) fn expire(&mut self, now: i64, mut dropped: impl FnMut(u64)) {
+        while let Some(bucket) = self.by_end.first_entry() {
+            if (bucket.key() + 1) * BUCKET > now {
+                return;
+            }
+            for key in bucket.remove() {
+                // A row that was put in twice is in two buckets, or was dropped with the first.
+                if self.rows.get(&key).is_some_and(|row| Self::is_over(row, now))
+                    && let Some(row) = self.rows.remove(&key)
+                {
+                    self.unlink(&row);
+                    self.revoked.remove(&key);
+                    dropped(row.file);
+                }
+            }
+        }
+    }
+
+    /// Ends a credential; whether it stood, and whether that belongs on a CRL.
+    pub(super) fn end(&mut self, key: &Key, reason: Reason, at: i64) -> (bool, bool) {
+        let Some(row) = self.rows.get_mut(key).filter(|row| row.ended.is_none()) else { return (false, false) };
+        row.ended = Some((reason, at));
+        let on_crl = row.is_on_crl() && self.revoked.insert(*key);
+        (true, on_crl)
+    }
+
+    pub(super) fn revoked(&self) -> impl Iterator<Item = (&Key, &Row)> {
+        self.revoked.iter().filter_map(|key| Some((key, self.rows.get(key)?)))
+    }
+
+    /// The standing rows of an instance.
+    pub(super) fn held_by(&self, instance: &InstanceId) -> Vec<Key> {
+        let numbers = self.holders.numbers.iter().filter(|(holder, _)| holder.instance == *instance);
+        let keys = numbers.flat_map(|(_, number)| self.holders.keys(*number).iter().copied());
+        keys.filter(|key| self.rows.get(key).is_some_and(|row| row.ended.is_none())).collect()
+    }
+
+    /// The standing rows of a tie, and the end of the last of them.
+    pub(super) fn tied_to(&self, tie: &Tie) -> (Vec<Key>, Option<i64>) {
+        let Some(number) = self.ties.number(tie) else { return (Vec::new(), None) };
+        let standing = |key: &&Key| self.rows.get(key).is_some_and(|row| row.ended.is_none());
+        let keys: Vec<Key> = self.ties.keys(number).iter().filter(standing).copied().collect();
+        let last = keys.iter().filter_map(|key| Some(self.rows.get(key)?.not_after)).max();
+        (keys, last)
+    }
+
+    /// Everything that something standing is tied to.
+    pub(super) fn standing_ties(&self) -> Vec<Tie> {
+        let items = self.ties.items.values();
+        let stands = |key: &Key| self.rows.get(key).is_some_and(|row| row.ended.is_none());
+        items.filter(|item| item.keys.iter().any(stands)).map(|item| (*item.value).clone()).collect()
+    }
+}

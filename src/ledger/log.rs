@@ -1,0 +1,382 @@
+//! The ledger on disk: a few append-only files, of which the oldest goes when nothing in it matters any more.
+//!
+//! INVARIANT: a record refers only to records of its own file or of older ones, and files go oldest first. So what is
+//! left, read in order, says everything about the credentials that are left.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::index::{Index, Row};
+use super::record::{Record, VERSION};
+use super::{Key, LedgerError, Reason};
+use crate::base::durable::{self, Appender, Syncer};
+use crate::bond::Tie;
+
+/// A file is left alone once it has so many bytes, and a new one begun.
+const FILE_BYTES: u64 = 8 * 1024 * 1024;
+/// Files may have so many bytes in all beyond what their living rows need.
+const SLACK_BYTES: u64 = 2 * FILE_BYTES;
+/// What a living row needs, generously.
+const ROW_BYTES: u64 = 128;
+/// No file is larger, by far.
+const MAX_FILE: u64 = 64 * FILE_BYTES;
+const SUFFIX: &str = ".log";
+
+/// The files, and what the newest has declared.
+#[derive(Debug)]
+pub(super) struct Log {
+    dir: PathBuf,
+    node: String,
+    boot: String,
+    file: Appender,
+    number: u64,
+    declared: Declared,
+    /// The rows that were written to each file, the newest file's last.
+    files: VecDeque<File>,
+    unsynced: Vec<Syncer>,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct File {
+    number: u64,
+    bytes: u64,
+    keys: Vec<Key>,
+    /// How many of them are still in the index as rows of this file.
+    living: usize,
+}
+
+#[derive(Debug, Default)]
+struct Declared {
+    holders: HashSet<u32>,
+    ties: HashSet<u32>,
+    grants: HashSet<u32>,
+    words: HashSet<u32>,
+}
+
+impl Log {
+    /// Reads all files into `index` and begins a new one. Returns what another boot left standing and is not tied to
+    /// the node: it has ended.
+    pub(super) fn open(
+        dir: &Path,
+        node: &str,
+        boot: &str,
+        now: i64,
+        index: &mut Index,
+    ) -> Result<(Self, Vec<Key>), LedgerError> {
+        durable::private_dir(dir)?;
+        let mut numbers = numbers(dir)?;
+        numbers.sort_unstable();
+        let mut files = VecDeque::new();
+        let mut rebooted = HashSet::new();
+        for number in &numbers {
+            let bytes = durable::read(&path(dir, *number), MAX_FILE)?;
+            let mut reader =
+                Reader { index, node, boot, now, file: *number, keys: Vec::new(), rebooted: &mut rebooted };
+            reader.read(&bytes, || path(dir, *number))?;
+            let keys = reader.keys;
+            files.push_back(File { number: *number, bytes: bytes.len() as u64, keys, living: 0 });
+        }
+        index.forget_unused();
+        for (_, row) in index.iter() {
+            if let Some(file) = files.iter_mut().find(|file| file.number == row.file) {
+                file.living += 1;
+            }
+        }
+        let number = numbers.last().map_or(1, |last| last + 1);
+        let (file, begin) = begin(dir, number, node, boot)?;
+        files.push_back(begin);
+        let mut log = Self {
+            dir: dir.to_owned(),
+            node: node.to_owned(),
+            boot: boot.to_owned(),
+            unsynced: vec![file.syncer()],
+            file,
+            number,
+            declared: Declared::default(),
+            files,
+            buffer: Vec::new(),
+        };
+        log.drop_dead()?;
+        let rebooted = rebooted.into_iter().filter(|key| index.get(key).is_some_and(|row| row.ended.is_none()));
+        Ok((log, rebooted.collect()))
+    }
+
+    /// Writes that a credential was issued; `row` gets the number of the file it is in.
+    pub(super) fn issued(&mut self, index: &Index, key: Key, row: &mut Row) -> Result<(), LedgerError> {
+        self.declare(index, row);
+        Record::Issued { key, row: row.clone() }.write(&mut self.buffer);
+        self.append()?;
+        row.file = self.number;
+        if let Some(file) = self.files.back_mut() {
+            file.keys.push(key);
+            file.living += 1;
+        }
+        Ok(())
+    }
+
+    /// Writes that credentials ended.
+    pub(super) fn ended(&mut self, keys: Vec<Key>, reason: Reason, at: i64) -> Result<(), LedgerError> {
+        Record::Ended { keys, reason, at }.write(&mut self.buffer);
+        self.append()
+    }
+
+    /// Writes that everything tied to this ended.
+    pub(super) fn tie_ended(
+        &mut self,
+        index: &mut Index,
+        tie: &Tie,
+        reason: Reason,
+        at: i64,
+    ) -> Result<(), LedgerError> {
+        let number = index.ties.intern(tie.clone());
+        self.declare_tie(index, number);
+        Record::TieEnded { tie: number, reason, at }.write(&mut self.buffer);
+        self.append()
+    }
+
+    /// Writes that a single-use credential was used.
+    pub(super) fn used(&mut self, key: Key) -> Result<(), LedgerError> {
+        Record::Used { key }.write(&mut self.buffer);
+        self.append()
+    }
+
+    /// A row of this file is gone from the index, or in another file now.
+    pub(super) fn row_left(&mut self, number: u64) {
+        // Almost always one of the oldest.
+        if let Some(file) = self.files.iter_mut().find(|file| file.number == number) {
+            file.living = file.living.saturating_sub(1);
+        }
+    }
+
+    /// Keeps the files few: removes those at the old end in which nothing lives, and when there is still too much, carries
+    /// what lives in the oldest over into the newest.
+    pub(super) fn tidy(&mut self, index: &mut Index) -> Result<(), LedgerError> {
+        self.drop_dead()?;
+        let bytes: u64 = self.files.iter().map(|file| file.bytes).sum();
+        if bytes <= SLACK_BYTES + index.len() as u64 * ROW_BYTES || self.files.len() < 2 {
+            return Ok(());
+        }
+        let Some(oldest) = self.files.front_mut() else { return Ok(()) };
+        let (number, keys) = (oldest.number, std::mem::take(&mut oldest.keys));
+        for key in keys {
+            let Some(row) = index.get(&key).filter(|row| row.file == number) else { continue };
+            let mut row = row.clone();
+            self.issued(index, key, &mut row)?;
+            self.row_left(number);
+            if let Some(kept) = index.get_mut(&key) {
+                kept.file = row.file;
+            }
+        }
+        // What carries over an end must be on disk before the record of the end goes.
+        self.file.syncer().sync()?;
+        self.drop_dead()
+    }
+
+    /// What is to be synced so that everything written so far survives a loss of power.
+    pub(super) fn take_unsynced(&mut self) -> Vec<Syncer> {
+        let all = std::mem::take(&mut self.unsynced);
+        self.unsynced.push(self.file.syncer());
+        all
+    }
+
+    /// How many bytes the files have.
+    pub(super) fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    fn drop_dead(&mut self) -> Result<(), LedgerError> {
+        while self.files.len() > 1 && self.files.front().is_some_and(|file| file.living == 0) {
+            if let Some(dead) = self.files.pop_front() {
+                durable::remove(&path(&self.dir, dead.number))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn declare(&mut self, index: &Index, row: &Row) {
+        if self.declared.holders.insert(row.holder)
+            && let Some(holder) = index.holders.get(row.holder)
+        {
+            Record::Holder { number: row.holder, holder: (**holder).clone() }.write(&mut self.buffer);
+        }
+        self.declare_tie(index, row.tie);
+        if self.declared.grants.insert(row.grant)
+            && let Some(grant) = index.grants.get(row.grant)
+        {
+            Record::Grant { number: row.grant, grant: (**grant).clone() }.write(&mut self.buffer);
+        }
+        for number in [Some(row.authority), Some(row.audience), row.delegate].into_iter().flatten() {
+            if self.declared.words.insert(number)
+                && let Some(words) = index.words.get(number)
+            {
+                Record::Words { number, words: (**words).clone() }.write(&mut self.buffer);
+            }
+        }
+    }
+
+    fn declare_tie(&mut self, index: &Index, number: u32) {
+        if self.declared.ties.insert(number)
+            && let Some(tie) = index.ties.get(number)
+        {
+            Record::Tie { number, tie: (**tie).clone() }.write(&mut self.buffer);
+        }
+    }
+
+    /// Writes what is in the buffer, as a whole or not at all.
+    fn append(&mut self) -> Result<(), LedgerError> {
+        let written = self.file.append(&self.buffer);
+        self.buffer.clear();
+        if written.is_err() {
+            // Declarations may be among what was not written: the next records declare again.
+            self.declared = Declared::default();
+        }
+        written?;
+        if let Some(file) = self.files.back_mut() {
+            file.bytes = self.file.length();
+        }
+        if self.file.length() >= FILE_BYTES {
+            self.roll()?;
+        }
+        Ok(())
+    }
+
+    fn roll(&mut self) -> Result<(), LedgerError> {
+        let number = self.number + 1;
+        let (file, begin) = begin(&self.dir, number, &self.node, &self.boot)?;
+        self.unsynced.push(file.syncer());
+        self.file = file;
+        self.number = number;
+        self.files.push_back(begin);
+        self.declared = Declared::default();
+        Ok(())
+    }
+}
+
+/// A new file with its first record.
+fn begin(dir: &Path, number: u64, node: &str, boot: &str) -> Result<(Appender, File), LedgerError> {
+    let mut file = Appender::create(&path(dir, number))?;
+    let mut buffer = Vec::new();
+    Record::Begin { version: VERSION, node: node.to_owned(), boot: boot.to_owned() }.write(&mut buffer);
+    file.append(&buffer)?;
+    let bytes = file.length();
+    Ok((file, File { number, bytes, keys: Vec::new(), living: 0 }))
+}
+
+fn path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:010}{SUFFIX}"))
+}
+
+fn numbers(dir: &Path) -> Result<Vec<u64>, LedgerError> {
+    let failed = |source| LedgerError::List { path: dir.to_owned(), source };
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(|n| n.parse::<u64>().ok()));
+    }
+    Ok(numbers)
+}
+
+/// Reads one file into the index.
+struct Reader<'a> {
+    index: &'a mut Index,
+    node: &'a str,
+    boot: &'a str,
+    now: i64,
+    file: u64,
+    keys: Vec<Key>,
+    rebooted: &'a mut HashSet<Key>,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, mut bytes: &[u8], path: impl Fn() -> PathBuf) -> Result<(), LedgerError> {
+        let whole = bytes.len();
+        let mut names = Names::default();
+        let mut same_boot = None;
+        while !bytes.is_empty() {
+            let at = whole - bytes.len();
+            let Some((record, rest)) = Record::read(bytes) else {
+                // Nothing was answered on what follows: either it was not written whole when the agent died, or it was
+                // not synced when the machine did, and a boot ends every instance. Revocations were synced, and with
+                // them everything before.
+                tracing::warn!(file = %path().display(), at, "the ledger's file ends in a record that was not written whole");
+                return Ok(());
+            };
+            bytes = rest;
+            match (same_boot, record) {
+                (None, Record::Begin { version: VERSION, node, boot }) if node == self.node => {
+                    same_boot = Some(boot == self.boot);
+                }
+                (None, Record::Begin { .. }) => return Err(LedgerError::Foreign(path())),
+                (Some(same_boot), record) => {
+                    self.apply(record, &mut names, same_boot)
+                        .ok_or_else(|| LedgerError::Damaged { path: path(), at })?;
+                }
+                (None, _) => return Err(LedgerError::Damaged { path: path(), at }),
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` when the record refers to something that was not declared.
+    fn apply(&mut self, record: Record, names: &mut Names, same_boot: bool) -> Option<()> {
+        let find = |names: &HashMap<u32, u32>, number| names.get(&number).copied();
+        match record {
+            Record::Begin { .. } => return None,
+            Record::Holder { number, holder } => drop(names.holders.insert(number, self.index.holders.intern(holder))),
+            Record::Tie { number, tie } => drop(names.ties.insert(number, self.index.ties.intern(tie))),
+            Record::Grant { number, grant } => drop(names.grants.insert(number, self.index.grants.intern(grant))),
+            Record::Words { number, words } => drop(names.words.insert(number, self.index.words.intern(words))),
+            Record::Issued { key, mut row } => {
+                row.holder = find(&names.holders, row.holder)?;
+                row.tie = find(&names.ties, row.tie)?;
+                row.grant = find(&names.grants, row.grant)?;
+                row.authority = find(&names.words, row.authority)?;
+                row.audience = find(&names.words, row.audience)?;
+                row.delegate = match row.delegate {
+                    Some(number) => Some(find(&names.words, number)?),
+                    None => None,
+                };
+                row.file = self.file;
+                if Index::is_over(&row, self.now) {
+                    return Some(());
+                }
+                let stays = same_boot || self.index.ties.get(row.tie).is_some_and(|tie| **tie == Tie::Node);
+                if stays {
+                    self.rebooted.remove(&key);
+                } else {
+                    self.rebooted.insert(key);
+                }
+                self.index.insert(key, row);
+                self.keys.push(key);
+            }
+            Record::Ended { keys, reason, at } => {
+                for key in keys {
+                    self.index.end(&key, reason, at);
+                }
+            }
+            Record::TieEnded { tie, reason, at } => {
+                let tie = self.index.ties.get(find(&names.ties, tie)?)?.clone();
+                for key in self.index.tied_to(&tie).0 {
+                    self.index.end(&key, reason, at);
+                }
+            }
+            Record::Used { key } => {
+                if let Some(row) = self.index.get_mut(&key) {
+                    row.used = true;
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+/// What the numbers of one file stand for in the index.
+#[derive(Default)]
+struct Names {
+    holders: HashMap<u32, u32>,
+    ties: HashMap<u32, u32>,
+    grants: HashMap<u32, u32>,
+    words: HashMap<u32, u32>,
+}
