@@ -251,14 +251,32 @@ impl Ledger {
         id.split_once('.').is_some_and(|(node, _)| node == self.0.node)
     }
 
-    /// The credentials that `wanted` names, the newest first.
-    pub fn credentials(&self, wanted: impl Fn(&Credential) -> bool) -> Vec<Credential> {
+    /// One credential.
+    pub fn credential(&self, id: &str) -> Option<Credential> {
+        let key = self.key(id)?;
+        let state = self.lock();
+        self.show(&state.index, &key, state.index.get(&key)?)
+    }
+
+    /// Shows every credential that has not ended by itself to `visit`, in no order.
+    pub fn each(&self, mut visit: impl FnMut(Credential)) {
         let now = self.now();
         let state = self.lock();
-        let all = state.index.iter().filter(|(_, row)| row.not_after >= now);
-        let all = all.filter_map(|(key, row)| self.credential(&state.index, key, row));
-        let mut found: Vec<Credential> = all.filter(wanted).collect();
-        drop(state);
+        for (key, row) in state.index.iter().filter(|(_, row)| row.not_after >= now) {
+            if let Some(credential) = self.show(&state.index, key, row) {
+                visit(credential);
+            }
+        }
+    }
+
+    /// The credentials that `wanted` names, the newest first.
+    pub fn credentials(&self, wanted: impl Fn(&Credential) -> bool) -> Vec<Credential> {
+        let mut found = Vec::new();
+        self.each(|credential| {
+            if wanted(&credential) {
+                found.push(credential);
+            }
+        });
         found.sort_by(|a, b| (b.issued_at, &b.id).cmp(&(a.issued_at, &a.id)));
         found
     }
@@ -444,7 +462,7 @@ impl Ledger {
         Ok(synced.map_err(|_| LedgerError::Stopping)??)
     }
 
-    fn credential(&self, index: &Index, key: &Key, row: &Row) -> Option<Credential> {
+    fn show(&self, index: &Index, key: &Key, row: &Row) -> Option<Credential> {
         let (holder, grant) = (index.holders.get(row.holder)?, index.grants.get(row.grant)?);
         let delegate = row.delegate.and_then(|number| index.words.get(number)?.first().cloned());
         Some(Credential {
