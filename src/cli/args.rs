@@ -1,11 +1,15 @@
 //! The command line as types. What is parsed here is complete: no command checks its flags again.
 
+mod credential;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::LogFilter;
 use crate::id::{SpiffeId, TrustDomain};
+
+pub use credential::{CredentialCommand, RevokeArgs};
 
 /// The commit of the SPIFFE specification that is implemented.
 pub const SPIFFE_COMMIT: &str = "665a28f";
@@ -88,6 +92,9 @@ pub enum Command {
     Entry(EntryCommand),
     /// Say which selectors a process has, which entries match it, which do not and why.
     Explain(ExplainArgs),
+    /// The ledger: who holds which credential, what it is worth to a thief, and revoking it.
+    #[command(subcommand)]
+    Credential(CredentialCommand),
     /// What signs.
     #[command(subcommand)]
     Authority(AuthorityCommand),
