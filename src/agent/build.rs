@@ -72,7 +72,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
 
     let (registry, unusable) = open_registry(&config, &store, &deps).await?;
     let (ledger, new_ties) = open_ledger(config.state_dir.join("ledger"), &node, &instances, &deps).await?;
-    let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl });
+    let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl })
+        .with_jwt_caps(config.svid.jwt_ttl_caps.clone());
     let issuer = Arc::new(Issuer {
         attestation: Attestation::new(
             Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy)

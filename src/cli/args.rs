@@ -1,11 +1,15 @@
 //! The command line as types. What is parsed here is complete: no command checks its flags again.
 
+mod credential;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::LogFilter;
 use crate::id::{SpiffeId, TrustDomain};
+
+pub use credential::{CredentialCommand, RevokeArgs};
 
 /// The commit of the SPIFFE specification that is implemented.
 pub const SPIFFE_COMMIT: &str = "665a28f";
@@ -88,6 +92,9 @@ pub enum Command {
     Entry(EntryCommand),
     /// Say which selectors a process has, which entries match it, which do not and why.
     Explain(ExplainArgs),
+    /// The ledger: who holds which credential, what it is worth to a thief, and revoking it.
+    #[command(subcommand)]
+    Credential(CredentialCommand),
     /// What signs.
     #[command(subcommand)]
     Authority(AuthorityCommand),
@@ -316,6 +323,12 @@ pub struct EntryFields {
     /// An audience JWT-SVIDs may have; * for any.
     #[arg(long = "audience", value_name = "AUDIENCE", id = "audiences")]
     pub audiences: Vec<String>,
+    /// A URI prefix for which the workload may check proofs.
+    #[arg(long, value_name = "URI_PREFIX")]
+    pub serves: Vec<String>,
+    /// A SPIFFE ID in whose name the workload may ask; with /* at its end all below it.
+    #[arg(long, value_name = "SPIFFE_ID")]
+    pub may_act_for: Vec<String>,
     /// A DNS name in X509-SVIDs.
     #[arg(long = "dns-name", value_name = "NAME", id = "dns_names")]
     pub dns_names: Vec<String>,
@@ -325,16 +338,22 @@ pub struct EntryFields {
     /// Whose end ends the identity: process, unit or node.
     #[arg(long)]
     pub bind: Option<String>,
+    /// Whether each JWT-SVID is accepted once.
+    #[arg(long, value_name = "BOOL")]
+    pub single_use: Option<bool>,
     /// Whether keys and tokens may be written to files.
     #[arg(long, value_name = "BOOL")]
     pub exportable: Option<bool>,
+    /// Whether the entry is switched off: it gives nothing any more, and what it gave is revoked.
+    #[arg(long, value_name = "BOOL")]
+    pub disabled: Option<bool>,
     /// When the entry ends, in RFC 3339.
     #[arg(long, value_name = "TIME")]
     pub expires_at: Option<String>,
 }
 
 impl EntryFields {
-    const NAMES: [&'static str; 14] = [
+    const NAMES: [&'static str; 18] = [
         "entry_id",
         "spiffe_id",
         "match",
@@ -344,10 +363,14 @@ impl EntryFields {
         "x509_ttl",
         "jwt_ttl",
         "audiences",
+        "serves",
+        "may_act_for",
         "dns_names",
         "federates_with",
         "bind",
+        "single_use",
         "exportable",
+        "disabled",
         "expires_at",
     ];
 }

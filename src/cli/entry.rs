@@ -131,9 +131,12 @@ fn fields(given: &EntryFields) -> Table {
         ("match", &given.matches),
         ("unless", &given.unless),
         ("audiences", &given.audiences),
+        ("serves", &given.serves),
+        ("may_act_for", &given.may_act_for),
         ("dns_names", &given.dns_names),
         ("federates_with", &given.federates_with),
     ];
+    let flags = [("single_use", given.single_use), ("exportable", given.exportable), ("disabled", given.disabled)];
     let mut entry = Table::new();
     for (name, text) in texts {
         if let Some(text) = text {
@@ -144,8 +147,10 @@ fn fields(given: &EntryFields) -> Table {
         let items = list.iter().cloned().map(Value::String).collect();
         entry.insert((*name).to_owned(), Value::Array(items));
     }
-    if let Some(exportable) = given.exportable {
-        entry.insert("exportable".to_owned(), Value::Boolean(exportable));
+    for (name, flag) in flags {
+        if let Some(flag) = flag {
+            entry.insert(name.to_owned(), Value::Boolean(flag));
+        }
     }
     entry
 }

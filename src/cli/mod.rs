@@ -8,6 +8,7 @@ mod args;
 mod authority;
 mod bundle;
 mod config;
+mod credential;
 mod doctor;
 mod entry;
 mod explain;
@@ -157,6 +158,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         }
         Command::Entry(command) => context.wait(async |context| entry::run(command, context).await),
         Command::Explain(args) => context.wait(async |context| explain::run(args, context).await),
+        Command::Credential(command) => context.wait(async |context| credential::run(command, context).await),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
         Command::Completion { shell } => manual::completion(shell, context),
@@ -229,6 +231,7 @@ services! {
     entries: entries_client::EntriesClient,
     authorities: authorities_client::AuthoritiesClient,
     bundles: bundles_client::BundlesClient,
+    credentials: credentials_client::CredentialsClient,
 }
 
 impl Admin {

@@ -1,4 +1,5 @@
 mod admin;
+mod credential;
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Write};

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use crate::base::durable;
 
 use super::settings::{Settings, Visitor};
-use super::value::{Raw, Value, kind};
+use super::value::{Raw, Value, Wrong, kind};
 use super::{Config, check};
 
 /// Far above any real configuration file.
@@ -222,17 +222,26 @@ impl Loading {
             }
             let at_key = position(key.span().start);
             let place = if known_paths().contains(&path) { position(value.span().start) } else { at_key.clone() };
-            self.apply(&path, Raw::Toml(value.get_ref()), Origin::File(at_key), Place::File(place));
+            let raw = Raw::Toml(value.get_ref());
+            self.apply(&path, raw, Origin::File(at_key), Place::File(place), Some(position));
         }
     }
 
     fn apply_texts<'a>(&mut self, settings: impl Iterator<Item = TextSetting<'a>>) {
         for TextSetting { path, value, origin, place } in settings {
-            self.apply(&path, Raw::Text(value), origin, place);
+            self.apply(&path, Raw::Text(value), origin, place, None);
         }
     }
 
-    fn apply(&mut self, path: &str, raw: Raw<'_>, origin: Origin, place: Place) {
+    /// Gives a setting its value. `position` is where an offset is, when the value comes from a file.
+    fn apply(
+        &mut self,
+        path: &str,
+        raw: Raw<'_>,
+        origin: Origin,
+        place: Place,
+        position: Option<&dyn Fn(usize) -> Position>,
+    ) {
         let mut setter = Setter { path, raw, outcome: None };
         self.config.visit("", &mut setter);
         match setter.outcome {
@@ -240,7 +249,11 @@ impl Loading {
                 self.origins.insert(path.to_owned(), origin);
                 self.places.insert(path.to_owned(), place);
             }
-            Some(Err(message)) => self.mistakes.push(Mistake { place, message: format!("`{path}`: {message}") }),
+            Some(Err(Wrong { message, at })) => {
+                let item = position.zip(at).map(|(position, offset)| Place::File(position(offset)));
+                let message = format!("`{path}`: {message}");
+                self.mistakes.push(Mistake { place: item.unwrap_or(place), message });
+            }
             None => self.mistakes.push(Mistake { place, message: unknown(path) }),
         }
     }
@@ -265,7 +278,7 @@ impl Loading {
 struct Setter<'a> {
     path: &'a str,
     raw: Raw<'a>,
-    outcome: Option<Result<(), String>>,
+    outcome: Option<Result<(), Wrong>>,
 }
 
 impl Visitor for Setter<'_> {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::id::TrustDomain;
+use crate::policy::AudienceCaps;
 use crate::telemetry;
 use crate::x509::KeyType;
 
@@ -101,6 +102,10 @@ settings! {
         x509_ttl: Duration = 15 * MINUTE;
         /// How long a JWT-SVID is valid. An entry may say otherwise.
         jwt_ttl: Duration = 5 * MINUTE;
+        /// The longest that a JWT-SVID for an audience is valid, whatever its entry says; of several audiences the
+        /// smallest counts, and "*" stands for those not named: { "https://pay.example.com" = "30s", "*" = "5m" }. In
+        /// the environment and with --set: https://pay.example.com=30s,*=5m.
+        jwt_ttl_caps: AudienceCaps = AudienceCaps::default();
     }
 }
 

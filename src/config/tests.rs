@@ -67,7 +67,15 @@ fn every_kind_of_mistake_is_placed_and_says_what_to_write() {
         ("[http]\naddress = \"localhost:1\"", &["FILE:2:11: `http.address`: expected an address such as"]),
         ("[http]\nallow_remote = \"yes\"", &["FILE:2:16: `http.allow_remote`: expected true or false, not a string"]),
         ("[log]\nlevel = \"inof\"", &["FILE:2:9: `log.level`: `inof` is not a log level"]),
-        ("[admin]\nviewers = [\"a\", 1]", &["FILE:2:11: `admin.viewers`: expected a list of strings; one item is"]),
+        ("[admin]\nviewers = [\"a\", 1]", &["FILE:2:17: `admin.viewers`: expected a list of strings, not of a whole"]),
+        ("[svid]\njwt_ttl_caps = [\"a=1m\"]", &["FILE:2:16: `svid.jwt_ttl_caps`: expected a table such as { \""]),
+        (
+            "[svid]\njwt_ttl_caps = { a = \"1m\",\n  b = \"1\" }",
+            &["FILE:3:7: `svid.jwt_ttl_caps`: expected a duration such as"],
+        ),
+        ("[svid.jwt_ttl_caps]\na = 60", &["FILE:2:5: `svid.jwt_ttl_caps`: expected a duration such as"]),
+        ("[svid.jwt_ttl_caps]\na = \"500ms\"", &["FILE:2:5: `svid.jwt_ttl_caps`: the cap of `a` is at least 1s"]),
+        ("[svid.jwt_ttl_caps]\n\"\" = \"1m\"", &["FILE:2:6: `svid.jwt_ttl_caps`: an audience is empty"]),
         ("a = \n[svid]\nx509_ttl = 1", &["FILE:1:", "FILE:1:1: there is no setting `a`", "FILE:3:12: `svid.x509_ttl`"]),
         ("[log]\nformat = \"text\"\nformat = \"json\"", &["FILE:3:1: duplicate key"]),
     ];
@@ -154,6 +162,27 @@ fn an_empty_text_takes_back_an_optional_value_and_lists_are_separated_by_commas(
 }
 
 #[test]
+fn caps_of_audiences_are_a_table_in_the_file_and_pairs_elsewhere() {
+    let caps = |loaded: Result<Loaded, Mistakes>| {
+        let caps = loaded.expect("right").config.svid.jwt_ttl_caps;
+        caps.iter().map(|(audience, cap)| format!("{audience} {}", cap.as_secs())).collect::<Vec<_>>()
+    };
+    let expected = ["* 300", "https://a?b=c 30"];
+    let inline = "[svid]\njwt_ttl_caps = { \"https://a?b=c\" = \"30s\", \"*\" = \"5m\" }";
+    let section = "[svid.jwt_ttl_caps]\n\"https://a?b=c\" = \"30s\"\n\"*\" = \"5m\"";
+    for text in [inline, section] {
+        assert_eq!(caps(from_file(&format!("trust_domain = \"td\"\n{text}"))), expected, "{text}");
+    }
+    let text = "trust_domain = \"td\"\n[svid]\njwt_ttl_caps = { a = \"1m\" }";
+    let variable = "TETHER_SVID__JWT_TTL_CAPS";
+    assert_eq!(caps(from_layers(text, &[(variable, "https://a?b=c=30s, *=5m")], &[])), expected);
+    assert!(caps(from_layers(text, &[(variable, "")], &[])).is_empty(), "taken back");
+    for wrong in ["a", "=1m", "a=", "a=1", "a=0s"] {
+        assert_eq!(mistakes(from_layers(text, &[(variable, wrong)], &[])).len(), 1, "{wrong}");
+    }
+}
+
+#[test]
 fn durations_and_sizes_are_read_and_written_in_units() {
     let durations: &[(&str, Option<u64>, &str)] = &[
         ("500ms", Some(500), "500ms"),
@@ -202,8 +231,8 @@ fn durations_and_sizes_are_read_and_written_in_units() {
 
 #[test]
 fn the_shown_configuration_is_a_file_that_gives_the_same_configuration() {
-    let text =
-        "trust_domain = \"td\"\n[http]\naddress = \"127.0.0.1:9465\"\n[log]\nlevel = \"info,tether::peer=trace\"";
+    let text = "trust_domain = \"td\"\n[http]\naddress = \"127.0.0.1:9465\"\n\
+         [svid.jwt_ttl_caps]\n\"a 'b' \\\"\\\\\\n\" = \"90s\"\n[log]\nlevel = \"info,tether::peer=trace\"";
     let loaded = from_file(text).expect("right");
     for origins in [false, true] {
         let again = from_file(&show(&loaded, origins)).expect("what is shown is right");

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use toml::Spanned;
 use toml::de::DeValue;
 
 use crate::id::TrustDomain;
+use crate::policy::AudienceCaps;
 use crate::telemetry;
 use crate::x509::{KeyError, KeyType};
 
@@ -31,10 +33,30 @@ impl<'a> Raw<'a> {
     }
 }
 
+/// What is wrong with a value, and where in it.
+pub(super) struct Wrong {
+    pub(super) message: String,
+    /// The offset in the file of the item that is wrong; `None` for the value as a whole.
+    pub(super) at: Option<usize>,
+}
+
+impl From<String> for Wrong {
+    fn from(message: String) -> Self {
+        Self { message, at: None }
+    }
+}
+
+impl Wrong {
+    fn in_item<T>(item: &Spanned<T>) -> impl FnOnce(String) -> Self {
+        let at = Some(item.span().start);
+        move |message| Self { message, at }
+    }
+}
+
 /// A setting's value.
 pub(super) trait Value {
     /// Takes the value of a source; the error says what was expected.
-    fn set(&mut self, raw: Raw<'_>) -> Result<(), String>;
+    fn set(&mut self, raw: Raw<'_>) -> Result<(), Wrong>;
 
     /// The value in TOML; `None` when it is not set.
     fn toml(&self) -> Option<String>;
@@ -48,7 +70,7 @@ trait Text: Sized {
 }
 
 impl<T: Text> Value for T {
-    fn set(&mut self, raw: Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, raw: Raw<'_>) -> Result<(), Wrong> {
         *self = T::parse_text(raw.text::<T>()?)?;
         Ok(())
     }
@@ -60,7 +82,7 @@ impl<T: Text> Value for T {
 
 impl<T: Text> Value for Option<T> {
     /// An empty text unsets, so that a later source can take back what an earlier one said.
-    fn set(&mut self, raw: Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, raw: Raw<'_>) -> Result<(), Wrong> {
         *self = match raw.text::<T>()? {
             "" => None,
             text => Some(T::parse_text(text)?),
@@ -74,13 +96,13 @@ impl<T: Text> Value for Option<T> {
 }
 
 impl Value for bool {
-    fn set(&mut self, raw: Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, raw: Raw<'_>) -> Result<(), Wrong> {
         *self = match raw {
             Raw::Toml(DeValue::Boolean(value)) => *value,
             Raw::Text("true") => true,
             Raw::Text("false") => false,
-            Raw::Text(other) => return Err(format!("expected true or false, not `{other}`")),
-            Raw::Toml(other) => return Err(format!("expected true or false, not {}", kind(other))),
+            Raw::Text(other) => return Err(format!("expected true or false, not `{other}`").into()),
+            Raw::Toml(other) => return Err(format!("expected true or false, not {}", kind(other)).into()),
         };
         Ok(())
     }
@@ -91,11 +113,11 @@ impl Value for bool {
 }
 
 impl Value for u32 {
-    fn set(&mut self, raw: Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, raw: Raw<'_>) -> Result<(), Wrong> {
         let (text, radix) = match raw {
             Raw::Text(text) => (text, 10),
             Raw::Toml(DeValue::Integer(number)) => (number.as_str(), number.radix()),
-            Raw::Toml(other) => return Err(format!("expected a whole number, not {}", kind(other))),
+            Raw::Toml(other) => return Err(format!("expected a whole number, not {}", kind(other)).into()),
         };
         *self = u32::from_str_radix(text, radix)
             .map_err(|_| format!("expected a whole number from 0 to {}, not `{text}`", u32::MAX))?;
@@ -109,23 +131,69 @@ impl Value for u32 {
 
 impl Value for Vec<String> {
     /// A list of strings in TOML; elsewhere the same separated by commas.
-    fn set(&mut self, raw: Raw<'_>) -> Result<(), String> {
+    fn set(&mut self, raw: Raw<'_>) -> Result<(), Wrong> {
         *self = match raw {
             Raw::Text(text) => text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect(),
             Raw::Toml(DeValue::Array(items)) => items
                 .iter()
                 .map(|item| match item.get_ref() {
                     DeValue::String(text) => Ok(text.clone().into_owned()),
-                    other => Err(format!("expected a list of strings; one item is {}", kind(other))),
+                    other => Err(Wrong::in_item(item)(format!("expected a list of strings, not of {}", kind(other)))),
                 })
                 .collect::<Result<_, _>>()?,
-            Raw::Toml(other) => return Err(format!("expected a list of strings, not {}", kind(other))),
+            Raw::Toml(other) => return Err(format!("expected a list of strings, not {}", kind(other)).into()),
         };
         Ok(())
     }
 
     fn toml(&self) -> Option<String> {
         Some(format!("[{}]", self.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", ")))
+    }
+}
+
+impl Value for AudienceCaps {
+    /// A table of durations in TOML; elsewhere `AUDIENCE=DURATION`, separated by commas.
+    fn set(&mut self, raw: Raw<'_>) -> Result<(), Wrong> {
+        *self = match raw {
+            Raw::Text(text) => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                items
+                    .map(|item| {
+                        let (audience, cap) = item.rsplit_once('=').ok_or_else(|| {
+                            format!("expected AUDIENCE=DURATION such as https://pay.example.com=30s, not `{item}`")
+                        })?;
+                        audience_cap(audience, cap)
+                    })
+                    .collect::<Result<_, String>>()?
+            }
+            Raw::Toml(DeValue::Table(table)) => {
+                let items = table.iter().map(|(audience, value)| {
+                    let text = Raw::Toml(value.get_ref()).text::<Duration>().map_err(Wrong::in_item(value))?;
+                    audience_cap(audience.get_ref(), text).map_err(Wrong::in_item(value))
+                });
+                items.collect::<Result<_, Wrong>>()?
+            }
+            Raw::Toml(other) => {
+                let form = r#"expected a table such as { "https://pay.example.com" = "30s" }"#;
+                return Err(format!("{form}, not {}", kind(other)).into());
+            }
+        };
+        Ok(())
+    }
+
+    fn toml(&self) -> Option<String> {
+        let text = |(audience, cap): (&str, Duration)| (audience.to_owned(), toml::Value::String(cap.text()));
+        Some(toml::Value::Table(self.iter().map(text).collect()).to_string())
+    }
+}
+
+fn audience_cap(audience: &str, cap: &str) -> Result<(String, Duration), String> {
+    if audience.is_empty() {
+        return Err("an audience is empty: name it, or write \"*\" for all others".to_owned());
+    }
+    match Duration::parse_text(cap)? {
+        short if short < Duration::from_secs(1) => Err(format!("the cap of `{audience}` is at least 1s, not `{cap}`")),
+        cap => Ok((audience.to_owned(), cap)),
     }
 }
 

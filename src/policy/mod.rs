@@ -3,6 +3,8 @@
 //! A yes is a grant, a value with a private constructor that the authority consumes by signing: nothing can be
 //! signed without one, and nothing else makes one. Deciding is pure: no I/O, no clock of its own.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -115,16 +117,54 @@ pub struct Lifetimes {
     pub jwt: Duration,
 }
 
+/// How long JWT-SVIDs for some audiences may live at most, whatever their entry says: whoever holds such a token can
+/// use it at its audience until it expires, so the audience decides what that is worth.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AudienceCaps(BTreeMap<String, Duration>);
+
+impl AudienceCaps {
+    /// Stands for every audience that has no cap of its own.
+    pub const OTHERS: &str = "*";
+
+    /// The cap of each audience, in the order of the audiences.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Duration)> {
+        self.0.iter().map(|(audience, cap)| (audience.as_str(), *cap))
+    }
+
+    /// Whether no audience has a cap.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The smallest cap among these audiences; `None` when none of them has one.
+    pub fn of(&self, audience: &[String]) -> Option<Duration> {
+        let others = self.0.get(Self::OTHERS);
+        audience.iter().filter_map(|audience| self.0.get(audience).or(others)).min().copied()
+    }
+}
+
+impl FromIterator<(String, Duration)> for AudienceCaps {
+    fn from_iter<I: IntoIterator<Item = (String, Duration)>>(caps: I) -> Self {
+        Self(caps.into_iter().collect())
+    }
+}
+
 /// Decides about issuing; an immutable snapshot like the entries and the bundles.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Policy {
     lifetimes: Lifetimes,
+    jwt_caps: Arc<AudienceCaps>,
 }
 
 impl Policy {
     /// The policy that permits issuing what a registration entry gives.
     pub fn new(lifetimes: Lifetimes) -> Self {
-        Self { lifetimes }
+        Self { lifetimes, jwt_caps: Arc::default() }
+    }
+
+    /// The same, with JWT-SVIDs for some audiences living no longer than these caps.
+    pub fn with_jwt_caps(self, caps: AudienceCaps) -> Self {
+        Self { jwt_caps: Arc::new(caps), ..self }
     }
 
     /// Whether the attested process may have an X.509-SVID for an identity that matched it.
@@ -143,7 +183,8 @@ impl Policy {
         })
     }
 
-    /// Whether the attested process may have a JWT-SVID for exactly these audiences.
+    /// Whether the attested process may have a JWT-SVID for exactly these audiences. It lives no longer than the smallest
+    /// cap among them.
     pub fn issue_jwt(
         &self,
         attested: &Attested,
@@ -155,10 +196,11 @@ impl Policy {
         if let Some(other) = audience.iter().find(|audience| !identity.entry.allows_audience(audience)) {
             return Err(Denial::Audience { entry: identity.entry.id().clone(), audience: other.clone() });
         }
+        let ttl = identity.entry.jwt_ttl().unwrap_or(self.lifetimes.jwt);
         Ok(JwtGrant {
             spiffe_id: identity.spiffe_id.clone(),
             audience: audience.to_vec(),
-            ttl: identity.entry.jwt_ttl().unwrap_or(self.lifetimes.jwt),
+            ttl: self.jwt_caps.of(audience).map_or(ttl, |cap| ttl.min(cap)),
             ends: identity.entry.expires_at(),
         })
     }
@@ -186,4 +228,32 @@ fn standing(attested: &Attested, identity: &Identity, now: OffsetDateTime) -> Re
         attested.executable_holds().map_err(|because| Denial::Executable { entry: why(), why: because })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_cap_of_a_tokens_audiences_counts_and_the_star_stands_for_those_without_one() {
+        let seconds = |caps: &[(&str, u64)]| -> AudienceCaps {
+            caps.iter().map(|(audience, seconds)| ((*audience).to_owned(), Duration::from_secs(*seconds))).collect()
+        };
+        let some = [("pay", 30), ("mail", 120)];
+        let table: &[(&[(&str, u64)], &[&str], Option<u64>)] = &[
+            (&[], &["pay"], None),
+            (&some, &["other"], None),
+            (&some, &["pay"], Some(30)),
+            (&some, &["pay/"], None),
+            (&some, &["mail", "pay"], Some(30)),
+            (&some, &["mail", "other"], Some(120)),
+            (&[("*", 60), ("mail", 120)], &["other"], Some(60)),
+            (&[("*", 60), ("mail", 120)], &["mail"], Some(120)),
+            (&[("*", 60), ("mail", 120)], &["mail", "other"], Some(60)),
+        ];
+        for (caps, audience, expected) in table {
+            let audience: Vec<String> = audience.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(seconds(caps).of(&audience), expected.map(Duration::from_secs), "{caps:?} {audience:?}");
+        }
+    }
 }

@@ -50,6 +50,9 @@ pub struct EntryDraft {
     /// `process`, `unit` or `node`; absent for the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bind: Option<String>,
+    /// Whether each JWT-SVID is accepted once.
+    #[serde(skip_serializing_if = "is_false")]
+    pub single_use: bool,
     /// Whether keys and tokens may be written to files.
     #[serde(skip_serializing_if = "is_false")]
     pub exportable: bool,
@@ -97,6 +100,7 @@ impl From<&Entry> for EntryDraft {
             dns_names: texts(entry.dns_names()),
             federates_with: entry.federates_with().iter().map(ToString::to_string).collect(),
             bind: (entry.bind() != Bind::Process).then(|| entry.bind().to_string()),
+            single_use: entry.is_single_use(),
             exportable: entry.is_exportable(),
             disabled: entry.is_disabled(),
             expires_at: entry.expires_at().map(crate::registry::entry::rfc3339),

@@ -133,6 +133,7 @@ pub(super) struct Common {
     pub(super) x509_ttl: Option<Duration>,
     pub(super) jwt_ttl: Option<Duration>,
     pub(super) bind: Bind,
+    pub(super) single_use: bool,
     pub(super) exportable: bool,
     pub(super) disabled: bool,
 }
@@ -246,6 +247,12 @@ impl Entry {
     /// Whose end revokes what it gave.
     pub fn bind(&self) -> Bind {
         self.0.common.bind
+    }
+
+    /// Whether each of its JWT-SVIDs is valid once: this agent's `ValidateJWTSVID` accepts it the first time only. Its
+    /// other documents are what they are without it.
+    pub fn is_single_use(&self) -> bool {
+        self.0.common.single_use
     }
 
     /// Whether keys and tokens may be written to files.

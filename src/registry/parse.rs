@@ -158,6 +158,7 @@ const FIELDS: &[&str] = &[
     "dns_names",
     "federates_with",
     "bind",
+    "single_use",
     "exportable",
     "disabled",
     "expires_at",
@@ -231,8 +232,8 @@ impl<'a> Parser<'a> {
         let rules = self.rules;
         let domain = &rules.trust_domain;
 
-        let (mut id, mut spiffe_id, mut owner, mut matches, mut exportable) = (None, None, None, None, None);
-        let (mut x509_ttl, mut jwt_ttl) = (None, None);
+        let (mut id, mut spiffe_id, mut owner, mut matches) = (None, None, None, None);
+        let (mut x509_ttl, mut jwt_ttl, mut single_use, mut exportable) = (None, None, None, None);
         let (mut audiences, mut bind, mut disabled) = (Vec::new(), None, None);
         let mut rare = Rare::default();
         let mut unless: Vec<Selector> = Vec::new();
@@ -266,6 +267,7 @@ impl<'a> Parser<'a> {
                     rare.federates_with = self.several(key, value, |text| fields::foreign_domain(text, domain)).into();
                 }
                 "bind" => bind = self.one(key, value, fields::bind),
+                "single_use" => single_use = self.boolean(key, value),
                 "exportable" => exportable = self.boolean(key, value),
                 "disabled" => disabled = self.boolean(key, value),
                 "expires_at" => rare.expires_at = self.time(key, value),
@@ -296,6 +298,11 @@ impl<'a> Parser<'a> {
                 "files outlive a process: an exportable entry needs `bind = \"unit\"` or `bind = \"node\"`",
             );
         }
+        let is_empty_list = |value: &Value<'a>| value.get_ref().as_array().is_some_and(|list| list.is_empty());
+        if single_use == Some(true) && table.get("audiences").is_none_or(is_empty_list) {
+            let at = span_of(table, "single_use").unwrap_or(at.clone());
+            self.mistake(&at, "only JWT-SVIDs are used once, and without `audiences` this entry gives none: add them");
+        }
         if self.mistakes.len() > before {
             return None;
         }
@@ -313,6 +320,7 @@ impl<'a> Parser<'a> {
                 x509_ttl,
                 jwt_ttl,
                 bind,
+                single_use: single_use.unwrap_or(false),
                 exportable: exportable.unwrap_or(false),
                 disabled: disabled.unwrap_or(false),
             }),

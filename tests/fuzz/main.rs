@@ -228,6 +228,7 @@ may_act_for = ["spiffe://fuzz.test/agent/*"]
 dns_names = ["billing.fuzz.test"]
 federates_with = ["partner.test"]
 bind = "unit"
+single_use = true
 exportable = false
 expires_at = "2027-03-01T00:00:00Z"
 

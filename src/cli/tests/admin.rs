@@ -201,17 +201,21 @@ fn an_entry_is_created_from_flags_and_updated_at_the_revision_that_was_read() {
     let admin = FakeAdmin::default();
     let served = admin.served();
     let line = "entry create --id x --spiffe-id spiffe://example.org/x --match unix:uid:1 --match unix:gid:2 \
-                --audience * --exportable true";
+                --audience * --may-act-for spiffe://example.org/agent/* --single-use true --exportable true";
     assert_eq!(tether(line, &served).exit, Exit::Ok);
-    assert_eq!(tether("entry update billing --hint internal --match unix:uid:2", &served).exit, Exit::Ok);
+    assert_eq!(
+        tether("entry update billing --hint internal --match unix:uid:2 --disabled true", &served).exit,
+        Exit::Ok
+    );
     let written: Vec<String> = admin.written();
     let created: toml::Table = written[0].parse().expect("TOML");
     let expected = "[[entry]]\nid = \"x\"\nspiffe_id = \"spiffe://example.org/x\"\n\
-                    match = [\"unix:uid:1\", \"unix:gid:2\"]\naudiences = [\"*\"]\nexportable = true\n";
+                    match = [\"unix:uid:1\", \"unix:gid:2\"]\naudiences = [\"*\"]\n\
+                    may_act_for = [\"spiffe://example.org/agent/*\"]\nsingle_use = true\nexportable = true\n";
     assert_eq!(created, expected.parse().expect("TOML"));
     let updated = written[1].strip_prefix("revision 7\n").expect("the revision is sent");
     let expected = "[[entry]]\nid = \"billing\"\nspiffe_id = \"spiffe://example.org/billing\"\n\
-                    match = [\"unix:uid:2\"]\nhint = \"internal\"\n";
+                    match = [\"unix:uid:2\"]\nhint = \"internal\"\ndisabled = true\n";
     assert_eq!(updated.parse::<toml::Table>().expect("TOML"), expected.parse().expect("TOML"));
 
     let done = tether("entry update billing", &served);

@@ -36,6 +36,7 @@ may_act_for = ["spiffe://td/agent/*"]
 dns_names = ["billing.example.org"]
 federates_with = ["partner.example"]
 bind = "unit"
+single_use = true
 exportable = true
 disabled = true
 expires_at = "2027-03-01T00:00:00Z"
@@ -61,7 +62,7 @@ fn every_field_is_read() {
     assert_eq!(texts(entry.dns_names()), ["billing.example.org"]);
     assert_eq!(entry.federates_with(), [TrustDomain::parse("partner.example").expect("valid")]);
     assert_eq!(entry.bind(), Bind::Unit);
-    assert!(entry.is_exportable() && entry.is_disabled());
+    assert!(entry.is_single_use() && entry.is_exportable() && entry.is_disabled());
     assert_eq!(entry.expires_at(), Some(datetime!(2027-03-01 0:00 UTC)));
     assert_eq!(entry.origin().to_string(), "file /e/a.toml:2");
 }
@@ -72,6 +73,7 @@ fn what_is_left_out_has_its_default() {
     let entries = parse(text).expect("no mistakes");
     let [entry] = entries.as_slice() else { panic!("one entry") };
     assert_eq!((entry.bind(), entry.is_exportable(), entry.is_disabled()), (Bind::Process, false, false));
+    assert!(!entry.is_single_use());
     assert_eq!((entry.x509_ttl(), entry.jwt_ttl(), entry.expires_at(), entry.hint()), (None, None, None, None));
     assert!(!entry.allows_audience("a"), "no audiences, no tokens");
     assert!(entry.unless().is_empty() && entry.serves().is_empty() && entry.dns_names().is_empty());
@@ -172,6 +174,15 @@ fn every_kind_of_mistake_is_found_at_its_place() {
             "exportable = true",
             "5:14: files outlive a process: an exportable entry needs `bind = \"unit\"` or `bind = \"node\"`",
         ),
+        ("single_use = 1", "5:14: `single_use` must be `true` or `false`, not an integer"),
+        (
+            "single_use = true",
+            "5:14: only JWT-SVIDs are used once, and without `audiences` this entry gives none: add them",
+        ),
+        (
+            "single_use = true\naudiences = []",
+            "5:14: only JWT-SVIDs are used once, and without `audiences` this entry gives none: add them",
+        ),
         ("disabled = 1", "5:12: `disabled` must be `true` or `false`, not an integer"),
         (
             "expires_at = 'tomorrow'",
@@ -187,7 +198,8 @@ fn every_kind_of_mistake_is_found_at_its_place() {
         (
             "selectors = []",
             "5:1: unknown key `selectors`: an entry has id, spiffe_id, match, unless, owner, hint, x509_ttl, jwt_ttl, \
-             audiences, serves, may_act_for, dns_names, federates_with, bind, exportable, disabled, expires_at",
+             audiences, serves, may_act_for, dns_names, federates_with, bind, single_use, exportable, disabled, \
+             expires_at",
         ),
     ];
     for (line, expected) in cases {
