@@ -67,7 +67,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::ProcessExited,
         Self::ExecutableChanged,
         Self::ExecutableHidden,

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::index::{Index, Row};
-use super::record::{Record, VERSION};
+use super::record::{Record, Unreadable, VERSION};
 use super::{Key, LedgerError, Reason};
 use crate::base::durable::{self, Appender, Syncer};
 use crate::bond::Tie;
@@ -296,12 +296,19 @@ impl Reader<'_> {
         let mut same_boot = None;
         while !bytes.is_empty() {
             let at = whole - bytes.len();
-            let Some((record, rest)) = Record::read(bytes) else {
+            let (record, rest) = match Record::read(bytes) {
+                Ok(read) => read,
+                // While the machine ran on, what was written is what is there.
+                Err(Unreadable::Damaged) if same_boot == Some(true) => {
+                    return Err(LedgerError::Damaged { path: path(), at });
+                }
                 // Nothing was answered on what follows: either it was not written whole when the agent died, or it was
                 // not synced when the machine did, and a boot ends every instance. Revocations were synced, and with
                 // them everything before.
-                tracing::warn!(file = %path().display(), at, "the ledger's file ends in a record that was not written whole");
-                return Ok(());
+                Err(_) => {
+                    tracing::warn!(file = %path().display(), at, "the ledger ends in a record that was not written whole");
+                    return Ok(());
+                }
             };
             bytes = rest;
             match (same_boot, record) {

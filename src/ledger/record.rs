@@ -11,8 +11,6 @@ use crate::bond::Tie;
 
 /// The format that is written and the only one that is read.
 pub(super) const VERSION: u8 = 1;
-/// No record is larger: what says so is torn.
-const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
 const HEADER: usize = 8;
 
 /// One record.
@@ -38,6 +36,15 @@ pub(super) enum Record {
     Used { key: Key },
 }
 
+/// Why a record cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// The file ends in the middle of it.
+    Torn,
+    /// It is not what was written.
+    Damaged,
+}
+
 impl Record {
     /// Appends the record's bytes to `buffer`.
     pub(super) fn write(&self, buffer: &mut Vec<u8>) {
@@ -52,18 +59,15 @@ impl Record {
         *buffer = full;
     }
 
-    /// The first record of `bytes` and what follows it; `None` when it is torn or damaged.
-    pub(super) fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
-        let (header, rest) = bytes.split_at_checked(HEADER)?;
-        let number = |at: usize| header.get(at..at + 4).and_then(|part| part.try_into().ok()).map(u32::from_le_bytes);
-        let (length, sum) = (usize::try_from(number(0)?).ok()?, number(4)?);
-        if length > MAX_PAYLOAD {
-            return None;
-        }
-        let (payload, rest) = rest.split_at_checked(length)?;
+    /// The first record of `bytes` and what follows it.
+    pub(super) fn read(bytes: &[u8]) -> Result<(Self, &[u8]), Unreadable> {
+        let (length, rest) = bytes.split_first_chunk().ok_or(Unreadable::Torn)?;
+        let (sum, rest) = rest.split_first_chunk().ok_or(Unreadable::Torn)?;
+        let (length, sum) = (u32::from_le_bytes(*length) as usize, u32::from_le_bytes(*sum));
+        let (payload, rest) = rest.split_at_checked(length).ok_or(Unreadable::Torn)?;
         if crc32fast::hash(payload) != sum {
-            return None;
+            return Err(Unreadable::Damaged);
         }
-        Some((postcard::from_bytes(payload).ok()?, rest))
+        Ok((postcard::from_bytes(payload).map_err(|_| Unreadable::Damaged)?, rest))
     }
 }

@@ -1,1 +1,370 @@
-//! What the ledger promises.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+use super::*;
+use crate::base::clock::ManualClock;
+use crate::id::SpiffeId;
+use crate::peer::Instances;
+use crate::registry::{Entry, Rules, Source, parse_entry};
+
+const NODE: &str = "00112233445566778899aabbccddeeff";
+const NEXT_BOOT: &str = "8f3c2a10-0002-4e6b-9d55-00c0ffee0000";
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A directory with a ledger that is opened again and again, and an instance to issue to: the test itself.
+struct Desk {
+    dir: tempfile::TempDir,
+    clock: Clock,
+    hand: ManualClock,
+    boot: BootId,
+    instance: Arc<Instance>,
+    entry: Entry,
+    spiffe_id: SpiffeId,
+    audience: Vec<String>,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let (clock, hand) = Clock::manual(OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap());
+        let entry = r#"
+            id = "billing"
+            spiffe_id = "spiffe://example.org/billing"
+            match = ["unix:uid:1000"]
+            owner = "team@example.org"
+        "#;
+        let instances = Instances::new(crate::sys::Kernel::probe()).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            clock,
+            hand,
+            boot: instances.boot(),
+            instance: instances.of_pid(pid, None).unwrap(),
+            entry: parse_entry(entry, &Source::BuiltIn, &Rules::new("example.org".parse().unwrap())).unwrap(),
+            spiffe_id: SpiffeId::parse("spiffe://example.org/billing").unwrap(),
+            audience: vec!["demo".to_owned()],
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("ledger")
+    }
+
+    fn open_at(&self, boot: BootId) -> Result<(Ledger, NewTies), LedgerError> {
+        Ledger::open(&self.path(), NODE, boot, self.clock.clone())
+    }
+
+    fn open(&self) -> Ledger {
+        self.open_at(self.boot).unwrap().0
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+
+    fn process(&self) -> Tie {
+        Tie::Process { instance: *self.instance.id(), pid: self.instance.pid() }
+    }
+
+    fn issued<'a>(&'a self, id: &'a str, kind: Kind, life: Duration) -> Issued<'a> {
+        Issued {
+            id,
+            kind,
+            spiffe_id: &self.spiffe_id,
+            entry: &self.entry,
+            audience: &self.audience,
+            authority: "ca-1",
+            binding: 1,
+            held: false,
+            issued_at: self.clock.now(),
+            not_after: self.clock.now() + life,
+            uid: 1000,
+            single_use: false,
+            delegate: None,
+        }
+    }
+
+    fn issue(&self, ledger: &Ledger, kind: Kind, number: u32, tie: &Tie) -> String {
+        let id = id(kind, number);
+        ledger.record(&self.instance, tie, &self.issued(&id, kind, HOUR)).unwrap();
+        id
+    }
+}
+
+fn id(kind: Kind, number: u32) -> String {
+    match kind {
+        Kind::X509 => format!("{number:032x}"),
+        Kind::Jwt | Kind::Wit => format!("{NODE}.{number:032x}"),
+    }
+}
+
+fn ended(standing: Standing) -> Option<Reason> {
+    match standing {
+        Standing::Ended { reason, .. } => Some(reason),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn what_was_issued_stands_after_the_agent_died_without_warning_and_nothing_else_does() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let (certificate, token) =
+        (desk.issue(&ledger, Kind::X509, 1, &desk.process()), desk.issue(&ledger, Kind::Jwt, 2, &Tie::Node));
+    let before = ledger.credential(&token).unwrap();
+    std::mem::forget(ledger); // nothing is closed or synced
+
+    let ledger = desk.open();
+    assert_eq!(ledger.standing(&certificate), Standing::Stands);
+    assert_eq!(ledger.credential(&token), Some(before));
+    for strange in [id(Kind::X509, 3), id(Kind::Jwt, 3), "x".to_owned(), format!("{}.{:032x}", "0".repeat(32), 2)] {
+        assert_eq!(ledger.standing(&strange), Standing::Unknown, "{strange}");
+    }
+}
+
+#[tokio::test]
+async fn the_inventory_says_who_holds_what_and_who_asked() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let token = desk.issue(&ledger, Kind::Jwt, 7, &desk.process());
+    desk.hand.advance(Duration::from_secs(5));
+    assert_eq!(ledger.asked(&token), Standing::Stands);
+
+    let shown = ledger.credential(&token).unwrap();
+    assert_eq!((shown.id.as_str(), shown.kind, shown.owner.as_str()), (token.as_str(), Kind::Jwt, "team@example.org"));
+    assert_eq!((shown.entry.as_str(), shown.audience.as_slice()), ("billing", desk.audience.as_slice()));
+    assert_eq!((shown.instance, shown.uid), (*desk.instance.id(), 1000));
+    assert_eq!(shown.last_asked, Some(desk.clock.now()));
+    assert_eq!(shown.not_after, desk.clock.now() - Duration::from_secs(5) + HOUR);
+}
+
+#[tokio::test]
+async fn the_end_of_a_tie_ends_what_is_tied_to_it_and_nothing_else_also_after_a_restart() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let [first, second] = [1, 2].map(|number| desk.issue(&ledger, Kind::X509, number, &desk.process()));
+    let other = desk.issue(&ledger, Kind::X509, 3, &Tie::Node);
+    let mut crl = ledger.crl_changes();
+    crl.mark_unchanged();
+
+    assert_eq!(ledger.tie_ended(&desk.process(), Reason::ProcessExited).unwrap(), 2);
+    assert!(crl.has_changed().unwrap());
+    for ledger in [ledger, desk.open()] {
+        assert_eq!(ended(ledger.standing(&first)), Some(Reason::ProcessExited));
+        assert_eq!(ledger.standing(&other), Standing::Stands);
+        let lines = ledger.revoked("ca-1");
+        assert_eq!(lines.iter().map(|line| line.serial.clone()).collect::<Vec<_>>(), [first.clone(), second.clone()]);
+        assert_eq!(lines[0].at, desk.clock.now());
+        assert!(ledger.revoked("ca-2").is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_is_issued_after_the_end_of_a_cgroup_that_came_to_life_again_stands() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let cgroup = Tie::Cgroup { id: 77, path: "a.service".into() };
+    let before = desk.issue(&ledger, Kind::Jwt, 1, &cgroup);
+    ledger.tie_ended(&cgroup, Reason::CgroupEmpty).unwrap();
+    let after = desk.issue(&ledger, Kind::Jwt, 2, &cgroup);
+    for ledger in [ledger, desk.open()] {
+        assert_eq!(ended(ledger.standing(&before)), Some(Reason::CgroupEmpty));
+        assert_eq!(ledger.standing(&after), Standing::Stands);
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_is_told_to_streams_and_comes_back_after_a_restart() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let [revoked, kept] = [1, 2].map(|number| desk.issue(&ledger, Kind::Jwt, number, &desk.process()));
+    let mut revocations = ledger.revocations();
+    revocations.mark_unchanged();
+    let found = ledger.revoke(|credential| credential.id == revoked, Reason::Operator).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert!(revocations.has_changed().unwrap());
+    assert!(ledger.revoke(|credential| credential.id == revoked, Reason::Operator).await.unwrap().is_empty());
+    for ledger in [ledger, desk.open()] {
+        assert_eq!(ended(ledger.standing(&revoked)), Some(Reason::Operator));
+        assert_eq!(ledger.standing(&kept), Standing::Stands);
+    }
+}
+
+#[tokio::test]
+async fn an_instance_keeps_only_what_it_is_entitled_to() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let token = desk.issue(&ledger, Kind::Jwt, 1, &desk.process());
+    let keep = |entry: &'static str| move |of: &str, _: &str| of == entry;
+    let instance = desk.instance.id();
+    assert_eq!(ledger.keep_only(instance, keep("billing"), Reason::NoLongerMatches).await.unwrap(), 0);
+    assert_eq!(ledger.keep_only(instance, keep("other"), Reason::NoLongerMatches).await.unwrap(), 1);
+    assert_eq!(ended(ledger.standing(&token)), Some(Reason::NoLongerMatches));
+}
+
+#[tokio::test]
+async fn a_single_use_token_is_used_once_also_across_a_restart_and_others_as_often_as_they_like() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let [once, often] = [1, 2].map(|number| id(Kind::Jwt, number));
+    for id in [&once, &often] {
+        let issued = Issued { single_use: *id == once, ..desk.issued(id, Kind::Jwt, HOUR) };
+        ledger.record(&desk.instance, &desk.process(), &issued).unwrap();
+    }
+    assert_eq!(ledger.use_once(&once).unwrap(), Standing::Stands);
+    for ledger in [ledger, desk.open()] {
+        assert_eq!(ledger.use_once(&once).unwrap(), Standing::Used);
+        assert_eq!(ledger.use_once(&often).unwrap(), Standing::Stands);
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_whose_key_is_held_is_on_no_crl() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let id = id(Kind::X509, 1);
+    let issued = Issued { held: true, ..desk.issued(&id, Kind::X509, HOUR) };
+    ledger.record(&desk.instance, &desk.process(), &issued).unwrap();
+    ledger.tie_ended(&desk.process(), Reason::ProcessExited).unwrap();
+    assert_eq!(ended(ledger.standing(&id)), Some(Reason::ProcessExited));
+    assert!(ledger.revoked("ca-1").is_empty());
+}
+
+#[tokio::test]
+async fn a_reboot_ends_everything_that_is_not_tied_to_the_node() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let cgroup = Tie::Cgroup { id: 77, path: "a.service".into() };
+    let process = desk.issue(&ledger, Kind::X509, 1, &desk.process());
+    let unit = desk.issue(&ledger, Kind::Jwt, 2, &cgroup);
+    let node = desk.issue(&ledger, Kind::Jwt, 3, &Tie::Node);
+    drop(ledger);
+    let next: BootId = NEXT_BOOT.parse().unwrap();
+    // The second start of the same boot says the same, with the same time.
+    for _ in 0..2 {
+        let (ledger, mut ties) = desk.open_at(next).unwrap();
+        assert_eq!(ended(ledger.standing(&process)), Some(Reason::Rebooted));
+        assert_eq!(ended(ledger.standing(&unit)), Some(Reason::Rebooted));
+        assert_eq!(ledger.standing(&node), Standing::Stands);
+        assert_eq!(ledger.revoked("ca-1")[0].at.unix_timestamp(), 1_800_000_000);
+        assert_eq!((ties.try_recv(), ties.try_recv().is_err()), (Ok(Tie::Node), true));
+        desk.hand.advance(Duration::from_secs(60));
+    }
+}
+
+#[tokio::test]
+async fn a_tie_is_announced_once_while_it_is_watched_and_let_go_when_nothing_stands_on_it() {
+    let desk = Desk::new();
+    let (ledger, mut ties) = desk.open_at(desk.boot).unwrap();
+    desk.issue(&ledger, Kind::X509, 1, &desk.process());
+    desk.issue(&ledger, Kind::X509, 2, &desk.process());
+    assert_eq!(ties.try_recv(), Ok(desk.process()));
+    assert!(ties.try_recv().is_err(), "announced once");
+    let until = ledger.let_go(&desk.process()).expect_err("something stands on it");
+    desk.hand.set(until);
+    assert_eq!(ledger.let_go(&desk.process()), Ok(()));
+    desk.issue(&ledger, Kind::X509, 3, &desk.process());
+    assert_eq!(ties.try_recv(), Ok(desk.process()), "announced again");
+}
+
+#[tokio::test]
+async fn a_record_that_was_not_written_whole_is_left_out_and_what_stands_before_it_stands() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let kept = desk.issue(&ledger, Kind::Jwt, 1, &desk.process());
+    let torn = desk.issue(&ledger, Kind::Jwt, 2, &desk.process());
+    drop(ledger);
+    let last = desk.files().pop().unwrap();
+    let whole = std::fs::read(&last).unwrap();
+    for cut in 1..40 {
+        std::fs::write(&last, &whole[..whole.len() - cut]).unwrap();
+        let ledger = desk.open();
+        assert_eq!(ledger.standing(&kept), Standing::Stands, "{cut} bytes missing");
+        assert_eq!(ledger.standing(&torn), Standing::Unknown, "{cut} bytes missing");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_ledger_is_refused_unless_the_power_failed_meanwhile() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let kept = desk.issue(&ledger, Kind::Jwt, 1, &Tie::Node);
+    desk.issue(&ledger, Kind::Jwt, 2, &Tie::Node);
+    drop(ledger);
+    let last = desk.files().pop().unwrap();
+    let mut bytes = std::fs::read(&last).unwrap();
+    let at = bytes.len() - 5;
+    bytes[at] ^= 1;
+    std::fs::write(&last, bytes).unwrap();
+    let message = desk.open_at(desk.boot).unwrap_err().to_string();
+    assert!(message.contains("damaged at byte") && message.contains("backup"), "{message}");
+    let (ledger, _) = desk.open_at(NEXT_BOOT.parse().unwrap()).unwrap();
+    assert_eq!(ledger.standing(&kept), Standing::Stands);
+}
+
+#[tokio::test]
+async fn the_ledger_of_another_node_is_refused_with_what_to_do() {
+    let desk = Desk::new();
+    drop(desk.open());
+    let other = Ledger::open(&desk.path(), &"f".repeat(32), desk.boot, desk.clock.clone());
+    let message = other.unwrap_err().to_string();
+    assert!(message.contains("move it away"), "{message}");
+}
+
+#[tokio::test]
+async fn expired_rows_go_and_their_files_with_them() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    for number in 0..1000 {
+        desk.issue(&ledger, Kind::Jwt, number, &desk.process());
+    }
+    assert_eq!(ledger.size().0, 1000);
+    drop(ledger);
+    let ledger = desk.open();
+    desk.hand.advance(HOUR + Duration::from_secs(200));
+    let last = desk.issue(&ledger, Kind::Jwt, 1001, &desk.process());
+    assert_eq!(ledger.size().0, 1);
+    assert_eq!(desk.files().len(), 1, "the file of the first start is gone");
+    assert_eq!(desk.open().standing(&last), Standing::Stands);
+}
+
+#[tokio::test]
+async fn what_lives_long_is_carried_over_with_what_became_of_it_and_files_stay_few() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let day = 24 * HOUR;
+    let [stands, revoked, used] = [1, 2, 3].map(|number| id(Kind::Jwt, number));
+    for id in [&stands, &revoked, &used] {
+        let issued = Issued { single_use: *id == used, ..desk.issued(id, Kind::Jwt, day) };
+        ledger.record(&desk.instance, &desk.process(), &issued).unwrap();
+    }
+    ledger.revoke(|credential| credential.id == revoked, Reason::Operator).await.unwrap();
+    ledger.use_once(&used).unwrap();
+    let minute = Duration::from_secs(60);
+    // Many times the size at which files are carried over, a few minutes of which live at any time.
+    for number in 10..450_000_u32 {
+        let id = id(Kind::Jwt, number);
+        ledger.record(&desk.instance, &desk.process(), &desk.issued(&id, Kind::Jwt, minute)).unwrap();
+        if number % 5_000 == 0 {
+            desk.hand.advance(minute);
+        }
+    }
+    let (rows, bytes) = ledger.size();
+    assert!(rows < 40_000, "{rows} rows");
+    assert!(bytes < 48 * 1024 * 1024, "{bytes} bytes");
+    assert!(!desk.files()[0].ends_with("0000000001.log"), "{:?}", desk.files());
+    for ledger in [ledger, desk.open()] {
+        assert_eq!(ledger.standing(&stands), Standing::Stands);
+        assert_eq!(ended(ledger.standing(&revoked)), Some(Reason::Operator));
+        assert_eq!(ledger.standing(&used), Standing::Used);
+    }
+}
+
+#[test]
+fn every_reason_has_one_name() {
+    let names: HashSet<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    assert_eq!(names.len(), Reason::ALL.len());
+    assert!(Reason::ALL.iter().all(|reason| Reason::parse(reason.as_str()) == Some(*reason)));
+}
