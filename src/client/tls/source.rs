@@ -137,6 +137,11 @@ impl X509Source {
         &self.shared.jobs
     }
 
+    #[cfg(all(test, feature = "agent"))]
+    pub(super) fn view(&self) -> watch::Receiver<View> {
+        self.shared.view.clone()
+    }
+
     pub(super) fn clock(&self) -> &Clock {
         &self.shared.clock
     }
