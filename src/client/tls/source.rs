@@ -121,6 +121,15 @@ impl X509Source {
         self.shared.view.borrow().standing.clone()
     }
 
+    /// Returns when [`Self::standing`] is one that `wanted` picks, or never.
+    pub async fn standing_is(&self, wanted: impl Fn(&Standing) -> bool) {
+        let mut view = self.shared.view.clone();
+        if view.wait_for(|view| wanted(&view.standing)).await.is_err() {
+            // The thread ended, which it does only with this source; nothing changes any more.
+            std::future::pending().await
+        }
+    }
+
     /// What it has from now on.
     pub fn changes(&self) -> Changes {
         let view = self.shared.view.clone();
@@ -135,11 +144,6 @@ impl X509Source {
 
     pub(super) fn jobs(&self) -> &mpsc::UnboundedSender<Job> {
         &self.shared.jobs
-    }
-
-    #[cfg(all(test, feature = "agent"))]
-    pub(super) fn view(&self) -> watch::Receiver<View> {
-        self.shared.view.clone()
     }
 
     pub(super) fn clock(&self) -> &Clock {

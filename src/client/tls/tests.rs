@@ -294,8 +294,7 @@ async fn while_the_agent_is_away_a_key_in_the_program_serves_until_its_certifica
 
     site.served.stop();
     for source in [&own, &held] {
-        let mut view = source.view();
-        view.wait_for(|view| view.standing != Standing::Live).await.expect("the source is there");
+        source.standing_is(|standing| *standing != Standing::Live).await;
         assert!(matches!(source.standing(), Standing::Away { since, .. } if since == NOW), "{:?}", source.standing());
         assert_eq!(source.state().identities().len(), 1, "what it has it keeps");
     }
@@ -305,8 +304,7 @@ async fn while_the_agent_is_away_a_key_in_the_program_serves_until_its_certifica
 
     site.served.start(site.agent.routes());
     for source in [&own, &held] {
-        let mut view = source.view();
-        view.wait_for(|view| view.standing == Standing::Live).await.expect("the source is there");
+        source.standing_is(|standing| *standing == Standing::Live).await;
     }
     assert!(connect(&held_configs.0, &held_configs.1).await.is_ok());
 
@@ -336,13 +334,12 @@ async fn held_identities_with_anything_wrong_are_dropped_whole_and_the_ones_befo
         vec![HeldX509 { x509_svid: b"x".as_slice().into(), ..good }],
     ];
     for svids in wrong {
-        let mut view = source.view();
         site.agent.hold_exactly(svids.clone());
-        let told = |view: &super::worker::View| matches!(&view.standing, Standing::Away { reason, .. } if reason.contains("cannot be used"));
-        view.wait_for(told).await.expect("the source is there");
+        let told = |standing: &Standing| matches!(standing, Standing::Away { reason, .. } if reason.contains("used"));
+        source.standing_is(told).await;
         assert_eq!(source.state().identities().len(), 2, "{svids:?}");
         site.agent.hold(&td, &[("/server", 1), ("/client", 2)]);
-        view.wait_for(|view| view.standing == Standing::Live).await.expect("the source is there");
+        source.standing_is(|standing| *standing == Standing::Live).await;
     }
 }
 
