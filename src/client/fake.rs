@@ -16,7 +16,10 @@ use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::{JwtAuthorities, JwtClaims, JwtSigner};
 use crate::proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use crate::proto::workload::*;
-use crate::x509::{Issuer, KeyType, LeafParams, PrivateKey, Serial, Validity, X509Authorities, self_signed_root};
+use crate::x509::{
+    Issuer, KeyType, LeafParams, PrivateKey, RevocationReason, Revoked, Serial, Validity, X509Authorities,
+    self_signed_root,
+};
 
 /// The time in all documents of [`Documents`]: they are valid for an hour from then.
 pub(crate) const NOW: OffsetDateTime = time::macros::datetime!(2026-11-22 12:00 UTC);
@@ -122,8 +125,14 @@ impl Served {
 
     pub(crate) fn routes(routes: Routes) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("socket");
-        let listener = std::os::unix::net::UnixListener::bind(path).expect("bound");
+        let mut served = Self { dir, stop: None, thread: None };
+        served.start(routes);
+        served
+    }
+
+    /// Serves at the same place again, after [`Self::stop`].
+    pub(crate) fn start(&mut self, routes: Routes) {
+        let listener = std::os::unix::net::UnixListener::bind(self.path()).expect("bound");
         listener.set_nonblocking(true).expect("not blocking");
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -141,7 +150,16 @@ impl Served {
                 }
             });
         });
-        Self { dir, stop: Some(stop), thread: Some(thread) }
+        (self.stop, self.thread) = (Some(stop), Some(thread));
+    }
+
+    /// Cuts all connections; then nobody is there.
+    pub(crate) fn stop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(self.path());
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -155,10 +173,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 
@@ -178,23 +193,38 @@ impl Documents {
     }
 
     pub(crate) fn x509(&self, path: &str, hint: &str) -> X509svid {
-        let id = self.id(path);
-        let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
-        let leaf = LeafParams {
-            spiffe_id: &id,
-            public_key: key.public_key(),
-            dns_names: &[],
-            validity: validity(),
-            serial: &Serial::from_random([2; 16]),
-        };
-        let certificate = self.issuer.sign_leaf(&leaf).expect("signed");
+        let (id, key) = (self.id(path), PrivateKey::generate(KeyType::EcP256).expect("a key"));
         X509svid {
             spiffe_id: id.to_string(),
-            x509_svid: certificate.to_vec().into(),
+            x509_svid: self.leaf(path, &key, 2).into(),
             x509_svid_key: key.to_pkcs8().expect("a key").expose().clone().into(),
             bundle: self.bundle().into(),
             hint: hint.to_owned(),
         }
+    }
+
+    /// A certificate in DER, whose serial number consists of `serial`.
+    pub(crate) fn leaf(&self, path: &str, key: &PrivateKey, serial: u8) -> Vec<u8> {
+        let leaf = LeafParams {
+            spiffe_id: &self.id(path),
+            public_key: key.public_key(),
+            dns_names: &[],
+            validity: validity(),
+            serial: &Serial::from_random([serial; 16]),
+        };
+        self.issuer.sign_leaf(&leaf).expect("signed").to_vec()
+    }
+
+    /// The list, in DER, of the certificates with these serial numbers, good for half an hour.
+    pub(crate) fn crl(&self, serials: &[u8]) -> Vec<u8> {
+        let revoked = serials.iter().map(|serial| Revoked {
+            serial: Serial::from_random([*serial; 16]),
+            at: NOW,
+            reason: RevocationReason::CessationOfOperation,
+        });
+        let validity = Validity { not_before: NOW, not_after: NOW + Duration::from_secs(1800) };
+        let crl = self.issuer.sign_crl(&revoked.collect::<Vec<_>>(), validity, 1).expect("signed");
+        crl.der().to_vec()
     }
 
     pub(crate) fn jwt(&self, path: &str, audience: &str) -> Jwtsvid {
@@ -231,7 +261,7 @@ impl Documents {
         self.issuer.trust_domain().clone()
     }
 
-    fn id(&self, path: &str) -> SpiffeId {
+    pub(crate) fn id(&self, path: &str) -> SpiffeId {
         SpiffeId::parse(&format!("{}{path}", self.domain_id())).expect("legal")
     }
 }

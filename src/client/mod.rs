@@ -1,14 +1,16 @@
-//! What a Rust workload links: the SPIFFE Workload API as a client, and none of the daemon's dependencies.
+//! What a Rust workload links: the SPIFFE Workload API as a client, mutual TLS with what it gives ([`tls`]), and none of
+//! the daemon's dependencies.
 //!
 //! Promises: documents are parsed before they are handed out, so an [`X509Svid`] has a chain, a key and a bundle that
 //! belong together; a [`Watch`] reconnects by the standard's rules and every update is the whole state. Keys stay in
 //! memory and are wiped when dropped.
 //!
-//! Does not: cache, refresh tokens, write files, or configure TLS.
+//! Does not: cache, refresh tokens, or write files.
 
 mod channel;
 mod endpoint;
 mod error;
+pub mod tls;
 mod watch;
 mod workload;
 

@@ -27,16 +27,15 @@ pub type X509BundleWatch = Watch<X509BundlesResponse, BTreeMap<TrustDomain, X509
 /// JWT bundles as they change.
 pub type JwtBundleWatch = Watch<JwtBundlesResponse, BTreeMap<TrustDomain, JwtAuthorities>>;
 
-type Opening<M> = Pin<Box<dyn Future<Output = Result<Response<Streaming<M>>, Status>> + Send>>;
+pub(super) type Opening<M> = Pin<Box<dyn Future<Output = Result<Response<Streaming<M>>, Status>> + Send>>;
 
 /// A stream of whole states that reconnects (Workload API, section 4.2; Workload Endpoint, section 6).
 ///
 /// [`Watch::next`] reports each failure, so that the caller can tell somebody; calling it again tries again: at once
 /// when a stream that had delivered was cut, and with growing delays when there is nothing to be had.
 pub struct Watch<M, T> {
-    client: Client,
     endpoint: Endpoint,
-    open: fn(Client) -> Opening<M>,
+    open: Box<dyn Fn() -> Opening<M> + Send + Sync>,
     read: fn(M) -> Result<T, ClientError>,
     stream: Option<Streaming<M>>,
     backoff: Backoff,
@@ -45,16 +44,25 @@ pub struct Watch<M, T> {
     failed: bool,
 }
 
-impl<M, T> Watch<M, T> {
+impl<M: 'static, T> Watch<M, T> {
     pub(super) fn new(
         api: &WorkloadApi,
         open: fn(Client) -> Opening<M>,
         read: fn(M) -> Result<T, ClientError>,
     ) -> Self {
+        let client = api.client.clone();
+        Self::of(api.endpoint(), move || open(client.clone()), read)
+    }
+
+    /// A stream of any service at `endpoint`.
+    pub(super) fn of(
+        endpoint: &Endpoint,
+        open: impl Fn() -> Opening<M> + Send + Sync + 'static,
+        read: fn(M) -> Result<T, ClientError>,
+    ) -> Self {
         Self {
-            client: api.client.clone(),
-            endpoint: api.endpoint().clone(),
-            open,
+            endpoint: endpoint.clone(),
+            open: Box::new(open),
             read,
             stream: None,
             backoff: Backoff::new(FIRST_DELAY, LONGEST_DELAY),
@@ -77,7 +85,7 @@ impl<M, T> Watch<M, T> {
                         tokio::time::sleep(self.backoff.delay(&self.entropy)).await;
                     }
                     self.failed = true;
-                    let opened = (self.open)(self.client.clone()).await;
+                    let opened = (self.open)().await;
                     let opened = opened.map_err(|status| ClientError::from_status(&self.endpoint, &status))?;
                     self.stream.insert(opened.into_inner())
                 }

@@ -27,7 +27,7 @@ use super::{ClientError, Endpoint, channel};
 /// The metadata every request carries (Workload Endpoint, section 3).
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 /// The largest answer that is read: a bundle with thousands of authorities fits.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+pub(super) const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 pub(super) type Client = SpiffeWorkloadApiClient<InterceptedService<Channel, SecurityHeader>>;
 
@@ -105,8 +105,13 @@ pub struct ValidatedJwt {
 impl WorkloadApi {
     /// A client of the API at `endpoint`. Connects at the first call.
     pub fn new(endpoint: Endpoint) -> Self {
-        let client =
-            SpiffeWorkloadApiClient::new(with_header(channel(&endpoint))).max_decoding_message_size(MAX_ANSWER_BYTES);
+        let channel = channel(&endpoint);
+        Self::over(endpoint, channel)
+    }
+
+    /// A client of the API at `endpoint`, over a connection to it that other services use too.
+    pub(super) fn over(endpoint: Endpoint, channel: Channel) -> Self {
+        let client = SpiffeWorkloadApiClient::new(with_header(channel)).max_decoding_message_size(MAX_ANSWER_BYTES);
         Self { client, endpoint }
     }
 
@@ -198,16 +203,16 @@ impl std::fmt::Debug for WorkloadApi {
     }
 }
 
-fn malformed(what: &str, error: impl std::fmt::Display) -> ClientError {
+pub(super) fn malformed(what: &str, error: impl std::fmt::Display) -> ClientError {
     ClientError::Malformed(format!("{what}: {error}"))
 }
 
 /// The agent's own trust domain is always among them (Workload API, sections 5.2.2 and 6.2.2).
-fn no_bundle() -> ClientError {
+pub(super) fn no_bundle() -> ClientError {
     ClientError::Malformed("an answer without a bundle".to_owned())
 }
 
-fn read_x509(message: X509svidResponse) -> Result<X509Context, ClientError> {
+pub(super) fn read_x509(message: X509svidResponse) -> Result<X509Context, ClientError> {
     let svids = without_repeated_hints(message.svids, |svid| &svid.hint);
     if svids.is_empty() {
         return Err(ClientError::Malformed("an answer without an X509-SVID".to_owned()));
@@ -215,12 +220,12 @@ fn read_x509(message: X509svidResponse) -> Result<X509Context, ClientError> {
     Ok(X509Context {
         svids: svids.into_iter().map(read_x509_svid).collect::<Result<_, _>>()?,
         federated: read_x509_bundles(message.federated_bundles)?,
-        crls: message
-            .crl
-            .iter()
-            .map(|der| Crl::from_der(der).map_err(|error| malformed("a revocation list", error)))
-            .collect::<Result<_, _>>()?,
+        crls: read_crls(&message.crl)?,
     })
+}
+
+pub(super) fn read_crls(lists: &[Bytes]) -> Result<Vec<Crl>, ClientError> {
+    lists.iter().map(|der| Crl::from_der(der).map_err(|error| malformed("a revocation list", error))).collect()
 }
 
 fn read_x509_svid(svid: wire::X509svid) -> Result<X509Svid, ClientError> {
@@ -241,7 +246,9 @@ fn read_x509_svid(svid: wire::X509svid) -> Result<X509Svid, ClientError> {
     Ok(X509Svid { id, hint: read_hint(svid.hint), chain, key, bundle })
 }
 
-fn read_x509_bundles(bundles: HashMap<String, Bytes>) -> Result<BTreeMap<TrustDomain, X509Authorities>, ClientError> {
+pub(super) fn read_x509_bundles(
+    bundles: HashMap<String, Bytes>,
+) -> Result<BTreeMap<TrustDomain, X509Authorities>, ClientError> {
     bundles
         .iter()
         .map(|(id, der)| {
@@ -294,7 +301,7 @@ fn expiry(token: &str) -> Result<OffsetDateTime, JwtError> {
     OffsetDateTime::from_unix_timestamp(seconds as i64).map_err(|_| JwtError::Member("exp"))
 }
 
-fn read_id(text: &str) -> Result<SpiffeId, ClientError> {
+pub(super) fn read_id(text: &str) -> Result<SpiffeId, ClientError> {
     SpiffeId::parse(text).map_err(|error| malformed(&format!("the SPIFFE ID `{text}`"), error))
 }
 
@@ -307,12 +314,12 @@ fn read_domain(id: &str) -> Result<TrustDomain, ClientError> {
     Ok(id.trust_domain())
 }
 
-fn read_hint(hint: String) -> Option<String> {
+pub(super) fn read_hint(hint: String) -> Option<String> {
     (!hint.is_empty()).then_some(hint)
 }
 
 /// Of several SVIDs with one hint the first counts (Workload API, sections 5.2.1 and 6.2.1).
-fn without_repeated_hints<S>(svids: Vec<S>, hint: impl Fn(&S) -> &String) -> Vec<S> {
+pub(super) fn without_repeated_hints<S>(svids: Vec<S>, hint: impl Fn(&S) -> &String) -> Vec<S> {
     let mut seen = HashSet::new();
     svids.into_iter().filter(|svid| hint(svid).is_empty() || seen.insert(hint(svid).clone())).collect()
 }

@@ -132,6 +132,11 @@ impl TestAgent {
         self.dir.path()
     }
 
+    /// The time as the agent has it, for those who talk to it.
+    pub fn time(&self) -> Clock {
+        self.clock.clone()
+    }
+
     /// The clock's hand.
     pub fn clock(&self) -> &ManualClock {
         &self.hand

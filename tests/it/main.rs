@@ -10,3 +10,4 @@ mod program;
 mod raw;
 mod rotation;
 mod streams;
+mod tls;
