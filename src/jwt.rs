@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 
 pub use jwk::{Jwk, JwkError, JwtAuthorities};
 pub use jws::{Algorithm, Header, Jws, MAX_TOKEN_BYTES};
-pub use signer::{JwtClaims, JwtSigner};
+pub use signer::{EncodedHeader, JwtClaims, JwtSigner};
 pub use strict::{StrictJsonError, parse_strict};
 pub use svid::{JwtSvid, validate};
 
