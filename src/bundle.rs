@@ -2,7 +2,7 @@
 //!
 //! Promises: a document that is no bundle is refused whole; a single key that is unknown, incomplete or of a kind this
 //! software does not know is skipped and named; keys of two trust domains never meet in one value; what is published
-//! has no members beyond those the standard names, and only public parts.
+//! has no members beyond those the standard names, and only public parts; a key ID is that of one key of one purpose.
 //!
 //! Does not: fetch, store or schedule anything, and does not read bundle maps (section 5).
 
@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::id::TrustDomain;
 use crate::jwt::{Jwk, JwkError, JwtAuthorities, StrictJsonError, parse_strict};
+use crate::wit::WitAuthorities;
 use crate::x509::{Certificate, X509Authorities, X509Error};
 
 /// How soon to look for a newer bundle when it does not say (section 6.1: at most a few minutes).
@@ -54,6 +55,8 @@ pub enum BundleError {
 pub struct Bundle {
     x509: X509Authorities,
     jwt: JwtAuthorities,
+    /// INVARIANT: no key ID of these is also one of `jwt` (WIT-SVID, section 6.1).
+    wit: WitAuthorities,
     sequence: Option<u64>,
     refresh_hint: Option<Duration>,
 }
@@ -80,16 +83,32 @@ pub struct SkippedKey {
 enum Purpose {
     X509(Certificate),
     Jwt(String, Jwk),
+    Wit(String, Jwk),
 }
 
 impl Bundle {
-    /// A bundle of authorities of the same domain.
+    /// A bundle of authorities of the same domain, without any for WIT-SVIDs.
     ///
     /// # Panics
     /// The two sets are of different trust domains, which is a mistake in the program.
     pub fn new(x509: X509Authorities, jwt: JwtAuthorities) -> Self {
         assert_eq!(x509.trust_domain(), jwt.trust_domain(), "a bundle is of one trust domain");
-        Self { x509, jwt, sequence: None, refresh_hint: None }
+        let wit = WitAuthorities::new(jwt.trust_domain().clone(), []);
+        Self { x509, jwt, wit, sequence: None, refresh_hint: None }
+    }
+
+    /// Sets the keys of WIT-SVIDs, without those whose key ID is that of a JWT-SVID key: key IDs are unique in the whole
+    /// bundle (WIT-SVID, section 6.1).
+    ///
+    /// # Panics
+    /// They are of another trust domain, which is a mistake in the program.
+    #[must_use]
+    pub fn with_wit(mut self, wit: WitAuthorities) -> Self {
+        assert_eq!(self.trust_domain(), wit.trust_domain(), "a bundle is of one trust domain");
+        let unique = wit.iter().filter(|(key_id, _)| self.jwt.find(key_id).is_none());
+        let unique: Vec<(String, Jwk)> = unique.map(|(key_id, key)| (key_id.to_owned(), key.clone())).collect();
+        self.wit = WitAuthorities::new(self.trust_domain().clone(), unique);
+        self
     }
 
     /// Sets the sequence number, which grows with every change of the content (section 4.1.1).
@@ -116,17 +135,23 @@ impl Bundle {
         }
         let document = parse_strict(json).map_err(BundleError::Json)?;
         let keys = document.get("keys").and_then(Value::as_array).ok_or(BundleError::NoKeys)?;
-        let (mut x509, mut jwt, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut x509, mut jwt, mut wit, mut skipped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, key) in keys.iter().enumerate() {
             match read_key(domain, key) {
                 Ok(Purpose::X509(certificate)) => x509.push(certificate),
                 Ok(Purpose::Jwt(key_id, key)) => jwt.push((key_id, key)),
+                Ok(Purpose::Wit(key_id, key)) => wit.push((index, key_id, key)),
                 Err(reason) => skipped.push(SkippedKey { index, reason }),
             }
         }
+        let jwt = JwtAuthorities::new(domain.clone(), jwt);
+        for (index, ..) in wit.extract_if(.., |(_, key_id, _)| jwt.find(key_id).is_some()) {
+            skipped.push(SkippedKey { index, reason: "its `kid` is that of a JWT-SVID key".to_owned() });
+        }
         let bundle = Self {
             x509: X509Authorities::new(domain.clone(), x509).map_err(BundleError::X509)?,
-            jwt: JwtAuthorities::new(domain.clone(), jwt),
+            jwt,
+            wit: WitAuthorities::new(domain.clone(), wit.into_iter().map(|(_, key_id, key)| (key_id, key))),
             sequence: whole_number(&document, "spiffe_sequence")?,
             refresh_hint: whole_number(&document, "spiffe_refresh_hint")?.map(Duration::from_secs),
         };
@@ -154,6 +179,11 @@ impl Bundle {
         &self.jwt
     }
 
+    /// The authorities of WIT-SVIDs.
+    pub fn wit(&self) -> &WitAuthorities {
+        &self.wit
+    }
+
     /// The sequence number, if it has one. One beyond 64 bits reads as the largest that fits.
     pub fn sequence(&self) -> Option<u64> {
         self.sequence
@@ -166,7 +196,7 @@ impl Bundle {
 
     /// Whether nothing of the domain is to be believed (section 4.1.3).
     pub fn is_empty(&self) -> bool {
-        self.x509.is_empty() && self.jwt.is_empty()
+        self.x509.is_empty() && self.jwt.is_empty() && self.wit.is_empty()
     }
 
     /// The document to publish.
@@ -181,8 +211,9 @@ impl Bundle {
             key.insert("x5c".to_owned(), json!([STANDARD.encode(certificate.der())]));
             keys.push(key);
         }
-        for mut key in self.jwt_keys() {
-            key.insert("use".to_owned(), JWT_SVID.into());
+        let jwt = jwks(self.jwt.iter()).map(|key| (key, JWT_SVID));
+        for (mut key, purpose) in jwt.chain(jwks(self.wit.iter()).map(|key| (key, WIT_SVID))) {
+            key.insert("use".to_owned(), purpose.into());
             keys.push(key);
         }
         let mut document = json!({ "keys": keys });
@@ -200,19 +231,26 @@ impl Bundle {
     /// It has neither `use` nor the `spiffe_` members: it is a plain JWK Set whose purpose the call says, and so every
     /// client library reads it, those included that know no `use` but `sig` and `enc`. SPIRE writes it the same way.
     pub fn jwt_jwks(&self) -> String {
-        json!({ "keys": self.jwt_keys().collect::<Vec<_>>() }).to_string()
+        json!({ "keys": jwks(self.jwt.iter()).collect::<Vec<_>>() }).to_string()
     }
 
-    fn jwt_keys(&self) -> impl Iterator<Item = Map<String, Value>> {
-        self.jwt.iter().map(|(key_id, key)| {
-            let mut members = key.to_json();
-            members.insert("kid".to_owned(), key_id.into());
-            members
-        })
+    /// The JWK Set of `FetchWITBundles`: WIT keys only (Workload API, section 7.2.2), as plain as that of the JWT keys.
+    pub fn wit_jwks(&self) -> String {
+        json!({ "keys": jwks(self.wit.iter()).collect::<Vec<_>>() }).to_string()
     }
 }
 
-/// One element of `keys`, or why it is skipped (section 4.2; X509-SVID, section 6.2; JWT-SVID, section 6.2).
+/// Each key with its `kid`.
+fn jwks<'a>(keys: impl Iterator<Item = (&'a str, &'a Jwk)>) -> impl Iterator<Item = Map<String, Value>> {
+    keys.map(|(key_id, key)| {
+        let mut members = key.to_json();
+        members.insert("kid".to_owned(), key_id.into());
+        members
+    })
+}
+
+/// One element of `keys`, or why it is skipped (section 4.2; X509-SVID, section 6.2; JWT-SVID, section 6.2; WIT-SVID,
+/// section 6.1).
 fn read_key(domain: &TrustDomain, key: &Value) -> Result<Purpose, String> {
     let members = key.as_object().ok_or("it is not an object")?;
     if !matches!(members.get("kty").and_then(Value::as_str), Some("EC" | "RSA")) {
@@ -230,14 +268,13 @@ fn read_key(domain: &TrustDomain, key: &Value) -> Result<Purpose, String> {
             X509Authorities::new(domain.clone(), [certificate.clone()]).map_err(|error| error.to_string())?;
             Ok(Purpose::X509(certificate))
         }
-        JWT_SVID => {
+        JWT_SVID | WIT_SVID => {
             let key_id = members.get("kid").and_then(Value::as_str).filter(|kid| !kid.is_empty());
             let key_id = key_id.ok_or("it has no `kid`")?;
             let key = Jwk::from_json(members).map_err(|error| error.to_string())?;
-            Ok(Purpose::Jwt(key_id.to_owned(), key))
+            let purpose = if purpose == JWT_SVID { Purpose::Jwt } else { Purpose::Wit };
+            Ok(purpose(key_id.to_owned(), key))
         }
-        // Known, and not used yet.
-        WIT_SVID => Err("WIT-SVID keys are not used".to_owned()),
         _ => Err("its `use` is unknown".to_owned()),
     }
 }

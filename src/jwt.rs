@@ -8,20 +8,22 @@
 
 mod jwk;
 mod jws;
+mod private;
 mod signer;
 mod strict;
 mod svid;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use thiserror::Error;
 use time::OffsetDateTime;
 
 pub use jwk::{Jwk, JwkError, JwtAuthorities};
 pub use jws::{Algorithm, Header, Jws, MAX_TOKEN_BYTES};
-pub use signer::{EncodedHeader, JwtClaims, JwtSigner};
+pub use private::{private_jwk, read_private_jwk};
+pub use signer::{EncodedHeader, JwtClaims, JwtSigner, serialize_numeric_date};
 pub use strict::{StrictJsonError, parse_strict};
-pub use svid::{JwtSvid, validate};
+pub use svid::{JwtSvid, numeric_date, validate};
 
 use crate::id::{IdError, SpiffeId, TrustDomain};
 

@@ -59,7 +59,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let store = Store::open(&path).await?;
     let node = node_id(&store, &deps).await?;
     let (authority, signers) = Authority::open(
-        config.authority().ok_or(StartError::DiskFiles)?,
+        config.authority(&node).ok_or(StartError::DiskFiles)?,
         deps.clock.clone(),
         deps.entropy.clone(),
         store.clone(),
@@ -68,7 +68,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     )
     .await?;
     let authority = Arc::new(authority);
-    let trust = Arc::new(Trust::open(config.trust_domain.clone(), signers, store.clone()).await?);
+    let trust = Arc::new(Trust::open(config.trust_domain.clone(), signers, config.wit.enabled, store.clone()).await?);
 
     let (registry, unusable) = open_registry(&config, &store, &deps).await?;
     let (ledger, new_ties) = open_ledger(config.state_dir.join("ledger"), &node, &instances, &deps).await?;

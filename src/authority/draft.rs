@@ -11,12 +11,13 @@ use time::OffsetDateTime;
 
 use super::disk::DiskAuthority;
 use super::keys::KeyStore;
-use super::signers::{BACKDATE, JwtAuthority, SigningCa};
+use super::signers::{BACKDATE, SigningCa, TokenAuthority};
 use super::slot::{self, Kind, Plan, Slot, State, Step};
 use super::{AuthorityError, Config, Signers};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::jwt::JwtSigner;
+use crate::wit::{WitAuthorities, WitSigner};
 use crate::x509::{Certificate, Issuer, PrivateKey, Serial, Validity, self_signed_root};
 
 /// A plan that does not come to rest after this many steps is a bug, not work.
@@ -37,7 +38,7 @@ impl Maker {
         match kind {
             // A root signs signing CAs, and a signing CA leaves that live as long as itself.
             Kind::X509Root | Kind::X509Signing => self.config.ca_ttl,
-            Kind::Jwt => self.config.longest_jwt,
+            Kind::Jwt | Kind::Wit => self.config.longest_jwt,
         }
     }
 }
@@ -63,8 +64,8 @@ impl Draft {
     /// The kinds that this node makes itself.
     pub(super) fn managed(&self) -> &'static [Kind] {
         match self.disk {
-            None => &[Kind::X509Root, Kind::X509Signing, Kind::Jwt],
-            Some(_) => &[Kind::X509Signing, Kind::Jwt],
+            None => &[Kind::X509Root, Kind::X509Signing, Kind::Jwt, Kind::Wit],
+            Some(_) => &[Kind::X509Signing, Kind::Jwt, Kind::Wit],
         }
     }
 
@@ -166,6 +167,11 @@ impl Draft {
                 let id = JwtSigner::new(&key)?.key_id().to_owned();
                 Ok((slot(id, now + config.jwt_key_ttl), key))
             }
+            Kind::Wit => {
+                let key = PrivateKey::generate(config.jwt_key_type)?;
+                let id = WitSigner::new(&key)?.key_id().to_owned();
+                Ok((slot(id, now + config.jwt_key_ttl), key))
+            }
             Kind::X509Root => {
                 let not_after = now + config.root_ttl;
                 let key = PrivateKey::generate(config.key_type)?;
@@ -223,7 +229,8 @@ impl Draft {
     /// The snapshot that this journal describes. Every key it needs is read here, so that a journal whose keys are
     /// not usable never comes into force.
     pub(super) fn signers(&self, maker: &Maker, generation: u64) -> Result<Signers, AuthorityError> {
-        let (signing, jwt) = (self.active(Kind::X509Signing)?, self.active(Kind::Jwt)?);
+        let signing = self.active(Kind::X509Signing)?;
+        let (jwt, wit) = (self.active(Kind::Jwt)?, self.active(Kind::Wit)?);
         let in_use = |slot: &&Slot| slot.kind != Kind::X509Root || self.disk.is_none();
         let mut slots: Vec<Slot> = self.slots.iter().filter(in_use).cloned().collect();
         // The same order after a restart: otherwise it would look like a change of the bundle.
@@ -234,7 +241,7 @@ impl Draft {
             above_leaf.extend_from_slice(disk.intermediates());
             roots.extend(disk.roots().iter().cloned());
         }
-        let mut jwt_keys = Vec::new();
+        let (mut jwt_keys, mut wit_keys) = (Vec::new(), Vec::new());
         for slot in &slots {
             match slot.kind {
                 Kind::X509Root => roots.push(Certificate::from_der(&slot.certificate)?),
@@ -242,6 +249,10 @@ impl Draft {
                 Kind::Jwt => {
                     let signer = JwtSigner::new(&self.key(maker, &slot.id)?)?;
                     jwt_keys.push((slot.id.clone(), signer.public_key().clone()));
+                }
+                Kind::Wit => {
+                    let signer = WitSigner::new(&self.key(maker, &slot.id)?)?;
+                    wit_keys.push((slot.id.clone(), signer.public_key().clone()));
                 }
             }
         }
@@ -253,14 +264,21 @@ impl Draft {
                 above_leaf,
                 not_after: signing.not_after,
             },
-            jwt: JwtAuthority {
+            jwt: TokenAuthority {
                 id: jwt.id.as_str().into(),
                 signer: JwtSigner::new(&self.key(maker, &jwt.id)?)?,
                 not_after: jwt.not_after,
             },
+            wit: TokenAuthority {
+                id: wit.id.as_str().into(),
+                signer: WitSigner::new(&self.key(maker, &wit.id)?)?,
+                not_after: wit.not_after,
+            },
+            node: maker.config.node.as_str().into(),
             jwt_issuer: maker.config.jwt_issuer.clone(),
             roots,
             jwt_keys,
+            wit_keys: WitAuthorities::new(maker.config.domain.clone(), wit_keys),
             standing: slots.iter().map(|slot| slot.id.as_str().into()).collect(),
             slots,
             entropy: maker.entropy.clone(),

@@ -2,7 +2,7 @@
 //!
 //! Two kinds, one mechanism. `embedded` makes its own self-signed root (in the bundle) and under it short-lived
 //! signing CAs; `disk` takes the root or an intermediate from files, so that several nodes share one trust domain,
-//! and makes the signing CAs under that. JWT keys are this node's own in both.
+//! and makes the signing CAs under that. JWT and WIT keys are this node's own in both.
 //!
 //! Every change goes one way. The next journal is computed in memory (`draft`), with the signers it describes; new
 //! keys are written; the journal changes in one transaction of the store; memory follows; keys that no row names any
@@ -31,7 +31,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use self::disk::{DiskAuthority, DiskError};
 use self::draft::{Draft, Maker};
 use self::keys::{KeyStore, KeyStoreError};
-pub use self::signers::{Capabilities, SignedJwt, SignedX509, Signers, X509Svid};
+pub use self::signers::{Capabilities, SignedJwt, SignedWit, SignedX509, Signers, X509Svid};
 use self::slot::{Kind, Slot};
 use crate::audit::{Audit, Event};
 use crate::base::clock::Clock;
@@ -57,11 +57,13 @@ pub enum Source {
 pub struct Config {
     /// The trust domain they sign for.
     pub domain: TrustDomain,
+    /// The id of this node, in front of every token's `jti`.
+    pub node: String,
     /// Where the root comes from.
     pub source: Source,
     /// Key type of roots, signing CAs and X.509-SVIDs.
     pub key_type: KeyType,
-    /// Key type of JWT keys.
+    /// Key type of JWT and WIT keys.
     pub jwt_key_type: KeyType,
     /// The `iss` claim of JWT-SVIDs.
     pub jwt_issuer: Option<String>,
@@ -69,11 +71,11 @@ pub struct Config {
     pub root_ttl: Duration,
     /// Life of a signing CA.
     pub ca_ttl: Duration,
-    /// Life of a JWT key.
+    /// Life of a JWT or WIT key.
     pub jwt_key_ttl: Duration,
-    /// How long a new root or JWT key is published before an operator's rotation lets it sign.
+    /// How long a new root, JWT or WIT key is published before an operator's rotation lets it sign.
     pub propagation: Duration,
-    /// The longest life of a JWT-SVID: a retired JWT key stays published that long.
+    /// The longest life of a JWT-SVID or WIT-SVID: a retired key stays published that long.
     pub longest_jwt: Duration,
 }
 

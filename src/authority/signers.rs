@@ -11,7 +11,8 @@ use super::slot::Slot;
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
 use crate::jwt::{Jwk, JwtClaims, JwtSigner};
-use crate::policy::{JwtGrant, X509Grant};
+use crate::policy::{JwtGrant, WitGrant, X509Grant};
+use crate::wit::{Confirmation, WitAuthorities, WitClaims, WitSigner};
 use crate::x509::{Certificate, Issuer, LeafParams, Serial, Validity};
 
 /// Certificates are valid from a little before now, for peers whose clock is behind.
@@ -29,11 +30,11 @@ pub(super) struct SigningCa {
     pub(super) not_after: OffsetDateTime,
 }
 
-/// A key that signs JWT-SVIDs.
+/// A key that signs tokens of one type.
 #[derive(Debug)]
-pub(super) struct JwtAuthority {
+pub(super) struct TokenAuthority<Signer> {
     pub(super) id: Arc<str>,
-    pub(super) signer: JwtSigner,
+    pub(super) signer: Signer,
     pub(super) not_after: OffsetDateTime,
 }
 
@@ -65,6 +66,19 @@ pub struct SignedJwt {
     pub authority: Arc<str>,
 }
 
+/// A signed WIT-SVID. It is no secret, and of no use without the key it names.
+#[derive(Debug)]
+pub struct SignedWit {
+    /// The compact token.
+    pub token: String,
+    /// Its unique id.
+    pub jti: String,
+    /// End of its validity.
+    pub expires_at: OffsetDateTime,
+    /// Which authority signed.
+    pub authority: Arc<str>,
+}
+
 /// What an authority can do beyond signing, so that callers need not know which kind it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
@@ -79,10 +93,13 @@ pub struct Capabilities {
 pub struct Signers {
     pub(super) generation: u64,
     pub(super) x509: SigningCa,
-    pub(super) jwt: JwtAuthority,
+    pub(super) jwt: TokenAuthority<JwtSigner>,
+    pub(super) wit: TokenAuthority<WitSigner>,
+    pub(super) node: Arc<str>,
     pub(super) jwt_issuer: Option<String>,
     pub(super) roots: Vec<Certificate>,
     pub(super) jwt_keys: Vec<(String, Jwk)>,
+    pub(super) wit_keys: WitAuthorities,
     pub(super) standing: BTreeSet<Arc<str>>,
     pub(super) slots: Vec<Slot>,
     pub(super) entropy: Entropy,
@@ -120,7 +137,7 @@ impl Signers {
     /// Fails when the grant or the authority ends within a second. Asynchronous because an authority may be remote.
     pub async fn sign_jwt(&self, grant: JwtGrant, now: OffsetDateTime) -> Result<SignedJwt, AuthorityError> {
         let expires_at = lifetime(now, grant.not_after(now), self.jwt.not_after)?;
-        let jti = self.entropy.hex::<16>();
+        let jti = self.token_id();
         let token = self.jwt.signer.sign(&JwtClaims {
             sub: grant.spiffe_id(),
             aud: grant.audience(),
@@ -130,6 +147,32 @@ impl Signers {
             iss: self.jwt_issuer.as_deref(),
         })?;
         Ok(SignedJwt { token, jti, expires_at, authority: self.jwt.id.clone() })
+    }
+
+    /// Signs a WIT-SVID that names the holder of `confirmation`; the grant is used up.
+    ///
+    /// Fails when the grant or the authority ends within a second. Asynchronous because an authority may be remote.
+    pub async fn sign_wit(
+        &self,
+        grant: WitGrant,
+        confirmation: &Confirmation,
+        now: OffsetDateTime,
+    ) -> Result<SignedWit, AuthorityError> {
+        let expires_at = lifetime(now, grant.not_after(now), self.wit.not_after)?;
+        let jti = self.token_id();
+        let token = self.wit.signer.sign(&WitClaims {
+            sub: grant.spiffe_id(),
+            exp: expires_at,
+            iat: now,
+            jti: &jti,
+            cnf: confirmation,
+        })?;
+        Ok(SignedWit { token, jti, expires_at, authority: self.wit.id.clone() })
+    }
+
+    /// A new `jti`: the node in front, so that a verifier elsewhere knows whom to ask about it.
+    pub(super) fn token_id(&self) -> String {
+        format!("{}.{}", self.node, self.entropy.hex::<16>())
     }
 
     /// Which change of the authorities made it: what has a smaller number is out of date.
@@ -155,6 +198,12 @@ impl Signers {
     /// JWT keys for the bundle, by key id.
     pub fn jwt_keys(&self) -> &[(String, Jwk)] {
         &self.jwt_keys
+    }
+
+    /// The keys of this node's own WIT-SVIDs. They are here whether or not the bundle has them: this node believes its
+    /// own.
+    pub fn wit_keys(&self) -> &WitAuthorities {
+        &self.wit_keys
     }
 
     /// Every authority that is in use and where it stands: by kind, the oldest first.

@@ -20,6 +20,8 @@ pub enum Kind {
     X509Signing,
     /// The key that signs JWT-SVIDs; in the bundle.
     Jwt,
+    /// The key that signs WIT-SVIDs; in the bundle when the WIT profile is on.
+    Wit,
 }
 
 impl Kind {
@@ -29,12 +31,13 @@ impl Kind {
             Self::X509Root => "x509-root",
             Self::X509Signing => "x509-signing",
             Self::Jwt => "jwt",
+            Self::Wit => "wit",
         }
     }
 
     /// The kind with this name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::X509Root, Self::X509Signing, Self::Jwt].into_iter().find(|kind| kind.as_str() == name)
+        [Self::X509Root, Self::X509Signing, Self::Jwt, Self::Wit].into_iter().find(|kind| kind.as_str() == name)
     }
 }
 
@@ -72,7 +75,7 @@ impl State {
 /// One authority as the journal keeps it. Its private key is in the key store under the same id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
-    /// Unique among all authorities of this node; the `kid` of a JWT key.
+    /// Unique among all authorities of this node; the `kid` of a JWT or WIT key.
     pub id: String,
     /// What it signs.
     pub kind: Kind,
@@ -85,7 +88,7 @@ pub struct Slot {
     /// Nothing it signs is valid after this.
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
-    /// The CA certificate in DER; empty for a JWT key.
+    /// The CA certificate in DER; empty for a JWT or WIT key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificate: Vec<u8>,
     /// The id of the root that signed it, for a signing CA.

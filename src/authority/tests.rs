@@ -14,6 +14,7 @@ use crate::base::clock::ManualClock;
 use crate::policy::{Lifetimes, Policy};
 use crate::x509::{Certificate, Chain, PrivateKey, Serial, Validity, X509Authorities, self_signed_root, verify};
 
+const NODE: &str = "00112233445566778899aabbccddeeff";
 const START: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -31,6 +32,7 @@ impl Bench {
         let (clock, hand) = Clock::manual(START);
         let config = Config {
             domain: TrustDomain::parse("example.org").unwrap(),
+            node: NODE.to_owned(),
             source: source(dir.path()),
             key_type: KeyType::EcP256,
             jwt_key_type: KeyType::EcP256,
@@ -123,7 +125,7 @@ async fn what_a_crash_left_without_a_journal_record_is_removed_and_the_files_of_
     bench.open().await.unwrap();
     assert!(orphans.iter().all(|name| !bench.keys().join(name).exists()));
     assert!(foreign.iter().all(|name| bench.keys().join(name).exists()));
-    assert_eq!(bench.key_files().len(), 3 + foreign.len());
+    assert_eq!(bench.key_files().len(), 4 + foreign.len());
 }
 
 #[tokio::test]
@@ -356,4 +358,57 @@ async fn a_clock_that_jumps_a_year_ahead_ends_with_new_authorities_that_sign() {
     assert!(next > bench.clock.now());
     assert!(bench.believes(after.roots(), &bench.leaf(&after).await));
     assert!(before.slots().iter().all(|slot| !after.stands(&slot.id)));
+}
+
+#[tokio::test]
+async fn a_journal_without_a_wit_key_gets_one_and_keeps_everything_else() {
+    let bench = Bench::embedded();
+    let (authority, before) = bench.open().await.unwrap();
+    drop(authority);
+    // As an agent left it that knew no WIT keys.
+    let store = Store::open(&bench.dir.path().join("store")).await.unwrap();
+    let wit = before.slots().iter().find(|slot| slot.kind == Kind::Wit).unwrap();
+    store.apply(vec![Change::delete(Space::Authorities, &wit.id, Expect::Any)]).await.unwrap();
+    drop(store);
+
+    let (authority, after) = bench.open().await.unwrap();
+    drop(authority);
+    let others = |signers: &Signers| -> Vec<Slot> {
+        signers.slots().iter().filter(|slot| slot.kind != Kind::Wit).cloned().collect()
+    };
+    assert_eq!(others(&before), others(&after));
+    assert_eq!(after.slots().iter().filter(|slot| slot.kind == Kind::Wit).count(), 1);
+    assert!(!after.stands(&wit.id) && after.wit_keys().iter().count() == 1);
+    bench.assert_rows_and_keys_agree().await;
+}
+
+#[tokio::test]
+async fn a_new_wit_key_is_known_before_it_signs_and_a_retired_one_until_its_last_wit_is_out() {
+    // WIT-03, WIT-28
+    let bench = Bench::embedded();
+    let (authority, first) = bench.open().await.unwrap();
+    let first_key = first.wit_keys().iter().next().unwrap().0.to_owned();
+    let prepared = authority.rotate(Kind::Wit, false).await.unwrap();
+    assert_eq!(prepared.wit_keys().iter().count(), 2);
+    assert_eq!(&*prepared.wit.id, first_key);
+    bench.hand.advance(bench.config.propagation);
+    let (active, _) = authority.advance().await.unwrap();
+    assert_ne!(&*active.wit.id, first_key);
+    assert!(active.wit_keys().find(&first_key).is_some());
+    bench.hand.advance(bench.config.longest_jwt);
+    let (later, _) = authority.advance().await.unwrap();
+    assert!(later.wit_keys().find(&first_key).is_none());
+    let key_ids: BTreeSet<_> = later.jwt_keys().iter().map(|(key_id, _)| key_id.as_str()).collect();
+    assert!(later.wit_keys().iter().all(|(key_id, _)| !key_ids.contains(key_id)));
+}
+
+#[tokio::test]
+async fn every_token_id_begins_with_the_node_and_occurs_once() {
+    // WIT-13
+    let bench = Bench::embedded();
+    let (_authority, signers) = bench.open().await.unwrap();
+    let ids: BTreeSet<String> = (0..100_000).map(|_| signers.token_id()).collect();
+    assert_eq!(ids.len(), 100_000);
+    let is_hex = |text: &str| text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    assert!(ids.iter().all(|id| id.strip_prefix(NODE).and_then(|id| id.strip_prefix('.')).is_some_and(is_hex)));
 }

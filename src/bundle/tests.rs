@@ -70,6 +70,29 @@ fn the_set_for_workloads_has_jwt_keys_only_and_each_has_a_key_id() {
 }
 
 #[test]
+fn wit_keys_are_published_as_such_and_enter_no_other_set() {
+    // WIT-28, WIT-29, WL-31, WL-46
+    let without = bundle();
+    let wit = PrivateKey::generate(KeyType::EcP256).unwrap();
+    let key = Jwk::from_spki(wit.public_key()).unwrap();
+    let jwt_key_id = without.jwt().iter().next().unwrap().0.to_owned();
+    let keys = [("wit".to_owned(), key.clone()), (jwt_key_id.clone(), key)];
+    let bundle = without.clone().with_wit(WitAuthorities::new(domain(), keys));
+    assert_eq!(bundle.wit().iter().map(|(key_id, _)| key_id).collect::<Vec<_>>(), ["wit"], "a kid is that of one key");
+    assert_eq!(bundle.jwt_jwks(), without.jwt_jwks());
+    let published = document(&bundle);
+    let uses: Vec<_> = published["keys"].as_array().unwrap().iter().map(|key| key["use"].as_str().unwrap()).collect();
+    assert_eq!(uses, ["x509-svid", "x509-svid", "jwt-svid", "wit-svid"]);
+    let parsed = parse(&published);
+    assert_eq!((&parsed.bundle, parsed.skipped.as_slice()), (&bundle, &[][..]));
+
+    let set: Value = serde_json::from_str(&bundle.wit_jwks()).unwrap();
+    assert_eq!(set["keys"].as_array().unwrap().len(), 1);
+    assert_eq!(set["keys"][0]["kid"], "wit");
+    assert_eq!(without.wit_jwks(), r#"{"keys":[]}"#, "AMB-11");
+}
+
+#[test]
 fn a_document_that_is_no_bundle_is_refused_whole() {
     let refused = [
         ("BUN-02 no keys", "{}"),
@@ -145,7 +168,8 @@ fn keys_that_cannot_be_used_are_skipped_and_the_others_kept() {
         ("BUN-04 no use", with(jwt, "use", Value::Null)),
         ("BUN-04 unknown use", with(jwt, "use", json!("sig"))),
         ("BUN-05 use in upper case", with(x509, "use", json!("X509-SVID"))),
-        ("AMB-02 wit keys", with(jwt, "use", json!("wit-svid"))),
+        ("WIT-28 wit key without kid", with(&with(jwt, "use", json!("wit-svid")), "kid", Value::Null)),
+        ("WIT-28 wit key with the kid of another", with(jwt, "use", json!("wit-svid"))),
         ("BUN-04 unknown kty", with(jwt, "kty", json!("X"))),
         ("BUN-04 unknown kty of a certificate", with(x509, "kty", json!("X"))),
         ("BUN-04 symmetric", with(jwt, "kty", json!("oct"))),
@@ -164,6 +188,7 @@ fn keys_that_cannot_be_used_are_skipped_and_the_others_kept() {
         let parsed = parse(&json!({ "keys": [key, x509, jwt] }));
         assert_eq!(parsed.skipped.len(), 1, "{rule}");
         assert_eq!(parsed.skipped[0].index, 0, "{rule}");
+        assert!(parsed.bundle.wit().is_empty(), "{rule}");
         let kept = (parsed.bundle.x509().certificates().len(), parsed.bundle.jwt().iter().count());
         assert_eq!(kept, (1, 1), "{rule}");
     }

@@ -54,6 +54,7 @@ settings! {
         entries_dir: PathBuf = PathBuf::from("/etc/tether/entries.d");
         section authority: Authority;
         section svid: Svid;
+        section wit: Wit;
         section listen: Listen;
         section http: Http;
         section limits: Limits;
@@ -73,7 +74,7 @@ settings! {
         kind: AuthorityKind = AuthorityKind::Embedded;
         /// The kind of key of authorities and of X509-SVIDs: "ec-p256", "ec-p384" or "rsa-2048".
         key_type: KeyType = KeyType::EcP256;
-        /// The kind of key that signs JWT-SVIDs. Absent: as key_type.
+        /// The kind of key that signs JWT-SVIDs and WIT-SVIDs. Absent: as key_type.
         jwt_key_type: Option<KeyType> = None;
         /// The `iss` claim of JWT-SVIDs, a URL for verifiers that speak OpenID Connect. Absent: no `iss`.
         jwt_issuer: Option<String> = None;
@@ -81,7 +82,7 @@ settings! {
         root_ttl: Duration = 365 * DAY;
         /// How long a signing CA is valid. It signs in the first half of that; SVIDs never outlive it.
         ca_ttl: Duration = DAY;
-        /// How long a JWT signing key is valid.
+        /// How long a key that signs JWT-SVIDs or WIT-SVIDs is valid.
         jwt_key_ttl: Duration = 30 * DAY;
         /// How long a new authority is published in every bundle before it signs.
         propagation: Duration = Duration::from_secs(10);
@@ -100,12 +101,21 @@ settings! {
     pub struct Svid {
         /// How long an X509-SVID is valid. Renewed at half of it. An entry may say otherwise.
         x509_ttl: Duration = 15 * MINUTE;
-        /// How long a JWT-SVID is valid. An entry may say otherwise.
+        /// How long a JWT-SVID or WIT-SVID is valid. An entry may say otherwise.
         jwt_ttl: Duration = 5 * MINUTE;
         /// The longest that a JWT-SVID for an audience is valid, whatever its entry says; of several audiences the
         /// smallest counts, and "*" stands for those not named: { "https://pay.example.com" = "30s", "*" = "5m" }. In
         /// the environment and with --set: https://pay.example.com=30s,*=5m.
         jwt_ttl_caps: AudienceCaps = AudienceCaps::default();
+    }
+}
+
+settings! {
+    /// The WIT profile of the Workload API. The standard calls it incubating, and asks that it be chosen.
+    pub struct Wit {
+        /// Whether workloads get WIT-SVIDs and their bundles (FetchWITSVID, FetchWITBundles), and the keys that sign them
+        /// are in the published bundle. They live as long as JWT-SVIDs.
+        enabled: bool = false;
     }
 }
 

@@ -28,8 +28,8 @@ impl Config {
         LONGEST_JWT.max(self.svid.jwt_ttl).min(self.authority.jwt_key_ttl / 2)
     }
 
-    /// How authorities are made; `None` when kind "disk" has no files, which [`super::Source::load`] refuses.
-    pub fn authority(&self) -> Option<authority::Config> {
+    /// How authorities of the node with this id are made; `None` when kind "disk" has no files, which [`super::Source::load`] refuses.
+    pub fn authority(&self, node: &str) -> Option<authority::Config> {
         let section = &self.authority;
         let source = match section.kind {
             AuthorityKind::Embedded => authority::Source::Embedded,
@@ -41,6 +41,7 @@ impl Config {
         };
         Some(authority::Config {
             domain: self.trust_domain.clone(),
+            node: node.to_owned(),
             source,
             key_type: section.key_type,
             jwt_key_type: section.jwt_key_type.unwrap_or(section.key_type),

@@ -47,8 +47,9 @@ enum Material {
     Rsa(RsaPublicKeyComponents<Vec<u8>>),
 }
 
+/// The curves of the standard's algorithms.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Curve {
+pub(super) enum Curve {
     P256,
     P384,
     P521,
@@ -65,7 +66,8 @@ impl Curve {
         }
     }
 
-    fn oid(self) -> &'static [u8] {
+    /// The content of its OBJECT IDENTIFIER.
+    pub(super) fn oid(self) -> &'static [u8] {
         match self {
             Self::P256 => oid::P256,
             Self::P384 => oid::P384,
@@ -74,7 +76,7 @@ impl Curve {
     }
 
     /// Octets of one coordinate.
-    fn width(self) -> usize {
+    pub(super) fn width(self) -> usize {
         match self {
             Self::P256 => 32,
             Self::P384 => 48,
@@ -181,7 +183,7 @@ impl Jwk {
     }
 
     /// The members RFC 7638 asks for, in its order.
-    fn required(&self) -> Vec<(&'static str, String)> {
+    pub(super) fn required(&self) -> Vec<(&'static str, String)> {
         match &*self.0 {
             Material::Ec { curve, point, .. } => {
                 let (x, y) = point[1..].split_at(curve.width());
@@ -197,6 +199,23 @@ impl Jwk {
                 ("kty", "RSA".to_owned()),
                 ("n", URL_SAFE_NO_PAD.encode(&key.n)),
             ],
+        }
+    }
+
+    /// The curve of an EC key; `None` for RSA.
+    pub(super) fn curve(&self) -> Option<Curve> {
+        match &*self.0 {
+            Material::Ec { curve, .. } => Some(*curve),
+            Material::Rsa(_) => None,
+        }
+    }
+
+    /// The algorithm that keys of this kind sign with here: the one of their curve, and RS256 for RSA, which every
+    /// verifier knows.
+    pub fn algorithm(&self) -> Algorithm {
+        match &*self.0 {
+            Material::Ec { curve, .. } => curve.algorithm().0,
+            Material::Rsa(_) => Algorithm::Rs256,
         }
     }
 

@@ -27,10 +27,10 @@ pub struct JwtClaims<'a> {
     /// For whom it is meant; at least one. Always written as an array.
     pub aud: &'a [String],
     /// From when on it is no longer valid.
-    #[serde(serialize_with = "numeric_date")]
+    #[serde(serialize_with = "serialize_numeric_date")]
     pub exp: OffsetDateTime,
     /// When it was issued.
-    #[serde(serialize_with = "numeric_date")]
+    #[serde(serialize_with = "serialize_numeric_date")]
     pub iat: OffsetDateTime,
     /// Its own identifier.
     pub jti: &'a str,
@@ -165,7 +165,11 @@ struct JoseHeader<'a> {
     jwk: Option<Map<String, Value>>,
 }
 
-fn numeric_date<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
+/// Writes a time as a NumericDate, cut to whole seconds (RFC 7519, section 2): for `serialize_with`.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn serialize_numeric_date<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_i64(at.unix_timestamp())
 }
 

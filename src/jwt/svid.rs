@@ -86,11 +86,11 @@ pub fn validate<'a>(
     if !named.iter().any(|name| name == audience) {
         return Err(JwtError::Audience(id));
     }
-    let expires_at = date(&claims, "exp")?.ok_or(JwtError::Member("exp"))?;
+    let expires_at = numeric_date(&claims, "exp")?.ok_or(JwtError::Member("exp"))?;
     if now >= expires_at.saturating_add(leeway_of(leeway)) {
         return Err(JwtError::Expired(expires_at));
     }
-    if let Some(not_before) = date(&claims, "nbf")?
+    if let Some(not_before) = numeric_date(&claims, "nbf")?
         && now.saturating_add(leeway_of(leeway)) < not_before
     {
         return Err(JwtError::NotYetValid(not_before));
@@ -122,8 +122,11 @@ fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, JwtError> {
     }
 }
 
-/// A NumericDate: seconds, perhaps with a fraction (RFC 7519, section 2).
-pub(super) fn date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<OffsetDateTime>, JwtError> {
+/// The claim `name` as a NumericDate: seconds, perhaps with a fraction (RFC 7519, section 2).
+///
+/// # Errors
+/// It is there and not a number of seconds that a date can have.
+pub fn numeric_date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<OffsetDateTime>, JwtError> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let malformed = || JwtError::Member(name);
     if let Some(seconds) = value.as_i64() {

@@ -30,21 +30,21 @@ fn domain() -> TrustDomain {
 }
 
 /// A key of any of the nine kinds, which signs whatever header and claims it is given.
-enum Forger {
+pub(crate) enum Forger {
     Ec(EcdsaKeyPair),
     Rsa(RsaKeyPair, &'static dyn RsaEncoding),
 }
 
 impl Forger {
-    fn ec(algorithm: &'static EcdsaSigningAlgorithm) -> Self {
+    pub(crate) fn ec(algorithm: &'static EcdsaSigningAlgorithm) -> Self {
         Self::Ec(EcdsaKeyPair::generate(algorithm).unwrap())
     }
 
-    fn rsa(encoding: &'static dyn RsaEncoding) -> Self {
+    pub(crate) fn rsa(encoding: &'static dyn RsaEncoding) -> Self {
         Self::Rsa(RsaKeyPair::generate(KeySize::Rsa2048).unwrap(), encoding)
     }
 
-    fn jwk(&self) -> Jwk {
+    pub(crate) fn jwk(&self) -> Jwk {
         let spki: PublicKeyX509Der<'_> = match self {
             Self::Ec(pair) => pair.public_key().as_der().unwrap(),
             Self::Rsa(pair, _) => pair.public_key().as_der().unwrap(),
@@ -52,7 +52,7 @@ impl Forger {
         Jwk::from_spki(spki.as_ref()).unwrap()
     }
 
-    fn sign(&self, header: &str, claims: &str) -> String {
+    pub(crate) fn sign(&self, header: &str, claims: &str) -> String {
         let input = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
         let signature = match self {
             Self::Ec(pair) => pair.sign(&SystemRandom::new(), input.as_bytes()).unwrap().as_ref().to_vec(),
@@ -393,6 +393,6 @@ proptest! {
         let keys = JwtAuthorities::new(domain(), []);
         let _ = check(&format!("{}.e30.AA", URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256"}"#)), &keys);
         let members = json!({ "exp": seconds });
-        let _ = super::svid::date(members.as_object().unwrap(), "exp");
+        let _ = super::svid::numeric_date(members.as_object().unwrap(), "exp");
     }
 }

@@ -103,6 +103,27 @@ impl JwtGrant {
     }
 }
 
+/// Permission to sign one WIT-SVID.
+#[must_use = "a grant is permission to sign; drop it only to refuse"]
+#[derive(Debug)]
+pub struct WitGrant {
+    spiffe_id: SpiffeId,
+    ttl: Duration,
+    ends: Option<OffsetDateTime>,
+}
+
+impl WitGrant {
+    /// For whom.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe_id
+    }
+
+    /// How long the SVID may live, counted from `now`: never beyond the end of its entry.
+    pub fn not_after(&self, now: OffsetDateTime) -> OffsetDateTime {
+        not_after(now, self.ttl, self.ends)
+    }
+}
+
 fn not_after(now: OffsetDateTime, ttl: Duration, ends: Option<OffsetDateTime>) -> OffsetDateTime {
     let by_ttl = now + ttl;
     ends.map_or(by_ttl, |ends| by_ttl.min(ends))
@@ -113,7 +134,7 @@ fn not_after(now: OffsetDateTime, ttl: Duration, ends: Option<OffsetDateTime>) -
 pub struct Lifetimes {
     /// Of an X.509-SVID.
     pub x509: Duration,
-    /// Of a JWT-SVID.
+    /// Of a JWT-SVID and of a WIT-SVID.
     pub jwt: Duration,
 }
 
@@ -201,6 +222,16 @@ impl Policy {
             spiffe_id: identity.spiffe_id.clone(),
             audience: audience.to_vec(),
             ttl: self.jwt_caps.of(audience).map_or(ttl, |cap| ttl.min(cap)),
+            ends: identity.entry.expires_at(),
+        })
+    }
+
+    /// Whether the attested process may have a WIT-SVID. It lives as long as a JWT-SVID of the same entry.
+    pub fn issue_wit(&self, attested: &Attested, identity: &Identity, now: OffsetDateTime) -> Result<WitGrant, Denial> {
+        standing(attested, identity, now)?;
+        Ok(WitGrant {
+            spiffe_id: identity.spiffe_id.clone(),
+            ttl: identity.entry.jwt_ttl().unwrap_or(self.lifetimes.jwt),
             ends: identity.entry.expires_at(),
         })
     }

@@ -18,8 +18,9 @@ use crate::authority::Signers;
 use crate::base::entropy::hex;
 use crate::bundle::{Bundle, BundleError, DEFAULT_REFRESH_HINT};
 use crate::id::{IdError, TrustDomain};
-use crate::jwt::JwtAuthorities;
+use crate::jwt::{Jwk, JwtAuthorities};
 use crate::store::{Change, Expect, Space, Store, StoreError};
+use crate::wit::WitAuthorities;
 use crate::x509::{X509Authorities, X509Error};
 
 const SEQUENCE: &str = "bundle-sequence";
@@ -50,6 +51,8 @@ pub struct Snapshot {
     domain: TrustDomain,
     signers: Arc<Signers>,
     own: Arc<Bundle>,
+    /// WIT keys of our own trust domain, whether or not `own` has them.
+    own_wit: WitAuthorities,
     foreign: BTreeMap<TrustDomain, Arc<Bundle>>,
 }
 
@@ -74,6 +77,12 @@ impl Snapshot {
         if *domain == self.domain { Some(&self.own) } else { self.foreign.get(domain) }
     }
 
+    /// The keys that WIT-SVIDs of one trust domain are believed by. Our own are known here whether or not they are
+    /// published, so that this agent can check what it issued to sessions.
+    pub fn wit(&self, domain: &TrustDomain) -> Option<&WitAuthorities> {
+        if *domain == self.domain { Some(&self.own_wit) } else { self.foreign.get(domain).map(|bundle| bundle.wit()) }
+    }
+
     /// The foreign trust domains, in order.
     pub fn foreign(&self) -> impl Iterator<Item = (&TrustDomain, &Arc<Bundle>)> {
         self.foreign.iter()
@@ -91,22 +100,30 @@ struct Sequence {
 #[derive(Debug)]
 pub struct Trust {
     store: Store,
+    /// Whether the own bundle has WIT keys.
+    publish_wit: bool,
     current: watch::Sender<Arc<Snapshot>>,
     /// What an operator set, by trust domain; held across every change, so changes happen one after the other.
     set: Mutex<BTreeMap<TrustDomain, Bundle>>,
 }
 
 impl Trust {
-    /// Reads what an operator set and publishes the first snapshot.
-    pub async fn open(domain: TrustDomain, signers: Arc<Signers>, store: Store) -> Result<Self, TrustError> {
+    /// Reads what an operator set and publishes the first snapshot. WIT keys are in the own bundle only with `publish_wit`:
+    /// whoever reads bundles strictly may not know them.
+    pub async fn open(
+        domain: TrustDomain,
+        signers: Arc<Signers>,
+        publish_wit: bool,
+        store: Store,
+    ) -> Result<Self, TrustError> {
         let mut set = BTreeMap::new();
         for (name, row) in store.list::<String>(Space::Bundles).await? {
             let domain = TrustDomain::parse(&name).map_err(|error| TrustError::Name(name, error))?;
             let bundle = parse(&domain, row.value.as_bytes())?;
             set.insert(domain, bundle);
         }
-        let snapshot = compose(&store, domain, signers, &set).await?;
-        Ok(Self { store, current: watch::Sender::new(Arc::new(snapshot)), set: Mutex::new(set) })
+        let snapshot = compose(&store, domain, signers, publish_wit, &set).await?;
+        Ok(Self { store, publish_wit, current: watch::Sender::new(Arc::new(snapshot)), set: Mutex::new(set) })
     }
 
     /// The snapshot now.
@@ -155,7 +172,7 @@ impl Trust {
 
     async fn publish(&self, signers: Arc<Signers>, set: &BTreeMap<TrustDomain, Bundle>) -> Result<(), TrustError> {
         let domain = self.current().domain.clone();
-        let next = compose(&self.store, domain, signers, set).await?;
+        let next = compose(&self.store, domain, signers, self.publish_wit, set).await?;
         self.current.send_replace(Arc::new(next));
         Ok(())
     }
@@ -167,16 +184,26 @@ async fn compose(
     store: &Store,
     domain: TrustDomain,
     signers: Arc<Signers>,
+    publish_wit: bool,
     set: &BTreeMap<TrustDomain, Bundle>,
 ) -> Result<Snapshot, TrustError> {
     let further = set.get(&domain);
     let certificates =
         signers.roots().iter().chain(further.into_iter().flat_map(|bundle| bundle.x509().certificates()));
     let x509 = X509Authorities::new(domain.clone(), certificates.cloned())?;
-    let own_keys = signers.jwt_keys().iter().cloned();
-    let further_keys = further.into_iter().flat_map(|bundle| bundle.jwt().iter());
-    let further_keys = further_keys.map(|(key_id, key)| (key_id.to_owned(), key.clone()));
-    let own = Bundle::new(x509, JwtAuthorities::new(domain.clone(), further_keys.chain(own_keys)));
+    // A key ID of our own is that of our own key and no other, whatever it is for.
+    let is_ours = |key_id: &str| {
+        signers.jwt_keys().iter().any(|(own, _)| own == key_id) || signers.wit_keys().find(key_id).is_some()
+    };
+    let owned = |(key_id, key): (&str, &Jwk)| (key_id.to_owned(), key.clone());
+    let further_jwt = further.into_iter().flat_map(|bundle| bundle.jwt().iter()).filter(|(key_id, _)| !is_ours(key_id));
+    let further_wit = further.into_iter().flat_map(|bundle| bundle.wit().iter()).filter(|(key_id, _)| !is_ours(key_id));
+    let jwt = JwtAuthorities::new(domain.clone(), further_jwt.map(owned).chain(signers.jwt_keys().iter().cloned()));
+    let own_wit = WitAuthorities::new(domain.clone(), further_wit.chain(signers.wit_keys().iter()).map(owned));
+    let mut own = Bundle::new(x509, jwt);
+    if publish_wit {
+        own = own.with_wit(own_wit.clone());
+    }
 
     let content = hex(digest(&SHA256, own.to_json()?.as_bytes()).as_ref());
     let stored = store.get::<Sequence>(Space::Node, SEQUENCE).await?.map(|row| row.value).unwrap_or_default();
@@ -190,7 +217,7 @@ async fn compose(
 
     let foreign = set.iter().filter(|(other, _)| **other != domain);
     let foreign = foreign.map(|(other, bundle)| (other.clone(), Arc::new(bundle.clone()))).collect();
-    Ok(Snapshot { domain, signers, own: Arc::new(own), foreign })
+    Ok(Snapshot { domain, signers, own: Arc::new(own), own_wit, foreign })
 }
 
 /// A bundle as people have it: a SPIFFE bundle, or certificates in PEM.

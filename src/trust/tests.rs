@@ -19,6 +19,7 @@ async fn signers_that_arrive_after_newer_ones_are_not_published() {
     let domain = TrustDomain::parse("example.org").unwrap();
     let config = Config {
         domain: domain.clone(),
+        node: "0".repeat(32),
         source: Source::Embedded,
         key_type: KeyType::EcP256,
         jwt_key_type: KeyType::EcP256,
@@ -34,7 +35,7 @@ async fn signers_that_arrive_after_newer_ones_are_not_published() {
     let keys = KeyStore::open(dir.path().join("keys")).unwrap();
     let opened = Authority::open(config, clock, Entropy::system(), store.clone(), keys, Audit::default()).await;
     let (authority, first) = opened.unwrap();
-    let trust = Trust::open(domain, first.clone(), store).await.unwrap();
+    let trust = Trust::open(domain, first.clone(), false, store).await.unwrap();
     let compromised = first.slots().iter().find(|slot| slot.kind == Kind::X509Signing).unwrap().id.clone();
 
     let earlier = authority.rotate(Kind::Jwt, false).await.unwrap();

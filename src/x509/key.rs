@@ -139,22 +139,26 @@ impl PrivateKey {
         let key = match &der {
             PrivateKeyDer::Pkcs8(pkcs8) => Self::from_pkcs8(pkcs8.secret_pkcs8_der()),
             PrivateKeyDer::Sec1(sec1) => Self::from_sec1(sec1.secret_sec1_der()),
-            PrivateKeyDer::Pkcs1(pkcs1) => RsaKeyPair::from_der(pkcs1.secret_pkcs1_der())
-                .map_err(|_| KeyError::Unsupported)
-                .and_then(Self::from_rsa),
+            PrivateKeyDer::Pkcs1(pkcs1) => Self::from_pkcs1(pkcs1.secret_pkcs1_der()),
             _ => Err(KeyError::Unsupported),
         };
         der.zeroize();
         key
     }
 
-    fn from_sec1(der: &[u8]) -> Result<Self, KeyError> {
+    /// Reads SEC1 (RFC 5915).
+    pub(crate) fn from_sec1(der: &[u8]) -> Result<Self, KeyError> {
         for (algorithm, name) in EC_KINDS {
             if let Ok(pair) = EcdsaKeyPair::from_private_key_der(algorithm, der) {
                 return Self::from_ec(pair, name);
             }
         }
         Err(KeyError::Unsupported)
+    }
+
+    /// Reads PKCS#1 (RFC 8017, appendix A.1.2).
+    pub(crate) fn from_pkcs1(der: &[u8]) -> Result<Self, KeyError> {
+        Self::from_rsa(RsaKeyPair::from_der(der).map_err(|_| KeyError::Unsupported)?)
     }
 
     fn from_ec(pair: EcdsaKeyPair, algorithm: SignatureAlgorithm) -> Result<Self, KeyError> {
