@@ -344,7 +344,7 @@ fn what_readers_could_disagree_about_is_no_target() {
         ("https://127.1/", TargetError::Host),
         ("https://0x7f000001/", TargetError::Host),
         ("https://2130706433/", TargetError::Host),
-        ("https://[::1/", TargetError::Host),
+        ("https://[::1/", TargetError::Port),
         ("https://[fe80::1%25eth0]/", TargetError::Host),
         ("https://a:0/", TargetError::Port),
         ("https://a:65536/", TargetError::Port),
