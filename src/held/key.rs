@@ -77,11 +77,12 @@ pub struct HeldCredential {
     uid: u32,
     delegate: Option<InstanceId>,
     spiffe_id: SpiffeId,
+    #[serde(with = "entry_text")]
     entry: EntryId,
     shape: Shape,
     holds: Holds,
     id: String,
-    authority: Arc<str>,
+    authority: String,
     binding: u8,
     #[serde(with = "time::serde::rfc3339")]
     issued_at: OffsetDateTime,
@@ -204,7 +205,7 @@ impl HeldKey {
             shape: new.shape,
             holds: new.holds,
             id: new.id,
-            authority: new.authority,
+            authority: new.authority.as_ref().to_owned(),
             binding: new.binding,
             issued_at: new.issued_at,
             renew_at: new.renew_at,
@@ -258,5 +259,22 @@ impl HeldKey {
 impl fmt::Debug for HeldKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "HeldKey({:?}, redacted)", self.credential)
+    }
+}
+
+/// An entry id as its text.
+mod entry_text {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::registry::EntryId;
+
+    pub(super) fn serialize<S: Serializer>(id: &EntryId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(id.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EntryId, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        EntryId::parse(&text).ok_or_else(|| D::Error::custom("not an entry id"))
     }
 }

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::entry::{ANY, Bind, EntryId, MAX_ENTRY_ID_BYTES};
+use super::entry::{Bind, EntryId, MAX_ENTRY_ID_BYTES};
 use crate::id::{SpiffeId, TrustDomain};
+use crate::proof::UriPrefix;
 use crate::selector::Selector;
 
 /// The longest hint in bytes (SPIFFE Workload API, section 8).
