@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 pub use jwk::{Jwk, JwkError, JwtAuthorities};
 pub use jws::{Algorithm, Header, Jws, MAX_TOKEN_BYTES};
 pub use private::{private_jwk, read_private_jwk};
-pub use signer::{JwtClaims, JwtSigner, serialize_numeric_date};
+pub use signer::{EncodedHeader, JwtClaims, JwtSigner, serialize_numeric_date};
 pub use strict::{StrictJsonError, parse_strict};
 pub use svid::{JwtSvid, numeric_date, validate};
 

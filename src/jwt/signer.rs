@@ -10,6 +10,7 @@ use aws_lc_rs::signature::{
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::JwtError;
@@ -44,8 +45,18 @@ pub struct JwtSigner {
     key_id: String,
     public: Jwk,
     algorithm: Algorithm,
-    /// The encoded header and the dot after it.
-    prefix: String,
+    header: EncodedHeader,
+}
+
+/// The header of tokens of one kind from one key, encoded once for all of them, with the dot after it.
+#[derive(Clone, Debug)]
+pub struct EncodedHeader(String);
+
+impl EncodedHeader {
+    fn new(header: &JoseHeader<'_>) -> Result<Self, JwtError> {
+        let header = serde_json::to_vec(header).map_err(|_| JwtError::SigningKey)?;
+        Ok(Self(URL_SAFE_NO_PAD.encode(header) + "."))
+    }
 }
 
 enum Pair {
@@ -75,10 +86,20 @@ impl JwtSigner {
         };
         let pair = pair.map_err(|_| JwtError::SigningKey)?;
         let key_id = public.thumbprint();
-        let header = JoseHeader { alg: algorithm.name(), kid: &key_id, typ: kind };
-        let header = serde_json::to_vec(&header).map_err(|_| JwtError::SigningKey)?;
-        let prefix = URL_SAFE_NO_PAD.encode(header) + ".";
-        Ok(Self { pair, key_id, public, algorithm, prefix })
+        let header =
+            EncodedHeader::new(&JoseHeader { alg: algorithm.name(), kid: Some(&key_id), typ: kind, jwk: None })?;
+        Ok(Self { pair, key_id, public, algorithm, header })
+    }
+
+    /// A header for tokens whose reader knows the key from elsewhere.
+    pub fn header_without_key_id(&self, kind: &str) -> Result<EncodedHeader, JwtError> {
+        EncodedHeader::new(&JoseHeader { alg: self.algorithm.name(), kid: None, typ: kind, jwk: None })
+    }
+
+    /// A header for tokens that bring their public key along (RFC 7515, section 4.1.3).
+    pub fn header_with_key(&self, kind: &str) -> Result<EncodedHeader, JwtError> {
+        let jwk = Some(self.public.to_json());
+        EncodedHeader::new(&JoseHeader { alg: self.algorithm.name(), kid: None, typ: kind, jwk })
     }
 
     /// The key ID in every token's header.
@@ -98,9 +119,14 @@ impl JwtSigner {
 
     /// Signs `claims`, which serialize as a JSON object, and returns the compact token.
     pub fn sign(&self, claims: &impl Serialize) -> Result<String, JwtError> {
+        self.sign_as(&self.header, claims)
+    }
+
+    /// The same with another header of this key.
+    pub fn sign_as(&self, header: &EncodedHeader, claims: &impl Serialize) -> Result<String, JwtError> {
         let claims = serde_json::to_vec(claims).map_err(|_| JwtError::Member("claims"))?;
-        let mut token = String::with_capacity(self.prefix.len() + claims.len() * 4 / 3 + SIGNATURE_CHARS);
-        token.push_str(&self.prefix);
+        let mut token = String::with_capacity(header.0.len() + claims.len() * 4 / 3 + SIGNATURE_CHARS);
+        token.push_str(&header.0);
         URL_SAFE_NO_PAD.encode_string(claims, &mut token);
         match &self.pair {
             Pair::Ec(pair) => {
@@ -132,8 +158,11 @@ impl fmt::Debug for JwtSigner {
 #[derive(Serialize)]
 struct JoseHeader<'a> {
     alg: &'a str,
-    kid: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid: Option<&'a str>,
     typ: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwk: Option<Map<String, Value>>,
 }
 
 /// Writes a time as a NumericDate, cut to whole seconds (RFC 7519, section 2): for `serialize_with`.

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 
 use crate::attest::Attested;
 use crate::id::{SpiffeId, TrustDomain};
+use crate::proof::TargetUri;
 use crate::registry::{EntryId, Identity};
 
 /// Why an identity that matches is not issued.
@@ -36,6 +37,12 @@ pub enum Denial {
         /// Why the executable is no evidence on this connection.
         why: String,
     },
+    /// No entry of the asking process lets it act for the other.
+    #[error("no registration entry of the calling process lets it ask for `{0}`: list it under `may_act_for`")]
+    NotDelegate(SpiffeId),
+    /// No entry of the asking process lists the URI.
+    #[error("no registration entry of the calling process lists `{0}` under `serves`")]
+    NotServed(TargetUri),
 }
 
 impl Denial {
@@ -45,6 +52,8 @@ impl Denial {
             Self::EntryExpired(_) => "entry_expired",
             Self::Audience { .. } => "audience",
             Self::Executable { .. } => "executable",
+            Self::NotDelegate(_) => "not_delegate",
+            Self::NotServed(_) => "not_served",
         }
     }
 }
@@ -121,6 +130,45 @@ impl WitGrant {
     /// How long the SVID may live, counted from `now`: never beyond the end of its entry.
     pub fn not_after(&self, now: OffsetDateTime) -> OffsetDateTime {
         not_after(now, self.ttl, self.ends)
+    }
+}
+
+/// Permission to use one key that is held for an identity, once.
+#[must_use = "a permit is permission to sign; drop it only to refuse"]
+#[derive(Debug)]
+pub struct KeyUse {
+    spiffe_id: SpiffeId,
+    entry: EntryId,
+}
+
+impl KeyUse {
+    /// The identity whose key it is.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe_id
+    }
+
+    /// The entry that gives it.
+    pub fn entry(&self) -> &EntryId {
+        &self.entry
+    }
+}
+
+/// Permission of one process to ask in the name of another, for one identity of that other.
+#[must_use = "without it the other process is asked for in vain"]
+#[derive(Debug)]
+pub struct Mandate(());
+
+/// Permission to have proofs for one URI checked.
+#[must_use = "without it nothing is checked"]
+#[derive(Debug)]
+pub struct Checks {
+    asker: SpiffeId,
+}
+
+impl Checks {
+    /// As whom the asker asks: replays are told apart by it.
+    pub fn asker(&self) -> &SpiffeId {
+        &self.asker
     }
 }
 
@@ -236,6 +284,39 @@ impl Policy {
         })
     }
 
+    /// Whether the attested process may use a key that is held for an identity that matched it, now.
+    pub fn use_key(&self, attested: &Attested, identity: &Identity, now: OffsetDateTime) -> Result<KeyUse, Denial> {
+        standing(attested, identity, now)?;
+        Ok(KeyUse { spiffe_id: identity.spiffe_id.clone(), entry: identity.entry.id().clone() })
+    }
+
+    /// Whether the attested process may ask in the name of a process that is `other`: one of its own entries, as they
+    /// stand now, says so.
+    pub fn act_for(
+        &self,
+        attested: &Attested,
+        identities: &[Identity],
+        other: &SpiffeId,
+        now: OffsetDateTime,
+    ) -> Result<Mandate, Denial> {
+        let says_so = identities.iter().filter(|identity| identity.entry.acts_for(other));
+        first_standing(attested, says_so, now, || Denial::NotDelegate(other.clone())).map(|_| Mandate(()))
+    }
+
+    /// Whether the attested process may have proofs for `uri` checked: one of its own entries, as they stand now, lists
+    /// it under `serves`.
+    pub fn check_proof(
+        &self,
+        attested: &Attested,
+        identities: &[Identity],
+        uri: &TargetUri,
+        now: OffsetDateTime,
+    ) -> Result<Checks, Denial> {
+        let lists_it = identities.iter().filter(|identity| identity.entry.serves_uri(uri));
+        let asker = first_standing(attested, lists_it, now, || Denial::NotServed(uri.clone()))?;
+        Ok(Checks { asker: asker.spiffe_id.clone() })
+    }
+
     /// The agent's own identity, `spiffe://TD/tether/agent/NODE`: the one grant below the reserved path.
     pub fn own_x509(&self, domain: &TrustDomain, node: &str) -> X509Grant {
         let id = SpiffeId::parse(&format!("spiffe://{domain}/tether/agent/{node}"));
@@ -246,6 +327,18 @@ impl Policy {
             ends: None,
         }
     }
+}
+
+/// The first identity that stands; what the last one lacks, or `none`.
+fn first_standing<'a>(
+    attested: &Attested,
+    mut identities: impl Iterator<Item = &'a Identity>,
+    now: OffsetDateTime,
+    none: impl FnOnce() -> Denial,
+) -> Result<&'a Identity, Denial> {
+    let mut denial = None;
+    let found = identities.find(|identity| standing(attested, identity, now).map_err(|why| denial = Some(why)).is_ok());
+    found.ok_or_else(|| denial.unwrap_or_else(none))
 }
 
 /// What must hold for every kind of SVID, at the moment of signing and not only when the entry was matched.

@@ -13,7 +13,8 @@ use time::format_description::well_known::Rfc3339;
 use super::draft::EntryDraft;
 use super::keys::{Key, KeySet};
 use super::template::Template;
-use crate::id::TrustDomain;
+use crate::id::{SpiffeId, TrustDomain};
+use crate::proof::{TargetUri, UriPrefix};
 use crate::selector::{self, Selector};
 
 /// The name of an entry: unique over files and store, in ledger and audit. Letters, digits, `.`, `_` and `-`.
@@ -229,9 +230,23 @@ impl Entry {
         self.0.rare.as_ref().map_or(&[], |rare| &rare.serves)
     }
 
+    /// Whether the workload may check proofs for this URI.
+    pub fn serves_uri(&self, uri: &TargetUri) -> bool {
+        self.serves().iter().any(|prefix| UriPrefix::parse(prefix).is_ok_and(|prefix| prefix.covers(uri)))
+    }
+
     /// The SPIFFE IDs in whose name the workload may ask; one that ends in `/*` stands for all below.
     pub fn may_act_for(&self) -> &[Box<str>] {
         self.0.rare.as_ref().map_or(&[], |rare| &rare.may_act_for)
+    }
+
+    /// Whether the workload may ask in the name of this SPIFFE ID.
+    pub fn acts_for(&self, id: &SpiffeId) -> bool {
+        let id = id.to_string();
+        self.may_act_for().iter().any(|pattern| match pattern.strip_suffix("/*") {
+            Some(above) => id.strip_prefix(above).is_some_and(|below| below.len() > 1 && below.starts_with('/')),
+            None => **pattern == *id,
+        })
     }
 
     /// The DNS names in its X.509-SVIDs.

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::entry::{ANY, Bind, EntryId, MAX_ENTRY_ID_BYTES};
+use super::entry::{Bind, EntryId, MAX_ENTRY_ID_BYTES};
 use crate::id::{SpiffeId, TrustDomain};
+use crate::proof::UriPrefix;
 use crate::selector::Selector;
 
 /// The longest hint in bytes (SPIFFE Workload API, section 8).
@@ -72,15 +73,12 @@ pub(super) fn audience(text: &str) -> Result<Box<str>, String> {
 }
 
 pub(super) fn uri_prefix(text: &str) -> Result<Box<str>, String> {
-    let host =
-        text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).map(|rest| rest.split('/').next());
-    let has_host = host.flatten().is_some_and(|host| !host.is_empty());
-    if text != ANY && (!has_host || text.len() > MAX_TEXT_BYTES || text.contains(|c: char| c.is_whitespace())) {
-        return Err(format!(
-            "`{text}` is not a URI prefix: write for example `https://tool.example.com/`, or `*` for any"
-        ));
-    }
-    Ok(text.into())
+    let why = match UriPrefix::parse(text) {
+        Ok(_) if text.len() <= MAX_TEXT_BYTES && !text.contains(['?', '#']) => return Ok(text.into()),
+        Ok(_) => "it has a query or a fragment, which proofs do not cover, or is too long".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(format!("`{text}` is not a URI prefix: write for example `https://tool.example.com/`, or `*` for any ({why})"))
 }
 
 pub(super) fn delegator(text: &str, domain: &TrustDomain) -> Result<Box<str>, String> {

@@ -8,7 +8,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair as _,
-    RSA_PKCS1_SHA256, RsaKeyPair,
+    RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair,
 };
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -206,6 +206,23 @@ impl PrivateKey {
             }
         }
         .map_err(|_| KeyError::Crypto)
+    }
+
+    /// The one SignatureScheme of TLS 1.3 (RFC 8446, section 4.2.3) this key signs with.
+    pub fn tls_scheme(&self) -> u16 {
+        match self.algorithm {
+            SignatureAlgorithm::EcdsaP256Sha256 => 0x0403,
+            SignatureAlgorithm::EcdsaP384Sha384 => 0x0503,
+            SignatureAlgorithm::RsaSha256 => 0x0804,
+        }
+    }
+
+    /// Signs as TLS 1.3 does with [`Self::tls_scheme`]: ECDSA (DER) with the curve's hash, or RSASSA-PSS with SHA-256.
+    pub fn sign_tls13(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let Pair::Rsa(pair) = &self.pair else { return self.sign(message) };
+        let mut signature = vec![0; pair.public_modulus_len()];
+        let signed = pair.sign(&RSA_PSS_SHA256, &SystemRandom::new(), message, &mut signature);
+        signed.map(|()| signature).map_err(|_| KeyError::Crypto)
     }
 
     /// How [`PrivateKey::sign`] signs.
