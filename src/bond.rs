@@ -1,1 +1,0 @@
-//! Whose end revokes what was issued: the process, its cgroup or unit, the node.
