@@ -44,7 +44,7 @@ use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::peer::{Instance, InstanceEnd, InstanceError, InstanceId, Instances};
 use crate::registry::Bind;
-use crate::sys::cgroup::{self, Group, WatchedGroup};
+use crate::sys::cgroup::{self, Group, Population, WatchedGroup};
 
 /// Why it cannot be said to what an instance is tied. Nothing may be released.
 #[derive(Debug, Error)]
@@ -205,7 +205,7 @@ impl Bonds {
         }
         let held = match tie {
             Tie::Process { instance, pid } => Held::Process(self.hold_process(instance, *pid)?),
-            Tie::Cgroup { id, path, .. } => Held::Cgroup(self.hold_cgroup(*id, path)?),
+            Tie::Cgroup { id, path, .. } => Held::Cgroup(self.hold_cgroup(*id, path).await?),
             Tie::Unit { name, invocation, .. } => Held::Unit(self.0.units.hold(name, invocation).await?),
             Tie::Node => Held::Node,
         };
@@ -299,7 +299,7 @@ impl Bonds {
         .into())
     }
 
-    fn hold_cgroup(&self, id: u64, path: &CgroupPath) -> Result<WatchedGroup, Unheld> {
+    async fn hold_cgroup(&self, id: u64, path: &CgroupPath) -> Result<WatchedGroup, Unheld> {
         let ended = |error: io::Error| match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::ENOTDIR) => End::CgroupEmpty.into(),
             _ => Unheld::Unseen(error),
@@ -309,29 +309,41 @@ impl Bonds {
         if group.id().map_err(Unheld::Unseen)? != id {
             return Err(End::CgroupEmpty.into());
         }
-        group.watch().map_err(ended)
+        let watched = group.watch().map_err(ended)?;
+        match watched.population().map_err(Unheld::Unseen)? {
+            Population::Some => Ok(watched),
+            // In the moment between two commands of a unit.
+            Population::None if self.unit_goes_on(path).await => Ok(watched),
+            Population::None | Population::Removed => Err(End::CgroupEmpty.into()),
+        }
+    }
+
+    async fn unit_goes_on(&self, path: &CgroupPath) -> bool {
+        match self.unit_of(path) {
+            Some(unit) => self.0.units.is_running(unit).await,
+            None => false,
+        }
+    }
+
+    /// The unit of the system's manager whose own directory this is. Of a user's manager nothing can be asked here: its
+    /// units go with their processes.
+    fn unit_of<'a>(&self, path: &'a CgroupPath) -> Option<&'a str> {
+        // No user has this number: (uid_t)-1 stands for none.
+        let is_units_own = self.0.systemd.has_booted() && unit_path(path.as_str(), u32::MAX) == Some(path.as_str());
+        let name = path.as_str().rsplit('/').next().filter(|_| is_units_own)?;
+        Some(name.strip_prefix('_').unwrap_or(name))
     }
 
     /// Waits until no process is left, or nothing but systemd's word that the unit goes on, and then for that to end.
     async fn group_ended(&self, path: &CgroupPath, watched: &WatchedGroup) -> End {
-        // Of a user's manager nothing can be asked here, so its units are not meant: they go with their processes.
-        let unit = self.0.systemd.has_booted().then(|| system_unit(path)).flatten();
-        match unit {
-            Some(name) => self.0.units.group_ended(name, watched).await,
+        match self.unit_of(path) {
+            Some(unit) => self.0.units.group_ended(unit, watched).await,
             None => {
                 watched.emptied().await;
                 End::CgroupEmpty
             }
         }
     }
-}
-
-/// The system's unit whose own directory this is.
-fn system_unit(path: &CgroupPath) -> Option<&str> {
-    // No user has this number: (uid_t)-1 stands for none.
-    let is_units_own = unit_path(path.as_str(), u32::MAX) == Some(path.as_str());
-    let name = path.as_str().rsplit('/').next().filter(|_| is_units_own)?;
-    Some(name.strip_prefix('_').unwrap_or(name))
 }
 
 impl Memory {

@@ -76,6 +76,11 @@ impl Units {
         }
     }
 
+    /// Whether any start of the unit runs. Not knowing is not a yes.
+    pub async fn is_running(&self, unit: &str) -> bool {
+        self.invocation_of(unit).await.is_ok_and(|invocation| invocation.is_some())
+    }
+
     /// Whether somebody holds this start of the unit, and it is not known to be over.
     pub fn is_held(&self, unit: &str, invocation: &str) -> bool {
         let start = Start { unit: unit.to_owned(), invocation: invocation.to_owned() };
