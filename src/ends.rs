@@ -23,7 +23,7 @@ use crate::audit::Event;
 use crate::authority::Signers;
 use crate::base::backoff::Backoff;
 use crate::base::drain;
-use crate::bond::{End, Hold, Tie};
+use crate::bond::{End, Hold, Tie, Unheld};
 use crate::issue::{Issuer, Refusal};
 use crate::ledger::{Credential, LedgerError, NewTies, Reason};
 use crate::peer::Instances;
@@ -51,7 +51,7 @@ pub struct Ends {
     issuer: Arc<Issuer>,
     instances: Instances,
     new_ties: NewTies,
-    held: Vec<(Tie, Hold)>,
+    held: Vec<(Tie, Option<Hold>)>,
 }
 
 impl Ends {
@@ -61,8 +61,13 @@ impl Ends {
         let mut held = Vec::new();
         while let Ok(tie) = new_ties.try_recv() {
             match issuer.bonds.hold(&tie).await {
-                Ok(hold) => held.push((tie, hold)),
-                Err(end) => revoke_tied(&issuer, &tie, end.into())?,
+                Ok(hold) => held.push((tie, Some(hold))),
+                Err(Unheld::Ended(end)) => revoke_tied(&issuer, &tie, end.into())?,
+                // Nothing is known to have ended; it is asked again.
+                Err(unseen) => {
+                    tracing::warn!(%tie, %unseen, "it cannot be seen yet whether credentials still stand");
+                    held.push((tie, None));
+                }
             }
         }
         let ends = Self { issuer, instances, new_ties, held };
@@ -77,7 +82,7 @@ impl Ends {
     pub async fn run(mut self, mut drain: drain::Watcher) {
         let mut watches = JoinSet::new();
         for (tie, hold) in std::mem::take(&mut self.held) {
-            watches.spawn(watch(self.issuer.clone(), tie, Some(hold)));
+            watches.spawn(watch(self.issuer.clone(), tie, hold));
         }
         let mut entries = self.issuer.registry.clone();
         let mut trust = self.issuer.trust.watch();
@@ -145,24 +150,43 @@ impl Ends {
 
 /// Waits for the end of a tie and revokes what is tied to it, or stops when nothing is any more.
 async fn watch(issuer: Arc<Issuer>, tie: Tie, hold: Option<Hold>) {
+    let hold = match hold {
+        Some(hold) => Ok(hold),
+        None => take_hold(&issuer, &tie).await,
+    };
     let reason = match hold {
-        Some(hold) => ended(&issuer, &tie, hold).await,
-        None => match issuer.bonds.hold(&tie).await {
-            Ok(hold) => ended(&issuer, &tie, hold).await,
-            Err(end) => Some(end.into()),
-        },
+        Ok(hold) => until_the_end(&issuer, &tie, hold).await,
+        Err(ended) => ended,
     };
     let Some(reason) = reason else { return };
     if let Err(error) = revoke_tied(&issuer, &tie, reason) {
-        tracing::error!(error = %error, ?tie, "the end of credentials cannot be written; it is found out again at the next start");
+        tracing::error!(%error, %tie, "the end of credentials cannot be written; it is found out again at the next start");
     }
 }
 
-async fn ended(issuer: &Issuer, tie: &Tie, hold: Hold) -> Option<Reason> {
+/// Takes hold of a tie however long that takes. Otherwise it has ended, or nothing stands on it any more.
+async fn take_hold(issuer: &Issuer, tie: &Tie) -> Result<Hold, Option<Reason>> {
+    let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+    loop {
+        match issuer.bonds.hold(tie).await {
+            Ok(hold) => return Ok(hold),
+            Err(Unheld::Ended(end)) => return Err(Some(end.into())),
+            Err(unseen) => tracing::debug!(%tie, %unseen, "a tie cannot be held now, trying again"),
+        }
+        if issuer.ledger.let_go(tie).is_ok() {
+            return Err(None);
+        }
+        tokio::time::sleep(backoff.delay(&issuer.entropy)).await;
+    }
+}
+
+async fn until_the_end(issuer: &Issuer, tie: &Tie, hold: Hold) -> Option<Reason> {
+    let ended = hold.ended();
+    tokio::pin!(ended);
     loop {
         let Err(until) = issuer.ledger.let_go(tie) else { return None };
         tokio::select! {
-            end = hold.ended() => return Some(end.into()),
+            end = &mut ended => return Some(end.into()),
             () = issuer.clock.sleep_until(until) => {}
         }
     }

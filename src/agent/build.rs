@@ -72,6 +72,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
 
     let (registry, unusable) = open_registry(&config, &store, &deps).await?;
     let (ledger, new_ties) = open_ledger(config.state_dir.join("ledger"), &node, &instances, &deps).await?;
+    let systemd = config.attestation().systemd;
+    let bonds = Bonds::of_host(instances.clone(), &systemd, &deps.clock, &deps.entropy).map_err(StartError::Kernel)?;
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl })
         .with_jwt_caps(config.svid.jwt_ttl_caps.clone());
     let issuer = Arc::new(Issuer {
@@ -86,7 +88,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         policy,
         key_type: config.authority.key_type,
         ledger,
-        bonds: Bonds::new(instances.clone()),
+        bonds,
         audit: deps.audit.clone(),
         metrics: metrics.clone(),
         clock: deps.clock.clone(),

@@ -63,35 +63,64 @@ pub(super) fn outside(path: &str) -> String {
 
 /// Reads where the process stands.
 pub(super) fn read(proc_dir: &ProcDir) -> Result<Place, AttestError> {
-    let content = proc_dir.read(FILE, MAX_BYTES).map_err(|error| AttestError::read(FILE, error))?;
-    let complete = (content.len() as u64) < MAX_BYTES && content.ends_with(b"\n");
-    let text = std::str::from_utf8(&content).ok().filter(|_| complete);
-    text.and_then(parse).ok_or(AttestError::Malformed { file: FILE })
+    CgroupPaths::read(proc_dir).map(CgroupPaths::place)
 }
 
-/// Parses `/proc/PID/cgroup` (cgroups(7)); `None` when a line is not `ID:CONTROLLERS:PATH`.
-pub(super) fn parse(text: &str) -> Option<Place> {
-    let (mut unified, mut systemd) = (None, None);
-    for line in text.lines() {
-        let (_id, rest) = line.split_once(':')?;
-        let (controllers, path) = rest.split_once(':')?;
-        if !path.starts_with('/') {
-            return None;
-        }
-        match controllers {
-            "" => unified = Some(path),
-            "name=systemd" => systemd = Some(path),
-            _ => {} // a version 1 controller: systemd does not keep its units there alone
-        }
+/// Where a process stands in the two hierarchies that tell, by paths that begin with a slash.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupPaths {
+    /// In the hierarchy of version 2.
+    pub unified: Option<String>,
+    /// In the hierarchy of version 1 that has systemd's units, on hosts that use that version.
+    pub systemd: Option<String>,
+}
+
+impl CgroupPaths {
+    /// Reads them of a process.
+    pub fn read(proc_dir: &ProcDir) -> Result<Self, AttestError> {
+        let content = proc_dir.read(FILE, MAX_BYTES).map_err(|error| AttestError::read(FILE, error))?;
+        let complete = (content.len() as u64) < MAX_BYTES && content.ends_with(b"\n");
+        let text = std::str::from_utf8(&content).ok().filter(|_| complete);
+        text.and_then(Self::parse).ok_or(AttestError::Malformed { file: FILE })
     }
-    // On hosts where only version 1 is used, every process is in the unified root, which says nothing.
-    let path = match (unified, systemd) {
-        (Some("/"), Some(named)) => named,
-        (Some(path), _) | (None, Some(path)) => path,
-        (None, None) => return Some(Place::Nowhere),
-    };
-    let is_outside = path == "/.." || path.starts_with("/../");
-    Some(if is_outside { Place::Outside(path.to_owned()) } else { Place::At(path.to_owned()) })
+
+    /// Parses `/proc/PID/cgroup` (cgroups(7)); `None` when a line is not `ID:CONTROLLERS:PATH`.
+    fn parse(text: &str) -> Option<Self> {
+        let mut paths = Self::default();
+        for line in text.lines() {
+            let (_id, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            if !path.starts_with('/') {
+                return None;
+            }
+            match controllers {
+                "" => paths.unified = Some(path.to_owned()),
+                "name=systemd" => paths.systemd = Some(path.to_owned()),
+                _ => {} // a version 1 controller: systemd does not keep its units there alone
+            }
+        }
+        Some(paths)
+    }
+
+    /// Whether a path is only relative to what our cgroup namespace shows.
+    pub fn is_outside(path: &str) -> bool {
+        path == "/.." || path.starts_with("/../")
+    }
+
+    fn place(self) -> Place {
+        // On hosts where only version 1 is used, every process is in the unified root, which says nothing.
+        let path = match (self.unified, self.systemd) {
+            (Some(root), Some(named)) if root == "/" => named,
+            (Some(path), _) | (None, Some(path)) => path,
+            (None, None) => return Place::Nowhere,
+        };
+        if Self::is_outside(&path) { Place::Outside(path) } else { Place::At(path) }
+    }
+}
+
+/// [`read`] of this text.
+pub(super) fn parse(text: &str) -> Option<Place> {
+    CgroupPaths::parse(text).map(CgroupPaths::place)
 }
 
 #[cfg(test)]

@@ -27,12 +27,15 @@ use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::metrics::{self, AttestorFailure, FailureReason, Metrics};
 
-pub use cgroup::Cgroup;
+pub use cgroup::{Cgroup, CgroupPaths};
 pub use evidence::{Evidence, Findings, Gap, Note, Wanted};
 pub use lsm::Lsm;
 pub use process::{Attestation, AttestationError, Attested};
 pub use subject::{ExecutableEvidence, Subject};
-pub use systemd::{Bus, Config as SystemdConfig, Systemd, UnitAnswer, UnitFacts, UnitManager, UnitManagerError};
+pub use systemd::{
+    Bus, Config as SystemdConfig, Systemd, UnitAnswer, UnitChanges, UnitFacts, UnitManager, UnitManagerError,
+    UnitWatcher, unit_path,
+};
 pub use unix::{Config as UnixConfig, NameSource, Nss, Unix};
 
 /// How attestation behaves; section `[attest]` of the configuration.

@@ -61,6 +61,16 @@ impl Attested {
         self.facts == other.facts && Arc::ptr_eq(&self.evidence, &other.evidence)
     }
 
+    /// The inode number of its cgroup v2 directory; `None` where it cannot be found out.
+    pub fn cgroup_id(&self) -> Option<u64> {
+        self.facts.cgroup_id
+    }
+
+    /// The process for those who ask about it, as it was when this was found out.
+    pub fn subject(&self, instance: &Instance) -> Result<Subject, AttestationError> {
+        subject(instance, self.facts, None)
+    }
+
     /// Adds what the connection says of the executable (peer rule 3): it may be no evidence on this connection
     /// although the selectors hold.
     pub fn require_executable(&mut self, held: Result<(), String>) {

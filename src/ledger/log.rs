@@ -12,6 +12,7 @@ use super::record::{Record, Unreadable, VERSION};
 use super::{Key, LedgerError, Reason};
 use crate::base::durable::{self, Appender, Syncer};
 use crate::bond::Tie;
+use crate::sys::BootId;
 
 /// A file is left alone once it has so many bytes, and a new one begun.
 const FILE_BYTES: u64 = 8 * 1024 * 1024;
@@ -28,7 +29,7 @@ const SUFFIX: &str = ".log";
 pub(super) struct Log {
     dir: PathBuf,
     node: String,
-    boot: String,
+    boot: BootId,
     file: Appender,
     number: u64,
     declared: Declared,
@@ -61,7 +62,7 @@ impl Log {
     pub(super) fn open(
         dir: &Path,
         node: &str,
-        boot: &str,
+        boot: BootId,
         now: i64,
         index: &mut Index,
     ) -> Result<(Self, Vec<Key>), LedgerError> {
@@ -69,11 +70,9 @@ impl Log {
         let mut numbers = numbers(dir)?;
         numbers.sort_unstable();
         let mut files = VecDeque::new();
-        let mut rebooted = HashSet::new();
         for number in &numbers {
             let bytes = durable::read(&path(dir, *number), MAX_FILE)?;
-            let mut reader =
-                Reader { index, node, boot, now, file: *number, keys: Vec::new(), rebooted: &mut rebooted };
+            let mut reader = Reader { index, node, boot, now, file: *number, keys: Vec::new() };
             reader.read(&bytes, || path(dir, *number))?;
             let keys = reader.keys;
             files.push_back(File { number: *number, bytes: bytes.len() as u64, keys, living: 0 });
@@ -90,7 +89,7 @@ impl Log {
         let mut log = Self {
             dir: dir.to_owned(),
             node: node.to_owned(),
-            boot: boot.to_owned(),
+            boot,
             unsynced: vec![file.syncer()],
             file,
             number,
@@ -99,8 +98,11 @@ impl Log {
             buffer: Vec::new(),
         };
         log.drop_dead()?;
-        let rebooted = rebooted.into_iter().filter(|key| index.get(key).is_some_and(|row| row.ended.is_none()));
-        Ok((log, rebooted.collect()))
+        let of_other_boot =
+            |row: &Row| index.ties.get(row.tie).and_then(|tie| tie.boot()).is_some_and(|tied| tied != boot);
+        let rebooted = index.iter().filter(|(_, row)| row.ended.is_none() && of_other_boot(row));
+        let rebooted = rebooted.map(|(key, _)| *key).collect();
+        Ok((log, rebooted))
     }
 
     /// Writes that a credential was issued; `row` gets the number of the file it is in.
@@ -244,7 +246,7 @@ impl Log {
 
     fn roll(&mut self) -> Result<(), LedgerError> {
         let number = self.number + 1;
-        let (file, begin) = begin(&self.dir, number, &self.node, &self.boot)?;
+        let (file, begin) = begin(&self.dir, number, &self.node, self.boot)?;
         self.unsynced.push(file.syncer());
         self.file = file;
         self.number = number;
@@ -255,10 +257,10 @@ impl Log {
 }
 
 /// A new file with its first record.
-fn begin(dir: &Path, number: u64, node: &str, boot: &str) -> Result<(Appender, File), LedgerError> {
+fn begin(dir: &Path, number: u64, node: &str, boot: BootId) -> Result<(Appender, File), LedgerError> {
     let mut file = Appender::create(&path(dir, number))?;
     let mut buffer = Vec::new();
-    Record::Begin { version: VERSION, node: node.to_owned(), boot: boot.to_owned() }.write(&mut buffer);
+    Record::Begin { version: VERSION, node: node.to_owned(), boot: boot.to_string() }.write(&mut buffer);
     file.append(&buffer)?;
     let bytes = file.length();
     Ok((file, File { number, bytes, keys: Vec::new(), living: 0 }))
@@ -282,11 +284,10 @@ fn numbers(dir: &Path) -> Result<Vec<u64>, LedgerError> {
 struct Reader<'a> {
     index: &'a mut Index,
     node: &'a str,
-    boot: &'a str,
+    boot: BootId,
     now: i64,
     file: u64,
     keys: Vec<Key>,
-    rebooted: &'a mut HashSet<Key>,
 }
 
 impl Reader<'_> {
@@ -313,12 +314,11 @@ impl Reader<'_> {
             bytes = rest;
             match (same_boot, record) {
                 (None, Record::Begin { version: VERSION, node, boot }) if node == self.node => {
-                    same_boot = Some(boot == self.boot);
+                    same_boot = Some(boot == self.boot.to_string());
                 }
                 (None, Record::Begin { .. }) => return Err(LedgerError::Foreign(path())),
-                (Some(same_boot), record) => {
-                    self.apply(record, &mut names, same_boot)
-                        .ok_or_else(|| LedgerError::Damaged { path: path(), at })?;
+                (Some(_), record) => {
+                    self.apply(record, &mut names).ok_or_else(|| LedgerError::Damaged { path: path(), at })?;
                 }
                 (None, _) => return Err(LedgerError::Damaged { path: path(), at }),
             }
@@ -327,7 +327,7 @@ impl Reader<'_> {
     }
 
     /// `None` when the record refers to something that was not declared.
-    fn apply(&mut self, record: Record, names: &mut Names, same_boot: bool) -> Option<()> {
+    fn apply(&mut self, record: Record, names: &mut Names) -> Option<()> {
         let find = |names: &HashMap<u32, u32>, number| names.get(&number).copied();
         match record {
             Record::Begin { .. } => return None,
@@ -348,12 +348,6 @@ impl Reader<'_> {
                 row.file = self.file;
                 if Index::is_over(&row, self.now) {
                     return Some(());
-                }
-                let stays = same_boot || self.index.ties.get(row.tie).is_some_and(|tie| **tie == Tie::Node);
-                if stays {
-                    self.rebooted.remove(&key);
-                } else {
-                    self.rebooted.insert(key);
                 }
                 self.index.insert(key, row);
                 self.keys.push(key);

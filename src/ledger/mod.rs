@@ -129,7 +129,7 @@ impl Ledger {
     pub fn open(dir: &Path, node: &str, boot: BootId, clock: Clock) -> Result<(Self, NewTies), LedgerError> {
         let now = clock.now().unix_timestamp();
         let mut index = Index::default();
-        let (log, rebooted) = Log::open(dir, node, &boot.to_string(), now, &mut index)?;
+        let (log, rebooted) = Log::open(dir, node, boot, now, &mut index)?;
         let (new_ties, watch) = mpsc::unbounded_channel();
         let state = Mutex::new(State { index, log, watched: HashSet::new() });
         let ledger = Self(Arc::new(Shared {

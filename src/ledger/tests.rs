@@ -68,6 +68,10 @@ impl Desk {
         Tie::Process { instance: *self.instance.id(), pid: self.instance.pid() }
     }
 
+    fn cgroup(&self) -> Tie {
+        format!("cgroup:{}:77:/a.service", self.boot).parse().unwrap()
+    }
+
     fn issued<'a>(&'a self, id: &'a str, kind: Kind, life: Duration) -> Issued<'a> {
         Issued {
             id,
@@ -165,7 +169,7 @@ async fn the_end_of_a_tie_ends_what_is_tied_to_it_and_nothing_else_also_after_a_
 async fn what_is_issued_after_the_end_of_a_cgroup_that_came_to_life_again_stands() {
     let desk = Desk::new();
     let ledger = desk.open();
-    let cgroup = Tie::Cgroup { id: 77, path: "a.service".into() };
+    let cgroup = desk.cgroup();
     let before = desk.issue(&ledger, Kind::Jwt, 1, &cgroup);
     ledger.tie_ended(&cgroup, Reason::CgroupEmpty).unwrap();
     let after = desk.issue(&ledger, Kind::Jwt, 2, &cgroup);
@@ -236,7 +240,7 @@ async fn a_certificate_whose_key_is_held_is_on_no_crl() {
 async fn a_reboot_ends_everything_that_is_not_tied_to_the_node() {
     let desk = Desk::new();
     let ledger = desk.open();
-    let cgroup = Tie::Cgroup { id: 77, path: "a.service".into() };
+    let cgroup = desk.cgroup();
     let process = desk.issue(&ledger, Kind::X509, 1, &desk.process());
     let unit = desk.issue(&ledger, Kind::Jwt, 2, &cgroup);
     let node = desk.issue(&ledger, Kind::Jwt, 3, &Tie::Node);

@@ -1,20 +1,51 @@
-//! What other parts keep with an instance, for as long as somebody holds the instance.
+//! What other parts keep with an instance, for as long as it has a connection.
 
 use std::any::{Any, TypeId};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// One value of each type. It goes with the instance, so nothing known of one program outlives it.
+type Values = BTreeMap<TypeId, Arc<dyn Any + Send + Sync>>;
+
+/// One value of each type. They go with the last connection of the instance, not with its last holder: the ledger
+/// holds instances that have left, and what is kept here may be a private key.
 #[derive(Default)]
-pub(super) struct Attached(Mutex<BTreeMap<TypeId, Arc<dyn Any + Send + Sync>>>);
+pub(super) struct Attached(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    connections: usize,
+    values: Values,
+}
 
 impl Attached {
-    /// The value of type `T`, made when it is first asked for.
+    /// The value of type `T`, made when it is first asked for. Without a connection it is kept by nobody.
     pub(super) fn get<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
-        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let value = values.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default())).clone();
+        let mut state = self.lock();
+        if state.connections == 0 {
+            return Arc::default();
+        }
+        let value = state.values.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default())).clone();
         value.downcast().expect("a value is kept under its own type")
+    }
+
+    /// Notes one more connection.
+    pub(super) fn connected(&self) {
+        self.lock().connections += 1;
+    }
+
+    /// Notes that a connection is over.
+    pub(super) fn disconnected(&self) {
+        let mut state = self.lock();
+        state.connections -= 1;
+        let gone = if state.connections == 0 { std::mem::take(&mut state.values) } else { Values::new() };
+        drop(state);
+        // Not under the lock: what a value does when it is dropped is its own affair.
+        drop(gone);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,19 +7,20 @@ use std::sync::Arc;
 use nix::libc;
 use tokio::sync::{OnceCell, watch};
 
-use super::instance::{Instance, LookError};
+use super::instance::{Connected, Instance, LookError};
 use super::refusal::{Observer, PeerInfo, Refusal};
 use crate::base::exhaustion::Exhaustion;
 use crate::sys::socket::Sender;
 use crate::sys::{procfs, sockdiag};
 
-/// One connection and the process at its other end. Cheap to clone; it keeps the instance, not the connection.
+/// One connection and the process at its other end. Cheap to clone; it keeps the instance and what is attached to it,
+/// not the connection.
 #[derive(Clone)]
 pub struct PeerConn(Arc<Shared>);
 
 struct Shared {
     id: ConnId,
-    instance: Arc<Instance>,
+    connected: Connected,
     connected_by: Sender,
     /// The inode number of our end.
     socket: u64,
@@ -67,7 +68,7 @@ impl PeerConn {
     ) -> std::io::Result<Self> {
         Ok(Self(Arc::new(Shared {
             id,
-            instance,
+            connected: Connected::new(instance),
             connected_by,
             socket: procfs::file_id(socket)?.ino,
             proof: watch::Sender::new(Proof::Pending),
@@ -93,7 +94,7 @@ impl PeerConn {
 
     /// Who is on the other end.
     pub fn instance(&self) -> &Arc<Instance> {
-        &self.0.instance
+        self.0.connected.instance()
     }
 
     /// Waits until it is proven that the instance itself, with the executable it had at `accept`, reads what we write
@@ -138,7 +139,7 @@ impl PeerConn {
 
     /// The credentials of the process now, not as they were when it connected.
     pub fn credentials(&self) -> Result<Credentials, LookError> {
-        let status = self.0.instance.status()?;
+        let status = self.instance().status()?;
         Ok(Credentials { uid: status.uid, gid: status.gid, groups: status.groups })
     }
 
@@ -149,7 +150,7 @@ impl PeerConn {
             pid: self.0.connected_by.pid,
             uid: self.0.connected_by.uid,
             gid: self.0.connected_by.gid,
-            instance: Some(*self.0.instance.id()),
+            instance: Some(*self.instance().id()),
         }
     }
 
@@ -189,9 +190,9 @@ impl Shared {
             Some(libc::ENOTCONN) => Unheld::ever("the caller's end is closed"),
             _ => Unheld::unknown("the caller's end cannot be found", &error),
         })?;
-        let held = self.instance.proc_dir().descriptors_of_socket(peer);
+        let held = self.connected.instance().proc_dir().descriptors_of_socket(peer);
         // What was read is about this instance only if it still is one.
-        self.instance.look().map_err(|error| match error {
+        self.connected.instance().look().map_err(|error| match error {
             LookError::Ended(end) => Unheld::ever(end),
             LookError::Unseen(_) => Unheld::now(error),
         })?;
@@ -241,7 +242,7 @@ impl fmt::Debug for PeerConn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PeerConn")
             .field("id", &self.0.id)
-            .field("instance", self.0.instance.id())
+            .field("instance", self.instance().id())
             .finish_non_exhaustive()
     }
 }

@@ -32,6 +32,27 @@ pub struct Instance {
     _registration: Registration,
 }
 
+/// An instance with a connection: while there is one, what is attached to the instance stays.
+#[derive(Debug)]
+pub(super) struct Connected(Arc<Instance>);
+
+impl Connected {
+    pub(super) fn new(instance: Arc<Instance>) -> Self {
+        instance.attached.connected();
+        Self(instance)
+    }
+
+    pub(super) fn instance(&self) -> &Arc<Instance> {
+        &self.0
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.attached.disconnected();
+    }
+}
+
 /// What [`Instance::look`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -179,7 +200,8 @@ impl Instance {
         &self.proc_dir
     }
 
-    /// What the part that defined `T` keeps with this instance; made when it is first asked for.
+    /// What the part that defined `T` keeps with this instance; made when it is first asked for, and gone with the last
+    /// connection. An instance without a connection keeps nothing: each call makes another value.
     pub fn attached<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
         self.attached.get()
     }

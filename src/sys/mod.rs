@@ -2,6 +2,7 @@
 //!
 //! The only unsafe code of the crate is here, each block with the reason why it is sound. Nothing here decides.
 
+pub mod cgroup;
 pub mod harden;
 pub mod kernel;
 pub mod namespace;

@@ -1,14 +1,13 @@
 //! Facts of a process from its `/proc` directory: program, credentials, start time, cgroup, open sockets.
 
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
 use nix::libc;
-use nix::sys::stat::{Mode, stat};
+use nix::sys::stat::Mode;
 
+use super::cgroup::Group;
 use super::procfs::{FileId, ProcDir};
 
 /// Longer than any `status`, `stat` or `cgroup` file whose process has no more than the 65,536 groups Linux allows.
@@ -73,13 +72,14 @@ impl ProcDir {
         parse_start_time(&content).ok_or_else(|| invalid("stat"))
     }
 
-    /// The inode number of the cgroup v2 directory of the process; `None` where v2 is not mounted or not used.
+    /// The inode number of the cgroup v2 directory of the process; `None` where v2 is not mounted or not used, and where
+    /// the directory cannot be seen.
     pub fn cgroup_id(&self) -> io::Result<Option<u64>> {
         let content = self.read_whole("cgroup")?;
-        let path = content.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"));
-        let Some(path) = path else { return Ok(None) };
-        let directory = Path::new("/sys/fs/cgroup").join(std::ffi::OsStr::from_bytes(path));
-        Ok(stat(&directory).ok().map(|stat| stat.st_ino))
+        let path = content.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
+        let Some(path) = path.and_then(|path| std::str::from_utf8(path).ok()) else { return Ok(None) };
+        let Some(root) = Group::root()? else { return Ok(None) };
+        Ok(root.below(path).and_then(|group| group.id()).ok())
     }
 
     /// Every descriptor the process has of the socket with this inode number: is it closed by `execve`?

@@ -18,19 +18,23 @@ use super::{UnitAnswer, UnitFacts, UnitManager, UnitManagerError};
 use crate::attest::Subject;
 use crate::base::entropy::hex;
 
+mod watch;
+
 const SERVICE: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const NO_UNIT: &str = "org.freedesktop.systemd1.NoUnitForPID";
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const NO_PROCESS: &str = "org.freedesktop.systemd1.NoSuchProcess";
 
 /// The system bus, over one connection that is made when needed and made again when it broke.
 #[derive(Debug)]
 pub struct Bus {
     address: Option<String>,
-    connection: Mutex<Option<Connection>>,
+    questions: Link,
+    signals: Link,
     /// This systemd does not know `GetUnitByPIDFD`.
     only_numbers: AtomicBool,
 }
@@ -38,7 +42,8 @@ pub struct Bus {
 impl Bus {
     /// The bus at `address`, or the one in `DBUS_SYSTEM_BUS_ADDRESS`, or at the usual socket.
     pub fn new(address: Option<String>) -> Self {
-        Self { address, connection: Mutex::new(None), only_numbers: AtomicBool::new(false) }
+        let (questions, signals) = (Link::default(), Link::default());
+        Self { address, questions, signals, only_numbers: AtomicBool::new(false) }
     }
 
     async fn ask(&self, subject: &Subject) -> Result<UnitAnswer, UnitManagerError> {
@@ -56,17 +61,8 @@ impl Bus {
     }
 
     async fn connect(&self) -> Result<Connection, UnitManagerError> {
-        let mut slot = self.connection.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
-        }
-        let builder = match &self.address {
-            Some(address) => connection::Builder::address(address.as_str()),
-            None => connection::Builder::system(),
-        };
-        let connection = builder.build().await.map_err(|error| UnitManagerError::Unreachable(error.to_string()))?;
-        self.only_numbers.store(false, Ordering::Relaxed);
-        Ok(slot.insert(connection).clone())
+        let fresh = || self.only_numbers.store(false, Ordering::Relaxed);
+        self.questions.connect_and(self.address.as_deref(), fresh).await
     }
 
     async fn find(&self, connection: &Connection, subject: &Subject) -> Result<Found, UnitManagerError> {
@@ -88,6 +84,31 @@ impl Bus {
             Err(CallError::NoUnit) => Ok(Found { unit: None, by_number: true }),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// A connection that is made when needed and made again when it broke.
+#[derive(Debug, Default)]
+struct Link(Mutex<Option<Connection>>);
+
+impl Link {
+    async fn connect(&self, address: Option<&str>) -> Result<Connection, UnitManagerError> {
+        self.connect_and(address, || ()).await
+    }
+
+    /// Calls `fresh` when the connection is a new one.
+    async fn connect_and(&self, address: Option<&str>, fresh: impl FnOnce()) -> Result<Connection, UnitManagerError> {
+        let mut slot = self.0.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_closed()) {
+            return Ok(connection.clone());
+        }
+        let builder = match address {
+            Some(address) => connection::Builder::address(address),
+            None => connection::Builder::system(),
+        };
+        let connection = builder.build().await.map_err(|error| UnitManagerError::Unreachable(error.to_string()))?;
+        fresh();
+        Ok(slot.insert(connection).clone())
     }
 }
 
@@ -125,6 +146,7 @@ async fn describe(
 /// How a call failed, as far as it matters what to do.
 enum CallError {
     NoUnit,
+    AlreadySubscribed,
     UnknownMethod,
     Gone,
     Refused(String),
@@ -135,6 +157,7 @@ impl From<CallError> for UnitManagerError {
     fn from(error: CallError) -> Self {
         match error {
             CallError::NoUnit => Self::Refused("it knows no such unit".into()),
+            CallError::AlreadySubscribed => Self::Refused("it says that we are subscribed already".into()),
             CallError::UnknownMethod => Self::Refused("it does not know the method".into()),
             CallError::Gone => Self::Gone,
             CallError::Refused(words) => Self::Refused(words),
@@ -152,7 +175,10 @@ async fn call<B: serde::Serialize + DynamicType>(
 ) -> Result<Message, CallError> {
     let reply = connection.call_method(Some(SERVICE), path, Some(interface), method, body).await;
     reply.map_err(|error| match error {
-        zbus::Error::MethodError(name, _, _) if name.as_str() == NO_UNIT => CallError::NoUnit,
+        zbus::Error::MethodError(name, _, _) if matches!(name.as_str(), NO_UNIT | NO_SUCH_UNIT) => CallError::NoUnit,
+        zbus::Error::MethodError(name, _, _) if name.as_str() == watch::ALREADY_SUBSCRIBED => {
+            CallError::AlreadySubscribed
+        }
         zbus::Error::MethodError(name, _, _) if name.as_str() == NO_PROCESS => CallError::Gone,
         zbus::Error::MethodError(name, words, _) => {
             CallError::Refused(format!("{name}: {}", words.unwrap_or_default()))

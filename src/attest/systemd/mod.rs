@@ -15,10 +15,12 @@ mod guard;
 mod placement;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use thiserror::Error;
 
 use self::guard::Guarded;
@@ -29,6 +31,7 @@ use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 
 pub use self::bus::Bus;
+pub use self::placement::unit_path;
 
 const KIND: &str = "systemd";
 
@@ -102,6 +105,24 @@ pub trait UnitManager: Send + Sync {
     fn unit_of<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<UnitAnswer, UnitManagerError>>;
 }
 
+impl<T: UnitManager + ?Sized> UnitManager for Arc<T> {
+    fn unit_of<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<UnitAnswer, UnitManagerError>> {
+        (**self).unit_of(subject)
+    }
+}
+
+/// Signals of systemd after which a unit may stand differently. It ends when systemd is no longer heard.
+pub type UnitChanges = BoxStream<'static, ()>;
+
+/// Who can say when a unit is over.
+pub trait UnitWatcher: Send + Sync {
+    /// Which start of the unit runs now, by its invocation id; `None` when it does not. May take for ever.
+    fn running<'a>(&'a self, unit: &'a str) -> BoxFuture<'a, Result<Option<String>, UnitManagerError>>;
+
+    /// Every signal about the unit from now on. May take for ever.
+    fn changes<'a>(&'a self, unit: &'a str) -> BoxFuture<'a, Result<UnitChanges, UnitManagerError>>;
+}
+
 /// Attests `systemd:*`.
 pub struct Systemd {
     manager: Guarded,
@@ -115,8 +136,34 @@ impl Systemd {
         Self { manager, booted: config.booted.clone() }
     }
 
+    /// The unit of the process in systemd's own word; `None` when it is in none, or when systemd did not start the host.
+    pub async fn unit_of(&self, subject: &Subject) -> Result<Option<UnitFacts>, UnitManagerError> {
+        if !self.has_booted() {
+            return Ok(None);
+        }
+        let answer = self.manager.unit_of(subject).await?;
+        if answer.by_number {
+            let placement = match cgroup::read(&subject.proc_dir) {
+                Ok(Place::At(path)) => Ok(Placement::of(&path)),
+                Ok(Place::Outside(_) | Place::Nowhere) => Err(ELSEWHERE.to_owned()),
+                Err(AttestError::Gone) => return Err(UnitManagerError::Gone),
+                Err(error) => Err(error.words()),
+            };
+            if !agree(&answer, &placement) {
+                return Err(UnitManagerError::Refused(placement.err().unwrap_or_else(|| ELSEWHERE.to_owned())));
+            }
+        }
+        // A slice has no processes of its own: whoever is found in one is in no unit.
+        Ok(answer.unit.filter(|facts| UnitName::parse(&facts.id).is_some()))
+    }
+
+    /// Whether systemd started the host (sd_booted(3)).
+    pub fn has_booted(&self) -> bool {
+        self.booted.is_dir()
+    }
+
     async fn look(&self, subject: &Subject) -> Result<Findings, AttestError> {
-        if !self.booted.is_dir() {
+        if !self.has_booted() {
             let mut findings = Findings::of(KIND);
             findings.note("systemd did not start this host, so the process is in no unit");
             return Ok(findings);
@@ -134,8 +181,7 @@ impl Systemd {
             Err(error) => return Ok(from_placement(placement, &error.to_string(), subject.uid)),
         };
         if answer.by_number && !agree(&answer, &placement) {
-            let why = "the unit systemd names for the process number is not that of the process's control group";
-            return Ok(from_placement(placement, why, subject.uid));
+            return Ok(from_placement(placement, ELSEWHERE, subject.uid));
         }
         match answer.unit {
             Some(facts) => Ok(from_systemd(&facts, placement, subject.uid)),
@@ -153,6 +199,9 @@ impl Attestor for Systemd {
         self.look(subject).boxed()
     }
 }
+
+/// Why an answer by number does not count.
+const ELSEWHERE: &str = "the unit systemd names for the process number is not that of the process's control group";
 
 fn no_unit() -> Findings {
     let mut findings = Findings::of(KIND);

@@ -84,6 +84,36 @@ impl Placement {
     }
 }
 
+/// The path of the control group of the unit that [`Placement`] finds in `path`: of the user's unit, if the user whose
+/// word that is has the process, else of the unit. `None` when there is no unit in the path.
+pub fn unit_path(path: &str, uid: u32) -> Option<&str> {
+    let mut walked = Walked { path, end: 0 };
+    let mut components = walked.by_ref().map(unescape);
+    let (unit, _) = next_unit(&mut components)?;
+    let end = walked.end;
+    let mut components = walked.by_ref().map(unescape);
+    let user_unit = unit.user_of_manager().filter(|user| *user == uid).and_then(|_| next_unit(&mut components));
+    Some(&path[..if user_unit.is_some() { walked.end } else { end }])
+}
+
+/// The components of a path, and where the last one that was taken ends.
+struct Walked<'a> {
+    path: &'a str,
+    end: usize,
+}
+
+impl<'a> Iterator for Walked<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let rest = &self.path[self.end..];
+        let start = self.end + (rest.len() - rest.trim_start_matches('/').len());
+        let component = self.path[start..].split('/').next().filter(|component| !component.is_empty())?;
+        self.end = start + component.len();
+        Some(component)
+    }
+}
+
 /// The unit in the first component that is not a slice of the one before, and the last slice.
 fn next_unit<'a>(components: &mut impl Iterator<Item = &'a str>) -> Option<(UnitName, String)> {
     let mut slice = ROOT_SLICE;
@@ -178,6 +208,30 @@ mod tests {
         for (path, expected) in cases {
             let found = Placement::of(path).user_unit;
             assert_eq!(found.as_ref().map(|found| (found.uid, found.unit.as_str())), *expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_control_group_of_a_unit_is_the_one_nobody_in_it_could_have_made() {
+        const MANAGER: &str = "/user.slice/user-1000.slice/user@1000.service";
+        let app = format!("{MANAGER}/app.slice/app-x.scope");
+        let cases: &[(&str, u32, Option<&str>)] = &[
+            ("/system.slice/a.service", 0, Some("/system.slice/a.service")),
+            ("/system.slice/ci.service/job-1", 0, Some("/system.slice/ci.service")),
+            ("/system.slice/ci.service/system.slice/a.service", 0, Some("/system.slice/ci.service")),
+            ("//system.slice//a.service/", 0, Some("//system.slice//a.service")),
+            ("/init.scope", 0, Some("/init.scope")),
+            (&format!("{app}/own/choice"), 1000, Some(&app)),
+            // The word of a user counts for that user's processes alone.
+            (&format!("{app}/own/choice"), 0, Some(MANAGER)),
+            (&format!("{MANAGER}/x/a.service"), 1000, Some(MANAGER)),
+            (MANAGER, 1000, Some(MANAGER)),
+            ("/docker/4f4f", 0, None),
+            ("/system.slice", 0, None),
+            ("/", 0, None),
+        ];
+        for (path, uid, expected) in cases {
+            assert_eq!(unit_path(path, *uid), *expected, "{path} of {uid}");
         }
     }
 
