@@ -332,3 +332,32 @@ async fn grpc_works_over_it_and_the_handler_knows_the_caller() {
         assert!(refusals.labels().is_empty());
     }
 }
+
+/// Something that is kept with an instance, and says when it is gone.
+#[derive(Default)]
+struct Kept(Mutex<Option<tokio::sync::oneshot::Sender<()>>>);
+
+#[tokio::test]
+async fn what_is_attached_to_an_instance_goes_with_its_last_connection_although_the_instance_is_still_held() {
+    let fixture = Fixture::new(Kernel::probe(), Limits::default());
+    let (_first_client, first) = (fixture.connect(), fixture.accept().await);
+    let (_second_client, second) = (fixture.connect(), fixture.accept().await);
+    let held = first.conn().instance().clone();
+    assert!(Arc::ptr_eq(&held, second.conn().instance()));
+    let (here, mut gone) = tokio::sync::oneshot::channel();
+    *held.attached::<Kept>().0.lock().expect("unpoisoned") = Some(here);
+
+    drop(first);
+    assert!(gone.try_recv().is_err_and(|error| error == tokio::sync::oneshot::error::TryRecvError::Empty));
+    let call = second.conn().clone();
+    drop(second);
+    assert!(held.attached::<Kept>().0.lock().expect("unpoisoned").is_some(), "a call of the connection goes on");
+    drop(call);
+    assert_eq!(gone.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Closed), "it is gone");
+
+    let unkept = held.attached::<Kept>();
+    *unkept.0.lock().expect("unpoisoned") = Some(tokio::sync::oneshot::channel().0);
+    assert!(held.attached::<Kept>().0.lock().expect("unpoisoned").is_none(), "nothing is kept without a connection");
+    let (_third_client, _third) = (fixture.connect(), fixture.accept().await);
+    assert!(held.attached::<Kept>().0.lock().expect("unpoisoned").is_none(), "nor is it there for the next one");
+}

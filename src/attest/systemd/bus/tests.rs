@@ -13,6 +13,7 @@ use zbus::{MessageStream, message};
 
 use super::*;
 use crate::attest::ExecutableEvidence;
+use crate::attest::systemd::UnitWatcher;
 use crate::sys::procfs::ProcDir;
 
 /// A message bus of our own at `DIR/bus`.
@@ -181,4 +182,97 @@ async fn an_absent_bus_and_an_absent_systemd_are_outages_and_a_bus_that_is_back_
         systemd.close().await.expect("closed");
         assert!(is_outage(bus.unit_of(&ourselves()).await), "a bus without systemd");
     }
+}
+
+/// A systemd with one unit, which sends what systemd sends once it was asked to, and shows `state` at that moment.
+struct Unit {
+    connection: Connection,
+    state: Arc<std::sync::Mutex<(&'static str, [u8; 16])>>,
+    subscribed: Arc<tokio::sync::Notify>,
+}
+
+impl Unit {
+    async fn start(dir: &Path) -> Self {
+        let connection = connection::Builder::address(&*address(dir)).build().await.expect("connected");
+        let mut calls = MessageStream::from(&connection);
+        connection.request_name(SERVICE).await.expect("nobody else has the name");
+        let state = Arc::new(std::sync::Mutex::new(("active", [0x0f; 16])));
+        let subscribed = Arc::new(tokio::sync::Notify::new());
+        let (answering, shown, told) = (connection.clone(), state.clone(), subscribed.clone());
+        tokio::spawn(async move {
+            let mut known = false;
+            while let Some(Ok(call)) = calls.next().await {
+                if call.message_type() != message::Type::MethodCall {
+                    continue;
+                }
+                let header = call.header();
+                let answered = match header.member().map(|name| name.as_str()) {
+                    Some("Subscribe") if known => {
+                        answering.reply_error(&header, watch::ALREADY_SUBSCRIBED, &("again",)).await
+                    }
+                    Some("Subscribe") => {
+                        known = true;
+                        told.notify_one();
+                        answering.reply(&header, &()).await
+                    }
+                    Some("GetAll") => {
+                        assert_eq!(header.path().map(|path| path.as_str()), Some(UNIT_PATH));
+                        let (active, invocation) = *shown.lock().expect("unpoisoned");
+                        let properties: HashMap<&str, zbus::Variant<'_>> = HashMap::from([
+                            ("ActiveState", active.into()),
+                            ("SubState", "running".into()),
+                            ("InvocationID", invocation.to_vec().into()),
+                        ]);
+                        answering.reply(&header, &(properties,)).await
+                    }
+                    member => panic!("nobody should call {member:?}"),
+                };
+                answered.expect("answered");
+            }
+        });
+        Self { connection, state, subscribed }
+    }
+
+    async fn becomes(&self, active: &'static str, invocation: [u8; 16]) {
+        *self.state.lock().expect("unpoisoned") = (active, invocation);
+        let changed: HashMap<&str, zbus::Variant<'_>> = HashMap::from([("ActiveState", active.into())]);
+        let body = (UNIT, changed, Vec::<&str>::new());
+        let signal = self.connection.emit_signal(None::<&str>, UNIT_PATH, PROPERTIES, "PropertiesChanged", &body);
+        signal.await.expect("sent");
+    }
+
+    async fn is_removed(&self) {
+        let path = zbus::ObjectPath::try_from(UNIT_PATH).expect("a path");
+        let body = ("billing.service", path);
+        let signal = self.connection.emit_signal(None::<&str>, MANAGER_PATH, MANAGER, "UnitRemoved", &body);
+        signal.await.expect("sent");
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_a_unit_is_heard_and_asking_again_says_which_start_of_it_runs() {
+    let dir = tempfile::tempdir().expect("temporary");
+    let Some(_daemon) = Daemon::start(dir.path()) else { return };
+    let systemd = Unit::start(dir.path()).await;
+    let bus = Bus::new(Some(address(dir.path())));
+    let mut changes = bus.changes("billing.service").await.expect("listening");
+    systemd.subscribed.notified().await;
+    assert_eq!(bus.running("billing.service").await, Ok(Some("0f".repeat(16))));
+    for (active, invocation, expected) in [
+        ("deactivating", [0x0f; 16], Some("0f".repeat(16))),
+        ("inactive", [0x0f; 16], None),
+        ("activating", [0xee; 16], Some("ee".repeat(16))),
+        ("failed", [0xee; 16], None),
+    ] {
+        systemd.becomes(active, invocation).await;
+        assert_eq!(changes.next().await, Some(()));
+        assert_eq!(bus.running("billing.service").await, Ok(expected), "{active}");
+    }
+    systemd.is_removed().await;
+    assert_eq!(changes.next().await, Some(()));
+    let mut again = bus.changes("billing.service").await.expect("subscribed already");
+    systemd.connection.close().await.expect("closed");
+    assert_eq!((changes.next().await, again.next().await), (None, None), "it is no longer heard");
+    assert!(bus.running("billing.service").await.is_err_and(|error| error.is_outage()));
+    assert!(bus.changes("billing.service").await.is_err_and(|error| error.is_outage()));
 }
