@@ -184,7 +184,7 @@ mod tests {
             format!("cgroup:{BOOT}:5440:/a/"),
             format!("cgroup:{BOOT}:5440:/a\nb"),
             format!("cgroup:{BOOT}:+5440:/a"),
-            format!("cgroup:x:5440:/a"),
+            "cgroup:x:5440:/a".into(),
             format!("unit:{BOOT}:{invocation}:"),
             format!("unit:{BOOT}:{}:a.service", invocation.to_uppercase()),
             format!("unit:{BOOT}:0f:a.service"),
