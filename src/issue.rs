@@ -1,8 +1,9 @@
 //! Issuing, as one straight path: prove, attest, match, decide, sign, look again, record in the ledger, return.
 //!
-//! SVIDs are issued per instance and never shared between processes: own key, own serial, own `jti`. An X.509-SVID is
-//! made when it is first asked for and kept with its instance until half of its life, so all connections and streams
-//! of one process get the same one; it is wiped when the last connection of the process is gone.
+//! SVIDs are issued per instance and never shared between processes: own key, own serial, own `jti`. Those that come
+//! with a key are kept with their instance (`kept`); a JWT-SVID is made for each call.
+
+mod kept;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use time::OffsetDateTime;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 use crate::attest::{Attestation, AttestationError, Attested};
 use crate::audit::{Audit, Caller, Event};
@@ -21,13 +22,15 @@ use crate::bond::{BondError, Bonds, Tie};
 use crate::bundle::Bundle;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::{JwtError, JwtSvid};
-use crate::ledger::{self, Ledger, LedgerError, Reason, Standing};
+use crate::ledger::{self, Ledger, LedgerError, Reason};
 use crate::metrics::{self, Issued, Kind, Metrics, Outcome};
 use crate::peer::{Instance, LookError, PeerConn};
 use crate::policy::{Denial, Policy};
-use crate::registry::{Entry, EntryId, Identity, Index, Matched};
+use crate::registry::{EntryId, Identity, Index, Matched};
 use crate::trust::{Snapshot, Trust};
-use crate::x509::{KeyError, KeyType, PrivateKey, X509Authorities};
+use crate::x509::{KeyError, KeyType, X509Authorities};
+
+pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
 
 /// How far two hosts' clocks may differ when a token is validated.
 const LEEWAY: Duration = Duration::from_secs(10);
@@ -112,22 +115,11 @@ impl Refusal {
     }
 }
 
-/// An X.509-SVID of one instance, and what it was made from.
-#[derive(Debug)]
-pub struct InstanceSvid {
-    /// For whom.
-    pub spiffe_id: SpiffeId,
-    /// Certificates and key.
-    pub svid: X509Svid,
-    entry: Arc<Entry>,
-    renew_at: OffsetDateTime,
-}
-
 /// Everything a caller is entitled to for X.509, as one complete state.
 #[derive(Clone, Debug)]
 pub struct X509State {
     /// One SVID and hint for each identity, the default one first.
-    pub svids: Vec<(Arc<InstanceSvid>, Option<Arc<str>>)>,
+    pub svids: Vec<Kept<X509Svid>>,
     /// What the caller may judge peers with.
     pub bundles: Bundles,
     /// When this state must be made anew.
@@ -137,10 +129,23 @@ pub struct X509State {
 impl PartialEq for X509State {
     /// Whether a client would see no difference.
     fn eq(&self, other: &Self) -> bool {
-        let same = |(a, b): (&(Arc<InstanceSvid>, _), &(Arc<InstanceSvid>, _))| Arc::ptr_eq(&a.0, &b.0) && a.1 == b.1;
-        self.svids.len() == other.svids.len()
-            && self.svids.iter().zip(&other.svids).all(same)
-            && self.bundles.same_x509(&other.bundles)
+        kept::same(&self.svids, &other.svids) && self.bundles.same_x509(&other.bundles)
+    }
+}
+
+/// Every WIT-SVID a caller asked for, as one complete state.
+#[derive(Clone, Debug)]
+pub struct WitState {
+    /// One SVID and hint for each identity, the default one first.
+    pub svids: Vec<Kept<KeyedWit>>,
+    /// When this state must be made anew.
+    pub renew_at: OffsetDateTime,
+}
+
+impl PartialEq for WitState {
+    /// Whether a client would see no difference.
+    fn eq(&self, other: &Self) -> bool {
+        kept::same(&self.svids, &other.svids)
     }
 }
 
@@ -171,16 +176,18 @@ impl Bundles {
 
     /// Whether the JWT authorities are the same.
     pub fn same_jwt(&self, other: &Self) -> bool {
-        self.all().map(|bundle| bundle.trust_domain()).eq(other.all().map(|bundle| bundle.trust_domain()))
-            && self.all().zip(other.all()).all(|(a, b)| Arc::ptr_eq(a, b) || a.jwt() == b.jwt())
+        self.same(other, |a, b| a.jwt() == b.jwt())
     }
-}
 
-/// What stays with an instance between calls.
-#[derive(Debug, Default)]
-struct InstanceCache {
-    /// Locked while signing: callers that want the same SVID at once wait for one signature.
-    svids: Mutex<BTreeMap<(EntryId, SpiffeId), Arc<InstanceSvid>>>,
+    /// Whether the WIT authorities are the same.
+    pub fn same_wit(&self, other: &Self) -> bool {
+        self.same(other, |a, b| a.wit() == b.wit())
+    }
+
+    fn same(&self, other: &Self, same: fn(&Bundle, &Bundle) -> bool) -> bool {
+        self.all().map(|bundle| bundle.trust_domain()).eq(other.all().map(|bundle| bundle.trust_domain()))
+            && self.all().zip(other.all()).all(|(a, b)| Arc::ptr_eq(a, b) || same(a, b))
+    }
 }
 
 /// For which facts and which entries it was last checked that an instance holds nothing it is not entitled to.
@@ -204,6 +211,13 @@ struct Entitled {
 }
 
 impl Entitled {
+    /// Leaves only the identity that was asked for, if one was.
+    fn narrow_to(&mut self, wanted: Option<&SpiffeId>) -> Result<(), Refusal> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        self.identities.retain(|identity| identity.spiffe_id == *wanted);
+        if self.identities.is_empty() { Err(Refusal::NotGranted(wanted.clone())) } else { Ok(()) }
+    }
+
     /// The part of a ledger's row that does not depend on what is issued.
     fn issued<'a>(&'a self, identity: &'a Identity) -> ledger::Issued<'a> {
         ledger::Issued {
@@ -235,7 +249,7 @@ pub struct Issuer {
     pub trust: Arc<Trust>,
     /// Who decides.
     pub policy: Policy,
-    /// Key type of X.509-SVIDs.
+    /// Key type of what comes with a key.
     pub key_type: KeyType,
     /// What was issued.
     pub ledger: Ledger,
@@ -258,56 +272,20 @@ impl Issuer {
     }
 
     async fn x509_inner(&self, peer: &PeerConn) -> Result<X509State, Refusal> {
-        let entitled = self.entitled(peer).await?;
-        let cache = peer.instance().attached::<InstanceCache>();
-        let mut kept = match cache.svids.try_lock() {
-            Ok(kept) => kept,
-            Err(_) => {
-                let kept = cache.svids.lock().await;
-                // Signing for another caller took a while: look again.
-                peer.instance().look()?;
-                kept
-            }
-        };
-        let mut svids = Vec::with_capacity(entitled.identities.len());
-        let mut denied = None;
-        for identity in &entitled.identities {
-            let grant = match self.policy.issue_x509(&entitled.attested, identity, entitled.now) {
-                Ok(grant) => grant,
-                Err(denial) => {
-                    denied.get_or_insert(denial);
-                    continue;
-                }
-            };
-            let key = (identity.entry.id().clone(), identity.spiffe_id.clone());
-            let present = kept.get(&key).filter(|svid| self.still_good(svid, identity, &entitled)).cloned();
-            let svid = match present {
-                Some(svid) => svid,
-                None => {
-                    let private = PrivateKey::generate_aside(self.key_type).await?;
-                    let signed = entitled.trust.signers().sign_x509(grant, private.public_key(), entitled.now).await?;
-                    let tie = self.tie(peer, &entitled, identity).await?;
-                    peer.instance().look()?;
-                    let svid =
-                        Arc::new(self.keep(identity, X509Svid { signed, key: private.to_pkcs8()? }, entitled.now));
-                    self.record_x509(peer, &entitled, identity, &tie, &svid)?;
-                    kept.insert(key, svid.clone());
-                    svid
-                }
-            };
-            svids.push((svid, identity.hint().map(Arc::from)));
-        }
-        if let (true, Some(denial)) = (svids.is_empty(), denied) {
-            return Err(denial.into());
-        }
-        // What this connection is refused another connection of the same process may have.
-        kept.retain(|(entry, id), _| entitled.identities.iter().any(|i| i.entry.id() == entry && i.spiffe_id == *id));
-        drop(kept);
-
-        let first_renewal = svids.iter().map(|(svid, _)| svid.renew_at).min();
-        let renew_at = first_renewal.into_iter().chain(entitled.ends).min().unwrap_or(entitled.now);
-        // The process was looked at by attesting, and again after every wait since: nothing has waited after that.
+        let mut entitled = self.entitled(peer).await?;
+        let (svids, renew_at) = self.kept(peer, &mut entitled, None).await?;
         Ok(X509State { svids, bundles: bundles(&entitled), renew_at })
+    }
+
+    /// WIT-SVIDs of a caller: for one identity, or for all of them.
+    pub async fn wit(&self, peer: &PeerConn, wanted: Option<&SpiffeId>) -> Result<WitState, Refusal> {
+        self.recorded(peer, Some(Kind::Wit), self.wit_inner(peer, wanted).await)
+    }
+
+    async fn wit_inner(&self, peer: &PeerConn, wanted: Option<&SpiffeId>) -> Result<WitState, Refusal> {
+        let mut entitled = self.entitled(peer).await?;
+        let (svids, renew_at) = self.kept(peer, &mut entitled, wanted).await?;
+        Ok(WitState { svids, renew_at })
     }
 
     /// JWT-SVIDs of a caller for exactly these audiences: for one identity, or for all of them.
@@ -327,12 +305,7 @@ impl Issuer {
         wanted: Option<&SpiffeId>,
     ) -> Result<Vec<(Identity, SignedJwt)>, Refusal> {
         let mut entitled = self.entitled(peer).await?;
-        if let Some(wanted) = wanted {
-            entitled.identities.retain(|identity| identity.spiffe_id == *wanted);
-            if entitled.identities.is_empty() {
-                return Err(Refusal::NotGranted(wanted.clone()));
-            }
-        }
+        entitled.narrow_to(wanted)?;
         let mut tokens = Vec::with_capacity(entitled.identities.len());
         let mut denied = None;
         for identity in std::mem::take(&mut entitled.identities) {
@@ -350,7 +323,16 @@ impl Issuer {
         }
         peer.instance().look()?;
         for (identity, signed, tie) in &tokens {
-            self.record_jwt(peer, &entitled, identity, tie, signed, audience)?;
+            let issued = ledger::Issued {
+                id: &signed.jti,
+                kind: ledger::Kind::Jwt,
+                audience,
+                authority: &signed.authority,
+                binding: BEARER,
+                not_after: signed.expires_at,
+                ..entitled.issued(identity)
+            };
+            self.record(peer, tie, &issued)?;
         }
         Ok(tokens.into_iter().map(|(identity, signed, _)| (identity, signed)).collect())
     }
@@ -443,83 +425,24 @@ impl Issuer {
         Ok(self.bonds.tie(peer.instance(), &entitled.attested, identity.entry.bind()).await?)
     }
 
-    /// Whether a kept SVID can still be handed out: not half over, not revoked, from an authority that stands, and what
-    /// the entry says about certificates today is what it was made from.
-    fn still_good(&self, svid: &InstanceSvid, identity: &Identity, entitled: &Entitled) -> bool {
-        svid.renew_at > entitled.now
-            && entitled.trust.signers().stands(&svid.svid.signed.authority)
-            && self.ledger.standing(&svid.svid.signed.serial) == Standing::Stands
-            && (Arc::ptr_eq(&svid.entry, &identity.entry) || same_certificate(&svid.entry, &identity.entry))
-    }
-
-    /// Half of its life, give or take a tenth, so that a fleet of processes does not renew in step.
-    fn keep(&self, identity: &Identity, svid: X509Svid, now: OffsetDateTime) -> InstanceSvid {
-        let life = svid.signed.not_after - now;
-        let renew_at = now + life * (0.45 + self.entropy.fraction() / 10.0);
-        InstanceSvid { spiffe_id: identity.spiffe_id.clone(), svid, entry: identity.entry.clone(), renew_at }
-    }
-
-    fn record_x509(
-        &self,
-        peer: &PeerConn,
-        entitled: &Entitled,
-        identity: &Identity,
-        tie: &Tie,
-        svid: &InstanceSvid,
-    ) -> Result<(), Refusal> {
-        let signed = &svid.svid.signed;
-        let issued = ledger::Issued {
-            id: &signed.serial,
-            kind: ledger::Kind::X509,
-            audience: &[],
-            authority: &signed.authority,
-            binding: KEY_IN_WORKLOAD,
-            not_after: signed.not_after,
-            ..entitled.issued(identity)
-        };
-        self.ledger.record(peer.instance(), tie, &issued)?;
-        self.metrics.svid_issued.get_or_create(&Issued { r#type: Kind::X509, result: Outcome::Ok }).inc();
-        self.audit.record(Event::SvidIssued {
+    /// Writes a credential down, before it is released.
+    fn record(&self, peer: &PeerConn, tie: &Tie, issued: &ledger::Issued<'_>) -> Result<(), Refusal> {
+        self.ledger.record(peer.instance(), tie, issued)?;
+        self.metrics.svid_issued.get_or_create(&Issued { r#type: issued.kind.into(), result: Outcome::Ok }).inc();
+        let event = || Event::SvidIssued {
             caller: caller(peer),
-            kind: "x509",
-            spiffe_id: svid.spiffe_id.to_string(),
-            entry: svid.entry.id().to_string(),
-            serial: svid.svid.signed.serial.clone(),
-            audience: Vec::new(),
-            not_after: svid.svid.signed.not_after,
-        });
-        Ok(())
-    }
-
-    fn record_jwt(
-        &self,
-        peer: &PeerConn,
-        entitled: &Entitled,
-        identity: &Identity,
-        tie: &Tie,
-        signed: &SignedJwt,
-        audience: &[String],
-    ) -> Result<(), Refusal> {
-        let issued = ledger::Issued {
-            id: &signed.jti,
-            kind: ledger::Kind::Jwt,
-            audience,
-            authority: &signed.authority,
-            binding: BEARER,
-            not_after: signed.expires_at,
-            ..entitled.issued(identity)
+            kind: issued.kind.as_str(),
+            spiffe_id: issued.spiffe_id.to_string(),
+            entry: issued.entry.id().to_string(),
+            serial: issued.id.to_owned(),
+            audience: issued.audience.to_vec(),
+            not_after: issued.not_after,
         };
-        self.ledger.record(peer.instance(), tie, &issued)?;
-        self.metrics.svid_issued.get_or_create(&Issued { r#type: Kind::Jwt, result: Outcome::Ok }).inc();
-        self.audit.record_frequent(|| Event::SvidIssued {
-            caller: caller(peer),
-            kind: "jwt",
-            spiffe_id: identity.spiffe_id.to_string(),
-            entry: identity.entry.id().to_string(),
-            serial: signed.jti.clone(),
-            audience: audience.to_vec(),
-            not_after: signed.expires_at,
-        });
+        match issued.kind {
+            // One for each call, and not for each renewal.
+            ledger::Kind::Jwt => self.audit.record_frequent(event),
+            ledger::Kind::X509 | ledger::Kind::Wit => self.audit.record(event()),
+        }
         Ok(())
     }
 
@@ -537,12 +460,15 @@ impl Issuer {
     }
 }
 
-/// Whether two versions of an entry ask for the same certificate.
-fn same_certificate(a: &Entry, b: &Entry) -> bool {
-    a.x509_ttl() == b.x509_ttl()
-        && a.dns_names() == b.dns_names()
-        && a.expires_at() == b.expires_at()
-        && a.bind() == b.bind()
+/// The kind, as metrics name it.
+impl From<ledger::Kind> for Kind {
+    fn from(kind: ledger::Kind) -> Self {
+        match kind {
+            ledger::Kind::X509 => Self::X509,
+            ledger::Kind::Jwt => Self::Jwt,
+            ledger::Kind::Wit => Self::Wit,
+        }
+    }
 }
 
 fn attestation_refused(error: AttestationError) -> Refusal {

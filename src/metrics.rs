@@ -25,6 +25,8 @@ pub enum Kind {
     X509,
     /// A JWT-SVID.
     Jwt,
+    /// A WIT-SVID.
+    Wit,
 }
 
 /// How it ended.
@@ -48,7 +50,7 @@ macro_rules! label_values {
 }
 
 label_values! {
-    Kind { X509 = "x509", Jwt = "jwt" }
+    Kind { X509 = "x509", Jwt = "jwt", Wit = "wit" }
     Outcome { Ok = "ok", Error = "error" }
     FailureReason { Error = "error", Deadline = "deadline" }
 }

@@ -205,7 +205,7 @@ impl Bound {
             async move { ledger.keep_synced(watcher).await }
         });
 
-        let workload = workload::Workload::new(issuer.clone(), watcher.clone());
+        let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
         duties.spawn(self.parts.ends.run(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();

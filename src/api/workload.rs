@@ -14,7 +14,7 @@ use super::gate::{CallPlace, peer};
 use super::status;
 use crate::base::drain;
 use crate::id::SpiffeId;
-use crate::issue::{Bundles, Issuer, Refusal, X509State};
+use crate::issue::{Bundles, Issuer, Refusal, WitState, X509State};
 use crate::metrics::Rpc;
 use crate::peer::PeerConn;
 use crate::proto::workload as wire;
@@ -30,15 +30,23 @@ const MAX_AUDIENCES: usize = 32;
 #[derive(Clone, Debug)]
 pub struct Workload {
     issuer: Arc<Issuer>,
+    /// Whether the WIT profile is offered.
+    wit: bool,
     drain: drain::Watcher,
 }
 
 type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Workload {
-    /// Serves what `issuer` issues until `drain` begins.
-    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher) -> Self {
-        Self { issuer, drain }
+    /// Serves what `issuer` issues until `drain` begins; WIT-SVIDs only when they are wanted.
+    pub fn new(issuer: Arc<Issuer>, wit: bool, drain: drain::Watcher) -> Self {
+        Self { issuer, wit, drain }
+    }
+
+    /// The WIT profile is incubating, and off unless it was chosen (Workload API, section 7).
+    fn wit_profile(&self) -> Result<(), Status> {
+        let off = || Status::unimplemented("the WIT profile of the Workload API is off: `wit.enabled` turns it on");
+        self.wit.then_some(()).ok_or_else(off)
     }
 
     /// A stream of bundles, as `encode` shows them and `same` compares them.
@@ -148,6 +156,30 @@ fn jwt_bundles_response(bundles: &Bundles) -> Result<wire::JwtBundlesResponse, S
     Ok(wire::JwtBundlesResponse { bundles: bundles.collect() })
 }
 
+fn wit_response(state: WitState) -> Result<wire::WitsvidResponse, Status> {
+    let svids = state.svids.iter().map(|(svid, hint)| wire::Witsvid {
+        spiffe_id: svid.spiffe_id.to_string(),
+        wit_svid: svid.svid.signed.token.clone(),
+        wit_svid_key: svid.svid.key.expose().clone(),
+        hint: hint.as_deref().unwrap_or_default().to_owned(),
+    });
+    Ok(wire::WitsvidResponse { svids: svids.collect() })
+}
+
+fn wit_bundles_response(bundles: &Bundles) -> Result<wire::WitBundlesResponse, Status> {
+    let bundles = bundles.all().map(|bundle| (bundle.trust_domain().id().to_string(), bundle.wit_jwks()));
+    Ok(wire::WitBundlesResponse { bundles: bundles.collect() })
+}
+
+/// The identity a request is for; all of the caller's when it names none.
+fn wanted(spiffe_id: &str) -> Result<Option<SpiffeId>, Status> {
+    if spiffe_id.is_empty() {
+        return Ok(None);
+    }
+    let not_one = |error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}"));
+    SpiffeId::parse(spiffe_id).map(Some).map_err(not_one)
+}
+
 /// The audiences of a request: at least one, none of them empty (Workload API, section 6.2.1).
 fn audiences(requested: Vec<String>) -> Result<Vec<String>, Status> {
     if requested.is_empty() {
@@ -207,13 +239,7 @@ impl SpiffeWorkloadApi for Workload {
         let (peer, _place) = caller(&request)?;
         let request = request.into_inner();
         let audience = audiences(request.audience)?;
-        let wanted = match request.spiffe_id.as_str() {
-            "" => None,
-            id => Some(
-                SpiffeId::parse(id)
-                    .map_err(|error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}")))?,
-            ),
-        };
+        let wanted = wanted(&request.spiffe_id)?;
         let tokens = self.issuer.jwt(&peer, &audience, wanted.as_ref()).await;
         let tokens = tokens.map_err(|refusal| status::refused(&refusal))?;
         let svids = tokens.into_iter().map(|(identity, signed)| wire::Jwtsvid {
@@ -254,22 +280,31 @@ impl SpiffeWorkloadApi for Workload {
 
     async fn fetch_witsvid(
         &self,
-        _: Request<wire::WitsvidRequest>,
+        request: Request<wire::WitsvidRequest>,
     ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
-        Err(wit_profile_is_off())
+        self.wit_profile()?;
+        let (peer, place) = caller(&request)?;
+        let wanted = wanted(&request.into_inner().spiffe_id)?;
+        let open = self.open(place, "FetchWITSVID");
+        let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
+            let wanted = wanted.clone();
+            async move {
+                let state = issuer.wit(&peer, wanted.as_ref()).await?;
+                let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.jti.clone()).collect();
+                let renew_at = Some(state.renew_at);
+                Ok(Update { state, credentials, renew_at })
+            }
+        });
+        Ok(respond(states, open, wit_response))
     }
 
     async fn fetch_wit_bundles(
         &self,
-        _: Request<wire::WitBundlesRequest>,
+        request: Request<wire::WitBundlesRequest>,
     ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
-        Err(wit_profile_is_off())
+        self.wit_profile()?;
+        self.bundle_stream(caller(&request)?, "FetchWITBundles", Bundles::same_wit, wit_bundles_response)
     }
-}
-
-/// The WIT profile is incubating and off (Workload API, section 7).
-fn wit_profile_is_off() -> Status {
-    Status::unimplemented("the WIT profile of the Workload API is not offered by this agent")
 }
 
 /// A claim as protobuf's `Value`, which has no integers.

@@ -452,6 +452,8 @@ pub enum RotateKind {
     X509Root,
     /// The key that signs JWT-SVIDs.
     Jwt,
+    /// The key that signs WIT-SVIDs.
+    Wit,
 }
 
 impl RotateKind {
@@ -461,6 +463,7 @@ impl RotateKind {
             Self::X509Signing => "x509-signing",
             Self::X509Root => "x509-root",
             Self::Jwt => "jwt",
+            Self::Wit => "wit",
         }
     }
 }
