@@ -26,7 +26,7 @@ use crate::metrics::{self, Issued, Kind, Metrics, Outcome};
 use crate::peer::{Instance, LookError, PeerConn};
 use crate::policy::{Denial, Policy};
 use crate::registry::{Entry, EntryId, Identity, Index, Matched};
-use crate::trust::{Snapshot, Trust};
+use crate::trust::{Crls, Snapshot, Trust};
 use crate::x509::{KeyError, KeyType, PrivateKey, X509Authorities};
 
 /// How far two hosts' clocks may differ when a token is validated.
@@ -233,6 +233,8 @@ pub struct Issuer {
     pub registry: watch::Receiver<Arc<Index>>,
     /// Bundles and signers.
     pub trust: Arc<Trust>,
+    /// The revocation lists.
+    pub crls: Crls,
     /// Who decides.
     pub policy: Policy,
     /// Key type of X.509-SVIDs.

@@ -19,7 +19,8 @@ use crate::metrics::Rpc;
 use crate::peer::PeerConn;
 use crate::proto::workload as wire;
 use crate::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApi;
-use crate::stream::{Update, updates};
+use crate::stream::{Update, updates, updates_and_crls};
+use crate::trust::CrlSet;
 
 /// The longest audience a token is made for.
 const MAX_AUDIENCE_BYTES: usize = 2048;
@@ -41,22 +42,6 @@ impl Workload {
         Self { issuer, drain }
     }
 
-    /// A stream of bundles, as `encode` shows them and `same` compares them.
-    fn bundle_stream<T: Send + 'static>(
-        &self,
-        (peer, place): (PeerConn, Option<CallPlace>),
-        rpc: &'static str,
-        same: fn(&Bundles, &Bundles) -> bool,
-        encode: fn(&Bundles) -> Result<T, Status>,
-    ) -> Result<Response<Updates<T>>, Status> {
-        let open = self.open(place, rpc);
-        let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| async move {
-            let (bundles, renew_at) = issuer.bundles(&peer).await?;
-            Ok(Update { state: Compared { bundles, same }, credentials: Vec::new(), renew_at })
-        });
-        Ok(respond(states, open, move |compared| encode(&compared.bundles)))
-    }
-
     fn open(&self, place: Option<CallPlace>, rpc: &'static str) -> Open {
         let gauge = self.issuer.metrics.workload_streams.get_or_create(&Rpc { rpc }).clone();
         gauge.inc();
@@ -76,16 +61,41 @@ impl Drop for Open {
     }
 }
 
-/// Bundles that are compared by one kind of authority only.
+/// X.509-SVIDs with the revocation lists of the moment, which make no difference: they go along when something else
+/// does.
 #[derive(Clone)]
-struct Compared {
-    bundles: Bundles,
-    same: fn(&Bundles, &Bundles) -> bool,
+struct Svids {
+    state: X509State,
+    crls: Arc<CrlSet>,
 }
 
-impl PartialEq for Compared {
+impl PartialEq for Svids {
     fn eq(&self, other: &Self) -> bool {
-        (self.same)(&self.bundles, &other.bundles)
+        self.state == other.state
+    }
+}
+
+/// X.509 bundles and revocation lists.
+#[derive(Clone)]
+struct X509Bundles {
+    bundles: Bundles,
+    crls: Arc<CrlSet>,
+}
+
+impl PartialEq for X509Bundles {
+    fn eq(&self, other: &Self) -> bool {
+        let same_crls = Arc::ptr_eq(&self.crls, &other.crls) || self.crls.der() == other.crls.der();
+        same_crls && self.bundles.same_x509(&other.bundles)
+    }
+}
+
+/// JWT bundles.
+#[derive(Clone)]
+struct JwtBundles(Bundles);
+
+impl PartialEq for JwtBundles {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.same_jwt(&other.0)
     }
 }
 
@@ -107,7 +117,7 @@ fn caller<T>(request: &Request<T>) -> Result<(PeerConn, Option<CallPlace>), Stat
     Ok((peer(extensions)?.clone(), extensions.get::<CallPlace>().cloned()))
 }
 
-fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
+fn x509_response(Svids { state, crls }: Svids) -> Result<wire::X509svidResponse, Status> {
     let bundle = x509_bundle(&state.bundles)?;
     let own = state.bundles.own.trust_domain().id().to_string();
     let svids = state.svids.iter().map(|(svid, hint)| wire::X509svid {
@@ -119,7 +129,7 @@ fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
     });
     Ok(wire::X509svidResponse {
         svids: svids.collect(),
-        crl: Vec::new(),
+        crl: crls.beside_svids().to_vec(),
         federated_bundles: x509_map(&state.bundles).filter(|(id, _)| *id != own).collect(),
     })
 }
@@ -138,12 +148,12 @@ fn x509_map(bundles: &Bundles) -> impl Iterator<Item = (String, Bytes)> {
     bundles.x509().map(|authorities| (authorities.trust_domain().id().to_string(), authorities.to_der().into()))
 }
 
-fn x509_bundles_response(bundles: &Bundles) -> Result<wire::X509BundlesResponse, Status> {
-    x509_bundle(bundles)?;
-    Ok(wire::X509BundlesResponse { crl: Vec::new(), bundles: x509_map(bundles).collect() })
+fn x509_bundles_response(X509Bundles { bundles, crls }: X509Bundles) -> Result<wire::X509BundlesResponse, Status> {
+    x509_bundle(&bundles)?;
+    Ok(wire::X509BundlesResponse { crl: crls.der().to_vec(), bundles: x509_map(&bundles).collect() })
 }
 
-fn jwt_bundles_response(bundles: &Bundles) -> Result<wire::JwtBundlesResponse, Status> {
+fn jwt_bundles_response(JwtBundles(bundles): JwtBundles) -> Result<wire::JwtBundlesResponse, Status> {
     let bundles = bundles.all().map(|bundle| (bundle.trust_domain().id().to_string(), bundle.jwt_jwks().into()));
     Ok(wire::JwtBundlesResponse { bundles: bundles.collect() })
 }
@@ -184,11 +194,17 @@ impl SpiffeWorkloadApi for Workload {
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         let (peer, place) = caller(&request)?;
         let open = self.open(place, "FetchX509SVID");
-        let states = updates(self.issuer.clone(), peer, self.drain.clone(), |issuer, peer| async move {
-            let state = issuer.x509(&peer).await?;
-            let renew_at = Some(state.renew_at);
-            let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.serial.clone()).collect();
-            Ok(Update { state, credentials, renew_at })
+        let feed = Arc::new(self.issuer.crls.feed());
+        let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
+            let feed = feed.clone();
+            async move {
+                // First: nothing may be waited for between the last look at the process and its key.
+                let crls = feed.lists().await;
+                let state = issuer.x509(&peer).await?;
+                let renew_at = Some(state.renew_at);
+                let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.serial.clone()).collect();
+                Ok(Update { state: Svids { state, crls }, credentials, renew_at })
+            }
         });
         Ok(respond(states, open, x509_response))
     }
@@ -197,7 +213,18 @@ impl SpiffeWorkloadApi for Workload {
         &self,
         request: Request<wire::X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        self.bundle_stream(caller(&request)?, "FetchX509Bundles", Bundles::same_x509, x509_bundles_response)
+        let (peer, place) = caller(&request)?;
+        let open = self.open(place, "FetchX509Bundles");
+        let feed = Arc::new(self.issuer.crls.feed());
+        let states = updates_and_crls(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
+            let feed = feed.clone();
+            async move {
+                let (bundles, renew_at) = issuer.bundles(&peer).await?;
+                let crls = feed.lists().await;
+                Ok(Update { state: X509Bundles { bundles, crls }, credentials: Vec::new(), renew_at })
+            }
+        });
+        Ok(respond(states, open, x509_bundles_response))
     }
 
     async fn fetch_jwtsvid(
@@ -228,7 +255,13 @@ impl SpiffeWorkloadApi for Workload {
         &self,
         request: Request<wire::JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.bundle_stream(caller(&request)?, "FetchJWTBundles", Bundles::same_jwt, jwt_bundles_response)
+        let (peer, place) = caller(&request)?;
+        let open = self.open(place, "FetchJWTBundles");
+        let states = updates(self.issuer.clone(), peer, self.drain.clone(), |issuer, peer| async move {
+            let (bundles, renew_at) = issuer.bundles(&peer).await?;
+            Ok(Update { state: JwtBundles(bundles), credentials: Vec::new(), renew_at })
+        });
+        Ok(respond(states, open, jwt_bundles_response))
     }
 
     async fn validate_jwtsvid(

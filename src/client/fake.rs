@@ -246,6 +246,14 @@ impl Documents {
         X509Authorities::new(self.domain(), [self.issuer.certificate().clone()]).expect("an authority").to_der()
     }
 
+    /// A revocation list in DER, with the serial number that every certificate of these documents has, or without.
+    pub(crate) fn crl(&self, revoked: bool) -> Vec<u8> {
+        let line =
+            Revoked { serial: Serial::from_random([2; 16]), at: NOW, reason: RevocationReason::CessationOfOperation };
+        let lines = if revoked { std::slice::from_ref(&line) } else { &[] };
+        self.issuer.sign_crl(lines, validity(), 1).expect("signed").to_vec()
+    }
+
     /// A JWK Set as the Workload API has it.
     pub(crate) fn jwks(&self) -> String {
         let keys = JwtAuthorities::new(self.domain(), [(self.jwt.key_id().to_owned(), self.jwt.public_key().clone())]);
