@@ -128,7 +128,7 @@ fn fetch_x509_tells_a_person_id_hint_and_expiry_and_keeps_the_key_to_itself() {
 #[test]
 fn fetch_x509_writes_files_with_their_modes_and_says_how_long_they_work() {
     let td = Documents::of("example.org");
-    let with_lists = X509svidResponse { crl: vec![td.crl(true).into(), td.crl(false).into()], ..two_identities(&td) };
+    let with_lists = X509svidResponse { crl: vec![td.crl(&[2]).into(), td.crl(&[]).into()], ..two_identities(&td) };
     let served = workload(|script| script.x509.extend([vec![Ok(two_identities(&td))], vec![Ok(with_lists)]]));
     let dir = tempfile::tempdir().expect("a directory");
     let target = dir.path().join("out");

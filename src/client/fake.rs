@@ -226,7 +226,7 @@ impl Documents {
         });
         let validity = Validity { not_before: NOW, not_after: NOW + Duration::from_secs(1800) };
         let crl = self.issuer.sign_crl(&revoked.collect::<Vec<_>>(), validity, 1).expect("signed");
-        crl.der().to_vec()
+        crl.to_vec()
     }
 
     pub(crate) fn jwt(&self, path: &str, audience: &str) -> Jwtsvid {
@@ -246,14 +246,6 @@ impl Documents {
     /// Concatenated DER.
     pub(crate) fn bundle(&self) -> Vec<u8> {
         X509Authorities::new(self.domain(), [self.issuer.certificate().clone()]).expect("an authority").to_der()
-    }
-
-    /// A revocation list in DER, with the serial number that every certificate of these documents has, or without.
-    pub(crate) fn crl(&self, revoked: bool) -> Vec<u8> {
-        let line =
-            Revoked { serial: Serial::from_random([2; 16]), at: NOW, reason: RevocationReason::CessationOfOperation };
-        let lines = if revoked { std::slice::from_ref(&line) } else { &[] };
-        self.issuer.sign_crl(lines, validity(), 1).expect("signed").to_vec()
     }
 
     /// A JWK Set as the Workload API has it.

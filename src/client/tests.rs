@@ -52,10 +52,10 @@ async fn a_peer_is_refused_when_it_is_revoked_when_a_list_is_stale_and_when_its_
     let context = X509svidResponse {
         svids: vec![td.x509("/a", "")],
         federated_bundles: [(other.domain_id(), other.bundle().into())].into(),
-        crl: vec![td.crl(true).into()],
+        crl: vec![td.crl(&[2]).into()],
     };
     let (_, _served, api) = served(|script| {
-        script.x509_bundles.extend([answer(vec![td.crl(false)]), answer(vec![td.crl(true)])]);
+        script.x509_bundles.extend([answer(vec![td.crl(&[])]), answer(vec![td.crl(&[2])])]);
         script.x509.push_back(vec![Ok(context)]);
     });
     let peer = |svid: crate::proto::workload::X509svid| Chain::from_der(&svid.x509_svid).expect("a chain");
@@ -63,7 +63,7 @@ async fn a_peer_is_refused_when_it_is_revoked_when_a_list_is_stale_and_when_its_
 
     let good = api.fetch_x509_bundles().await.expect("bundles");
     assert_eq!(good.verify_peer(&peer, NOW).expect("believed").spiffe_id().path(), "/peer");
-    let stale = NOW + std::time::Duration::from_secs(3600);
+    let stale = NOW + std::time::Duration::from_secs(1800);
     assert!(matches!(good.verify_peer(&peer, stale), Err(X509Error::StaleCrl(_))));
     let revoked = api.fetch_x509_bundles().await.expect("bundles");
     assert!(matches!(revoked.verify_peer(&peer, NOW), Err(X509Error::Revoked)));

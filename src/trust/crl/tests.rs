@@ -71,6 +71,7 @@ impl Bench {
         let domain = TrustDomain::parse("example.org").unwrap();
         let config = Config {
             domain: domain.clone(),
+            node: "0".repeat(32),
             source: Source::Embedded,
             key_type: KeyType::EcP256,
             jwt_key_type: KeyType::EcP256,
@@ -86,7 +87,7 @@ impl Bench {
         let (clock, entropy) = (self.clock.clone(), Entropy::system());
         let opened = Authority::open(config, clock, entropy, store.clone(), keys, Audit::default()).await;
         let (authority, signers) = opened.unwrap();
-        let trust = Trust::open(domain, signers, store.clone()).await.unwrap();
+        let trust = Trust::open(domain, signers, false, store.clone()).await.unwrap();
         let script: Arc<dyn Revocations> = self.script.clone();
         let crls = Crls::open(&trust, script, store, self.clock.clone(), Metrics::default()).await.unwrap();
         Node { authority, trust, crls }
