@@ -27,7 +27,7 @@ use crate::metrics::{self, Issued, Kind, Metrics, Outcome};
 use crate::peer::{Instance, LookError, PeerConn};
 use crate::policy::{Denial, Policy};
 use crate::registry::{EntryId, Identity, Index, Matched};
-use crate::trust::{Snapshot, Trust};
+use crate::trust::{Crls, Snapshot, Trust};
 use crate::x509::{KeyError, KeyType, X509Authorities};
 
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
@@ -247,6 +247,8 @@ pub struct Issuer {
     pub registry: watch::Receiver<Arc<Index>>,
     /// Bundles and signers.
     pub trust: Arc<Trust>,
+    /// The revocation lists.
+    pub crls: Crls,
     /// Who decides.
     pub policy: Policy,
     /// Key type of what comes with a key.

@@ -146,6 +146,12 @@ pub struct Metrics {
     pub identity_cert_refreshes: Family<Refreshed, Counter>,
     /// When the last authority of a bundle ends.
     pub bundle_expiration: Family<Domain, Gauge<i64, AtomicI64>>,
+    /// Certificates on the revocation lists.
+    pub crl_revoked: Gauge,
+    /// What the revocation lists have together.
+    pub crl_size: Gauge,
+    /// 1 while the revocation lists are too large to go with X.509-SVIDs.
+    pub crl_left_out: Gauge,
 }
 
 impl Metrics {
@@ -165,6 +171,9 @@ impl Metrics {
             identity_cert_refresh: Gauge::default(),
             identity_cert_refreshes: Family::default(),
             bundle_expiration: Family::default(),
+            crl_revoked: Gauge::default(),
+            crl_size: Gauge::default(),
+            crl_left_out: Gauge::default(),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("commit", env!("TETHER_COMMIT"))]);
         let tether = registry.sub_registry_with_prefix(PREFIX);
@@ -213,6 +222,13 @@ impl Metrics {
             "When the last authority of a bundle ends",
             Unit::Seconds,
             metrics.bundle_expiration.clone(),
+        );
+        tether.register("crl_revoked", "Certificates on the revocation lists", metrics.crl_revoked.clone());
+        tether.register_with_unit("crl_size", "Size of all revocation lists", Unit::Bytes, metrics.crl_size.clone());
+        tether.register(
+            "crl_left_out",
+            "Whether the revocation lists are too large to go with X.509-SVIDs",
+            metrics.crl_left_out.clone(),
         );
         metrics
     }

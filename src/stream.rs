@@ -1,21 +1,24 @@
 //! Open streams: what each last sent, and when it must look again.
 //!
 //! A stream sends its complete state at once and then only what a client would see as a change (Workload API,
-//! section 4.3). It wakes on a new snapshot of entries or trust, on revocations, when its state says so (renewal, the end of an
-//! entry), when its instance ends and when the agent stops; nothing polls. On each wake the caller is judged again
-//! from the beginning: whoever lost its identity loses the stream.
+//! section 4.3). It wakes on a new snapshot of entries or trust, on revocations, when its state says so (renewal, the end
+//! of an entry), when its instance ends and when the agent stops; nothing polls. New revocation lists wake the streams
+//! of bundles only, because clients of X.509-SVIDs load everything anew with each message. On each wake the caller is
+//! judged again from the beginning: whoever lost its identity loses the stream.
 
 use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::stream::{self, Stream};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::issue::{Issuer, Refusal};
 use crate::ledger::{Reason, Standing};
 use crate::peer::PeerConn;
+use crate::trust::CrlSet;
 
 /// What a stream sends next, and when that must be made anew whatever happens.
 #[derive(Debug)]
@@ -40,9 +43,41 @@ where
     Judge: Fn(Arc<Issuer>, PeerConn) -> Judged + Send + Sync,
     Judged: Future<Output = Result<Update<T>, Refusal>> + Send,
 {
+    updates_waking(issuer, peer, drain, None, judge)
+}
+
+/// As [`updates`], and it wakes when new revocation lists are announced too.
+pub fn updates_and_crls<T, Judge, Judged>(
+    issuer: Arc<Issuer>,
+    peer: PeerConn,
+    drain: drain::Watcher,
+    judge: Judge,
+) -> impl Stream<Item = Result<T, Refusal>> + Send
+where
+    T: PartialEq + Clone + Send + Sync,
+    Judge: Fn(Arc<Issuer>, PeerConn) -> Judged + Send + Sync,
+    Judged: Future<Output = Result<Update<T>, Refusal>> + Send,
+{
+    let crls = issuer.crls.watch();
+    updates_waking(issuer, peer, drain, Some(crls), judge)
+}
+
+fn updates_waking<T, Judge, Judged>(
+    issuer: Arc<Issuer>,
+    peer: PeerConn,
+    drain: drain::Watcher,
+    crls: Option<watch::Receiver<Arc<CrlSet>>>,
+    judge: Judge,
+) -> impl Stream<Item = Result<T, Refusal>> + Send
+where
+    T: PartialEq + Clone + Send + Sync,
+    Judge: Fn(Arc<Issuer>, PeerConn) -> Judged + Send + Sync,
+    Judged: Future<Output = Result<Update<T>, Refusal>> + Send,
+{
     let open = Open {
         registry: issuer.registry.clone(),
         trust: issuer.trust.watch(),
+        crls,
         clock: issuer.clock.clone(),
         peer,
         drain,
@@ -65,14 +100,15 @@ where
 struct Open<T, Judge> {
     issuer: Arc<Issuer>,
     peer: PeerConn,
-    registry: tokio::sync::watch::Receiver<Arc<crate::registry::Index>>,
-    trust: tokio::sync::watch::Receiver<Arc<crate::trust::Snapshot>>,
+    registry: watch::Receiver<Arc<crate::registry::Index>>,
+    trust: watch::Receiver<Arc<crate::trust::Snapshot>>,
+    crls: Option<watch::Receiver<Arc<CrlSet>>>,
     clock: Clock,
     drain: drain::Watcher,
     judge: Judge,
     sent: Option<T>,
     credentials: Vec<String>,
-    revocations: tokio::sync::watch::Receiver<u64>,
+    revocations: watch::Receiver<u64>,
     renew_at: Option<OffsetDateTime>,
 }
 
@@ -91,6 +127,7 @@ where
             self.registry.mark_unchanged();
             self.trust.mark_unchanged();
             self.revocations.mark_unchanged();
+            self.crls.iter_mut().for_each(watch::Receiver::mark_unchanged);
             let update = (self.judge)(self.issuer.clone(), self.peer.clone()).await?;
             self.renew_at = update.renew_at;
             self.credentials = update.credentials;
@@ -108,12 +145,19 @@ where
                 None => std::future::pending().await,
             }
         };
+        let crls = async {
+            match &mut self.crls {
+                Some(crls) => crls.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = self.drain.draining() => Err(Refusal::Stopping),
             end = self.peer.instance().ended() => Err(Refusal::Look(end.into())),
             changed = self.registry.changed() => changed.map_err(|_| Refusal::Stopping),
             changed = self.trust.changed() => changed.map_err(|_| Refusal::Stopping),
+            changed = crls => changed.map_err(|_| Refusal::Stopping),
             changed = self.revocations.changed() => {
                 changed.map_err(|_| Refusal::Stopping)?;
                 self.not_revoked()

@@ -27,7 +27,7 @@ use crate::registry::{self, Registry, parse_entry};
 use crate::store::{Change, Expect, Space, Store, StoreError};
 use crate::sys::Kernel;
 use crate::sys::harden::Hardening;
-use crate::trust::Trust;
+use crate::trust::{Crls, Trust};
 
 /// The parts of `/readyz`.
 const PARTS: &[&str] = &["agent", "authority", "entries", "store"];
@@ -74,6 +74,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let (ledger, new_ties) = open_ledger(config.state_dir.join("ledger"), &node, &instances, &deps).await?;
     let systemd = config.attestation().systemd;
     let bonds = Bonds::of_host(instances.clone(), &systemd, &deps.clock, &deps.entropy).map_err(StartError::Kernel)?;
+    let revocations = Arc::new(ledger.clone());
+    let crls = Crls::open(&trust, revocations, store.clone(), deps.clock.clone(), metrics.clone()).await?;
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl })
         .with_jwt_caps(config.svid.jwt_ttl_caps.clone());
     let issuer = Arc::new(Issuer {
@@ -85,6 +87,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         ),
         registry: registry.subscribe(),
         trust: trust.clone(),
+        crls: crls.clone(),
         policy,
         key_type: config.authority.key_type,
         ledger,
@@ -131,6 +134,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         readiness: readiness.clone(),
         registry: registry.clone(),
         trust: trust.clone(),
+        crls: crls.clone(),
         instances: instances.clone(),
         connections: workload.open_connections(),
         calls: calls.clone(),

@@ -38,7 +38,7 @@ use crate::registry::{Registry, RegistryError};
 use crate::store::StoreError;
 use crate::sys::socket::SocketError;
 use crate::telemetry::LogLevel;
-use crate::trust::{Trust, TrustError};
+use crate::trust::{CrlError, Trust, TrustError};
 
 pub use self::reload::{Reload, Reloaded};
 pub use self::state::AgentState;
@@ -90,6 +90,9 @@ pub enum StartError {
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The first revocation lists cannot be signed.
+    #[error(transparent)]
+    Crl(#[from] CrlError),
     /// The key directory cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyStoreError),
@@ -198,6 +201,7 @@ impl Bound {
         duties.spawn(duties::report_entries(registry.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::watch_entries(registry.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::report_bundles(trust.clone(), issuer.metrics.clone(), watcher.clone()));
+        duties.spawn(issuer.crls.clone().announce(watcher.clone()));
         duties.spawn(notify::feed_watchdog(watcher.clone()));
         let ledger = issuer.ledger.clone();
         duties.spawn({

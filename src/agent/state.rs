@@ -17,7 +17,7 @@ use crate::http::Readiness;
 use crate::metrics::Metrics;
 use crate::peer::Instances;
 use crate::registry::{Index, LoadState, Registry};
-use crate::trust::Trust;
+use crate::trust::{CrlSet, Crls, Trust};
 
 /// What [`AgentState`] is made of.
 pub(super) struct Parts {
@@ -26,6 +26,7 @@ pub(super) struct Parts {
     pub(super) readiness: Readiness,
     pub(super) registry: Registry,
     pub(super) trust: Arc<Trust>,
+    pub(super) crls: Crls,
     pub(super) instances: Instances,
     pub(super) connections: Quota,
     pub(super) calls: Quota,
@@ -44,6 +45,7 @@ pub struct AgentState {
     config: Config,
     registry: Registry,
     trust: Arc<Trust>,
+    crls: Crls,
     instances: Instances,
     connections: Quota,
     calls: Quota,
@@ -72,6 +74,7 @@ impl AgentState {
             config: parts.config,
             registry: parts.registry,
             trust: parts.trust,
+            crls: parts.crls,
             instances: parts.instances,
             connections: parts.connections,
             calls: parts.calls,
@@ -99,6 +102,11 @@ impl AgentState {
     /// Bundles and signers.
     pub fn trust(&self) -> &Arc<Trust> {
         &self.trust
+    }
+
+    /// The revocation lists.
+    pub fn crls(&self) -> &Crls {
+        &self.crls
     }
 
     /// How many connections are open on the workload socket.
@@ -190,7 +198,9 @@ impl StatusSource for AgentState {
         let index = self.registry.index();
         let parts = self.readiness.parts();
         let own = self.own_svid();
+        let crls = self.crls.latest();
         let changing = self.changing();
+        let weaker: Vec<_> = changing.weaknesses.iter().cloned().chain(crls_left_out(&crls)).collect();
         json!({
             "version": 1,
             "agent_version": env!("CARGO_PKG_VERSION"),
@@ -209,6 +219,7 @@ impl StatusSource for AgentState {
             "admin_socket": self.config.listen.admin,
             "authorities": self.authorities(),
             "bundle_sequence": trust.own().sequence(),
+            "crl": {"lists": crls.der().len(), "revoked": crls.revoked(), "bytes": crls.bytes()},
             "federated": trust.foreign().map(|(domain, _)| domain.to_string()).collect::<Vec<_>>(),
             "entries": {
                 "count": index.entries().len(),
@@ -222,9 +233,20 @@ impl StatusSource for AgentState {
             "connections": self.connections.len(),
             "calls": self.calls.len(),
             "instances": self.instances.len(),
-            "weaker": changing.weaknesses,
+            "weaker": weaker,
         })
     }
+}
+
+/// What it means that lists are too large for X.509-SVIDs.
+fn crls_left_out(crls: &CrlSet) -> Option<String> {
+    crls.is_left_out().then(|| {
+        format!(
+            "the revocation lists have {} bytes, too many to go with X.509-SVIDs: processes that do not ask for \
+             FetchX509Bundles do not learn what is revoked; shorter svid.x509_ttl makes the lists shorter",
+            crls.bytes()
+        )
+    })
 }
 
 fn rfc3339(time: OffsetDateTime) -> String {

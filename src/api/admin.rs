@@ -27,7 +27,7 @@ use crate::proto::admin as wire;
 use crate::registry::{Registry, Rules, Verdict};
 use crate::store::Store;
 use crate::telemetry::LogLevel;
-use crate::trust::Trust;
+use crate::trust::{CrlSet, Trust};
 
 pub use self::entries::stored_entries;
 pub use self::roles::{Role, Roles};
@@ -175,16 +175,17 @@ impl wire::bundles_server::Bundles for Admin {
     ) -> Result<Response<wire::ShowBundlesResponse>, Status> {
         self.require(&request, Role::Viewer)?;
         let wanted = request.into_inner().trust_domain;
+        let crls = self.parts.issuer.crls.current().await;
         let trust = self.parts.trust.current();
         let all = std::iter::once(trust.own()).chain(trust.foreign().map(|(_, bundle)| bundle));
         if wanted.is_empty() {
-            let bundles = all.map(|bundle| bundle_view(bundle, trust.domain())).collect::<Result<_, _>>()?;
+            let bundles = all.map(|bundle| bundle_view(bundle, trust.domain(), &crls)).collect::<Result<_, _>>()?;
             return Ok(Response::new(wire::ShowBundlesResponse { bundles }));
         }
         let domain = domain(&wanted)?;
         let bundle =
             trust.bundle(&domain).ok_or_else(|| Status::not_found(format!("there is no bundle of `{domain}`")))?;
-        Ok(Response::new(wire::ShowBundlesResponse { bundles: vec![bundle_view(bundle, trust.domain())?] }))
+        Ok(Response::new(wire::ShowBundlesResponse { bundles: vec![bundle_view(bundle, trust.domain(), &crls)?] }))
     }
 
     async fn set(&self, request: Request<wire::SetBundleRequest>) -> Result<Response<wire::BundleView>, Status> {
@@ -194,7 +195,8 @@ impl wire::bundles_server::Bundles for Admin {
         self.audit(&peer, "bundle.set", domain.as_str());
         let set = self.parts.trust.set(domain, request.content.as_bytes()).await;
         let set = set.map_err(|error| status::trust(&error))?;
-        Ok(Response::new(bundle_view(&set, self.parts.trust.current().domain())?))
+        let crls = self.parts.issuer.crls.current().await;
+        Ok(Response::new(bundle_view(&set, self.parts.trust.current().domain(), &crls)?))
     }
 
     async fn delete(
@@ -356,12 +358,14 @@ fn authority_view(slot: &Slot) -> wire::AuthorityView {
     }
 }
 
-fn bundle_view(bundle: &Bundle, own: &TrustDomain) -> Result<wire::BundleView, Status> {
+fn bundle_view(bundle: &Bundle, own: &TrustDomain, crls: &CrlSet) -> Result<wire::BundleView, Status> {
+    let own = bundle.trust_domain() == own;
     Ok(wire::BundleView {
         trust_domain: bundle.trust_domain().to_string(),
         jwks: bundle.to_json().map_err(|error| Status::internal(status::chain(&error)))?,
         pem: bundle.x509().to_pem(),
-        own: bundle.trust_domain() == own,
+        own,
+        crl_pem: if own { crls.to_pem() } else { Vec::new() },
     })
 }
 

@@ -19,7 +19,8 @@ use crate::metrics::Rpc;
 use crate::peer::PeerConn;
 use crate::proto::workload as wire;
 use crate::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApi;
-use crate::stream::{Update, updates};
+use crate::stream::{Update, updates, updates_and_crls};
+use crate::trust::CrlSet;
 
 /// The longest audience a token is made for.
 const MAX_AUDIENCE_BYTES: usize = 2048;
@@ -50,7 +51,7 @@ impl Workload {
     }
 
     /// A stream of bundles, as `encode` shows them and `same` compares them.
-    fn bundle_stream<T: Send + 'static>(
+    fn key_stream<T: Send + 'static>(
         &self,
         (peer, place): (PeerConn, Option<CallPlace>),
         rpc: &'static str,
@@ -60,9 +61,9 @@ impl Workload {
         let open = self.open(place, rpc);
         let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| async move {
             let (bundles, renew_at) = issuer.bundles(&peer).await?;
-            Ok(Update { state: Compared { bundles, same }, credentials: Vec::new(), renew_at })
+            Ok(Update { state: Keys { bundles, same }, credentials: Vec::new(), renew_at })
         });
-        Ok(respond(states, open, move |compared| encode(&compared.bundles)))
+        Ok(respond(states, open, move |keys| encode(&keys.bundles)))
     }
 
     fn open(&self, place: Option<CallPlace>, rpc: &'static str) -> Open {
@@ -84,14 +85,42 @@ impl Drop for Open {
     }
 }
 
-/// Bundles that are compared by one kind of authority only.
+/// X.509-SVIDs with the revocation lists of the moment, which make no difference: they go along when something else
+/// does.
 #[derive(Clone)]
-struct Compared {
+struct Svids {
+    state: X509State,
+    crls: Arc<CrlSet>,
+}
+
+impl PartialEq for Svids {
+    fn eq(&self, other: &Self) -> bool {
+        self.state == other.state
+    }
+}
+
+/// X.509 bundles and revocation lists.
+#[derive(Clone)]
+struct X509Bundles {
+    bundles: Bundles,
+    crls: Arc<CrlSet>,
+}
+
+impl PartialEq for X509Bundles {
+    fn eq(&self, other: &Self) -> bool {
+        let same_crls = Arc::ptr_eq(&self.crls, &other.crls) || self.crls.der() == other.crls.der();
+        same_crls && self.bundles.same_x509(&other.bundles)
+    }
+}
+
+/// Bundles that are compared by one kind of key only.
+#[derive(Clone)]
+struct Keys {
     bundles: Bundles,
     same: fn(&Bundles, &Bundles) -> bool,
 }
 
-impl PartialEq for Compared {
+impl PartialEq for Keys {
     fn eq(&self, other: &Self) -> bool {
         (self.same)(&self.bundles, &other.bundles)
     }
@@ -115,7 +144,7 @@ fn caller<T>(request: &Request<T>) -> Result<(PeerConn, Option<CallPlace>), Stat
     Ok((peer(extensions)?.clone(), extensions.get::<CallPlace>().cloned()))
 }
 
-fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
+fn x509_response(Svids { state, crls }: Svids) -> Result<wire::X509svidResponse, Status> {
     let bundle = x509_bundle(&state.bundles)?;
     let own = state.bundles.own.trust_domain().id().to_string();
     let svids = state.svids.iter().map(|(svid, hint)| wire::X509svid {
@@ -127,7 +156,7 @@ fn x509_response(state: X509State) -> Result<wire::X509svidResponse, Status> {
     });
     Ok(wire::X509svidResponse {
         svids: svids.collect(),
-        crl: Vec::new(),
+        crl: crls.beside_svids().to_vec(),
         federated_bundles: x509_map(&state.bundles).filter(|(id, _)| *id != own).collect(),
     })
 }
@@ -146,9 +175,9 @@ fn x509_map(bundles: &Bundles) -> impl Iterator<Item = (String, Bytes)> {
     bundles.x509().map(|authorities| (authorities.trust_domain().id().to_string(), authorities.to_der().into()))
 }
 
-fn x509_bundles_response(bundles: &Bundles) -> Result<wire::X509BundlesResponse, Status> {
-    x509_bundle(bundles)?;
-    Ok(wire::X509BundlesResponse { crl: Vec::new(), bundles: x509_map(bundles).collect() })
+fn x509_bundles_response(X509Bundles { bundles, crls }: X509Bundles) -> Result<wire::X509BundlesResponse, Status> {
+    x509_bundle(&bundles)?;
+    Ok(wire::X509BundlesResponse { crl: crls.der().to_vec(), bundles: x509_map(&bundles).collect() })
 }
 
 fn jwt_bundles_response(bundles: &Bundles) -> Result<wire::JwtBundlesResponse, Status> {
@@ -216,11 +245,17 @@ impl SpiffeWorkloadApi for Workload {
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         let (peer, place) = caller(&request)?;
         let open = self.open(place, "FetchX509SVID");
-        let states = updates(self.issuer.clone(), peer, self.drain.clone(), |issuer, peer| async move {
-            let state = issuer.x509(&peer).await?;
-            let renew_at = Some(state.renew_at);
-            let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.serial.clone()).collect();
-            Ok(Update { state, credentials, renew_at })
+        let feed = Arc::new(self.issuer.crls.feed());
+        let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
+            let feed = feed.clone();
+            async move {
+                // First: nothing may be waited for between the last look at the process and its key.
+                let crls = feed.lists().await;
+                let state = issuer.x509(&peer).await?;
+                let renew_at = Some(state.renew_at);
+                let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.serial.clone()).collect();
+                Ok(Update { state: Svids { state, crls }, credentials, renew_at })
+            }
         });
         Ok(respond(states, open, x509_response))
     }
@@ -229,7 +264,18 @@ impl SpiffeWorkloadApi for Workload {
         &self,
         request: Request<wire::X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        self.bundle_stream(caller(&request)?, "FetchX509Bundles", Bundles::same_x509, x509_bundles_response)
+        let (peer, place) = caller(&request)?;
+        let open = self.open(place, "FetchX509Bundles");
+        let feed = Arc::new(self.issuer.crls.feed());
+        let states = updates_and_crls(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
+            let feed = feed.clone();
+            async move {
+                let (bundles, renew_at) = issuer.bundles(&peer).await?;
+                let crls = feed.lists().await;
+                Ok(Update { state: X509Bundles { bundles, crls }, credentials: Vec::new(), renew_at })
+            }
+        });
+        Ok(respond(states, open, x509_bundles_response))
     }
 
     async fn fetch_jwtsvid(
@@ -254,7 +300,7 @@ impl SpiffeWorkloadApi for Workload {
         &self,
         request: Request<wire::JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.bundle_stream(caller(&request)?, "FetchJWTBundles", Bundles::same_jwt, jwt_bundles_response)
+        self.key_stream(caller(&request)?, "FetchJWTBundles", Bundles::same_jwt, jwt_bundles_response)
     }
 
     async fn validate_jwtsvid(
@@ -303,7 +349,7 @@ impl SpiffeWorkloadApi for Workload {
         request: Request<wire::WitBundlesRequest>,
     ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
         self.wit_profile()?;
-        self.bundle_stream(caller(&request)?, "FetchWITBundles", Bundles::same_wit, wit_bundles_response)
+        self.key_stream(caller(&request)?, "FetchWITBundles", Bundles::same_wit, wit_bundles_response)
     }
 }
 

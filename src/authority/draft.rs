@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::crl::CrlAuthority;
 use super::disk::DiskAuthority;
 use super::keys::KeyStore;
 use super::signers::{BACKDATE, SigningCa, TokenAuthority};
@@ -242,10 +243,16 @@ impl Draft {
             roots.extend(disk.roots().iter().cloned());
         }
         let (mut jwt_keys, mut wit_keys) = (Vec::new(), Vec::new());
+        let mut crl_authorities = Vec::new();
         for slot in &slots {
             match slot.kind {
-                Kind::X509Root => roots.push(Certificate::from_der(&slot.certificate)?),
-                Kind::X509Signing => {}
+                Kind::X509Root | Kind::X509Signing => {
+                    let issuer = Arc::new(self.issuer(maker, slot)?);
+                    if slot.kind == Kind::X509Root {
+                        roots.push(issuer.certificate().clone());
+                    }
+                    crl_authorities.push(CrlAuthority::new(slot, issuer));
+                }
                 Kind::Jwt => {
                     let signer = JwtSigner::new(&self.key(maker, &slot.id)?)?;
                     jwt_keys.push((slot.id.clone(), signer.public_key().clone()));
@@ -256,14 +263,12 @@ impl Draft {
                 }
             }
         }
+        let issuer = crl_authorities.iter().find(|authority| authority.id() == signing.id);
+        let issuer = issuer.ok_or(AuthorityError::Inconsistent("the CA that signs is not in use"))?.issuer().clone();
         Ok(Signers {
             generation,
-            x509: SigningCa {
-                id: signing.id.as_str().into(),
-                issuer: self.issuer(maker, signing)?,
-                above_leaf,
-                not_after: signing.not_after,
-            },
+            x509: SigningCa { id: signing.id.as_str().into(), issuer, above_leaf, not_after: signing.not_after },
+            crl_authorities,
             jwt: TokenAuthority {
                 id: jwt.id.as_str().into(),
                 signer: JwtSigner::new(&self.key(maker, &jwt.id)?)?,

@@ -14,6 +14,7 @@
 //! first. An embedded root is kept while the root comes from files, neither published nor used, so that switching back
 //! finds it again; revoking it by its id destroys it.
 
+mod crl;
 mod disk;
 mod draft;
 pub mod keys;
@@ -28,6 +29,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
+pub use self::crl::{CrlAuthority, SignedCrl};
 use self::disk::{DiskAuthority, DiskError};
 use self::draft::{Draft, Maker};
 use self::keys::{KeyStore, KeyStoreError};

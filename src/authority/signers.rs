@@ -7,6 +7,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::AuthorityError;
+use super::crl::CrlAuthority;
 use super::slot::Slot;
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
@@ -24,7 +25,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct SigningCa {
     pub(super) id: Arc<str>,
-    pub(super) issuer: Issuer,
+    pub(super) issuer: Arc<Issuer>,
     /// What follows the leaf in the chain: this CA and everything between it and the bundle, in DER.
     pub(super) above_leaf: Vec<u8>,
     pub(super) not_after: OffsetDateTime,
@@ -93,6 +94,7 @@ pub struct Capabilities {
 pub struct Signers {
     pub(super) generation: u64,
     pub(super) x509: SigningCa,
+    pub(super) crl_authorities: Vec<CrlAuthority>,
     pub(super) jwt: TokenAuthority<JwtSigner>,
     pub(super) wit: TokenAuthority<WitSigner>,
     pub(super) node: Arc<str>,
@@ -173,6 +175,12 @@ impl Signers {
     /// A new `jti`: the node in front, so that a verifier elsewhere knows whom to ask about it.
     pub(super) fn token_id(&self) -> String {
         format!("{}.{}", self.node, self.entropy.hex::<16>())
+    }
+
+    /// Every CA of this node that has not ended, whether it still signs certificates or not: each has a revocation
+    /// list, so that a verifier may take "no list" for "not known".
+    pub fn crl_authorities(&self, now: OffsetDateTime) -> impl Iterator<Item = &CrlAuthority> {
+        self.crl_authorities.iter().filter(move |authority| authority.not_after > now)
     }
 
     /// Which change of the authorities made it: what has a smaller number is out of date.

@@ -44,6 +44,14 @@ impl Clock {
         }
     }
 
+    /// Returns when `span` has passed, whatever the wall clock was set to meanwhile.
+    pub async fn pause(&self, span: Duration) {
+        match &self.0 {
+            Source::System => tokio::time::sleep(span).await,
+            Source::Manual(_) => self.sleep_until(self.now() + span).await,
+        }
+    }
+
     /// Returns when the clock stands at `deadline` or later.
     pub async fn sleep_until(&self, deadline: OffsetDateTime) {
         match &self.0 {

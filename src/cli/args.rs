@@ -505,4 +505,6 @@ pub enum BundleFormat {
     Spiffe,
     /// The X.509 authorities in PEM.
     Pem,
+    /// The revocation lists of this node's X.509 authorities in PEM.
+    Crl,
 }

@@ -36,7 +36,16 @@ pub(super) async fn run(command: BundleCommand, context: &mut Context) -> Result
                 |view: &&BundleView| trust_domain.as_ref().map_or(view.own, |of| of.as_str() == view.trust_domain);
             let view = bundles.iter().find(wanted);
             let view = view.ok_or_else(|| Failure::new(Exit::Failure, "the agent has no such bundle"))?;
-            let text = if format == BundleFormat::Pem { &view.pem } else { &view.jwks };
+            let text = match format {
+                BundleFormat::Pem => &view.pem,
+                BundleFormat::Spiffe => &view.jwks,
+                BundleFormat::Crl if view.crl_pem.is_empty() => {
+                    let message =
+                        format!("the agent has no revocation lists of `{}`: they are its own", view.trust_domain);
+                    return Err(Failure::new(Exit::Failure, message));
+                }
+                BundleFormat::Crl => &view.crl_pem.concat(),
+            };
             Ok(context.output.text(&format!("{}\n", text.trim_end()))?)
         }
     }
@@ -66,6 +75,7 @@ struct BundleDocument<'a> {
     own: bool,
     x509_pem: &'a str,
     bundle: Value,
+    crl_pem: &'a [String],
 }
 
 fn show(bundles: &[BundleView], context: &mut Context) -> Result<(), Failure> {
@@ -76,8 +86,8 @@ fn show(bundles: &[BundleView], context: &mut Context) -> Result<(), Failure> {
         };
         let mut documents = Vec::new();
         for view in bundles {
-            let BundleView { trust_domain, own, pem, .. } = view;
-            documents.push(BundleDocument { trust_domain, own: *own, x509_pem: pem, bundle: document(view)? });
+            let BundleView { trust_domain, own, pem, crl_pem, .. } = view;
+            documents.push(BundleDocument { trust_domain, own: *own, x509_pem: pem, bundle: document(view)?, crl_pem });
         }
         return context.json(&Document { bundles: documents });
     }

@@ -12,7 +12,7 @@ use crate::base::durable;
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
 use crate::bundle::Bundle;
-use crate::client::{ClientError, JwtSvid, WorkloadApi, X509Context, X509Svid};
+use crate::client::{ClientError, JwtSvid, WorkloadApi, X509Bundles, X509Context, X509Svid};
 use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::JwtAuthorities;
 use crate::x509::{Crl, KeyError, X509Authorities};
@@ -189,14 +189,26 @@ fn write_x509(update: &X509Context, dir: &Path, context: &mut Context) -> Result
     durable::replace(&dir.join("svid_key.pem"), key.expose().as_bytes(), PRIVATE)?;
     durable::replace(&dir.join("svid.pem"), svid.chain.to_pem().as_bytes(), PUBLIC)?;
     durable::replace(&dir.join("bundle.pem"), svid.bundle.to_pem().as_bytes(), PUBLIC)?;
+    let lists = write_crls(&update.crls, dir)?;
     let until = time(svid.chain.leaf().not_after());
     context.output.note(&format!(
-        "wrote svid.pem, svid_key.pem and bundle.pem of `{}` to `{}`; they work for whoever reads them until {until}",
+        "wrote svid.pem, svid_key.pem and bundle.pem of `{}`{lists} to `{}`; they work for whoever reads them until {until}",
         svid.id,
         dir.display(),
     ));
     note_others(update.svids.len(), context);
     Ok(())
+}
+
+/// Writes the revocation lists, if there are any, and says so. Without any an older file stays: it goes stale, and
+/// whoever enforces it then refuses, which is better than to believe what it revoked.
+fn write_crls(crls: &[Crl], dir: &Path) -> Result<&'static str, Failure> {
+    if crls.is_empty() {
+        return Ok("");
+    }
+    let lists: String = crls.iter().map(Crl::to_pem).collect();
+    durable::replace(&dir.join("crl.pem"), lists.as_bytes(), PUBLIC)?;
+    Ok(", and crl.pem,")
 }
 
 fn note_others(identities: usize, context: &mut Context) {
@@ -313,7 +325,7 @@ async fn bundle(wanted: Option<&TrustDomain>, delivery: &Delivery, context: &mut
 
 #[derive(Clone, PartialEq)]
 struct Bundles {
-    x509: BTreeMap<TrustDomain, X509Authorities>,
+    x509: X509Bundles,
     jwt: BTreeMap<TrustDomain, JwtAuthorities>,
 }
 
@@ -326,9 +338,9 @@ impl Bundles {
 
     /// Both kinds of authorities by trust domain; a kind that is absent is empty.
     fn by_domain(&self) -> BTreeMap<&TrustDomain, Bundle> {
-        let domains = self.x509.keys().chain(self.jwt.keys());
+        let domains = self.x509.authorities.keys().chain(self.jwt.keys());
         let bundle = |domain: &TrustDomain| {
-            let x509 = self.x509.get(domain).cloned();
+            let x509 = self.x509.authorities.get(domain).cloned();
             let x509 = x509.or_else(|| X509Authorities::new(domain.clone(), []).ok())?;
             let jwt = self.jwt.get(domain).cloned().unwrap_or_else(|| JwtAuthorities::new(domain.clone(), []));
             Some(Bundle::new(x509, jwt))
@@ -340,6 +352,7 @@ impl Bundles {
 #[derive(Serialize)]
 struct BundlesDocument {
     bundles: BTreeMap<String, BundleDocument>,
+    crl_pem: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -355,6 +368,7 @@ fn deliver_bundles(
     context: &mut Context,
 ) -> Result<(), Failure> {
     let mut by_domain = bundles.by_domain();
+    let crls = &bundles.x509.crls;
     if let Some(wanted) = wanted {
         by_domain.retain(|domain, _| *domain == wanted);
         if by_domain.is_empty() {
@@ -364,7 +378,7 @@ fn deliver_bundles(
         }
     }
     if let Some(dir) = &delivery.write {
-        return write_bundle(&by_domain, dir, context);
+        return write_bundle(&by_domain, crls, dir, context);
     }
     if context.output.is_json() {
         let document = |bundle: &Bundle| BundleDocument {
@@ -372,7 +386,8 @@ fn deliver_bundles(
             jwks: serde_json::from_str(&bundle.jwt_jwks()).unwrap_or_default(),
         };
         let bundles = by_domain.iter().map(|(domain, bundle)| (domain.to_string(), document(bundle))).collect();
-        return context.json(&BundlesDocument { bundles });
+        let crl_pem = crls.iter().map(Crl::to_pem).collect();
+        return context.json(&BundlesDocument { bundles, crl_pem });
     }
     for (domain, bundle) in &by_domain {
         // Readers of PEM skip what is between the blocks.
@@ -381,7 +396,12 @@ fn deliver_bundles(
     Ok(())
 }
 
-fn write_bundle(by_domain: &BTreeMap<&TrustDomain, Bundle>, dir: &Path, context: &mut Context) -> Result<(), Failure> {
+fn write_bundle(
+    by_domain: &BTreeMap<&TrustDomain, Bundle>,
+    crls: &[Crl],
+    dir: &Path,
+    context: &mut Context,
+) -> Result<(), Failure> {
     let mut only = by_domain.iter();
     let (Some((domain, bundle)), None) = (only.next(), only.next()) else {
         let domains: Vec<_> = by_domain.keys().map(|domain| format!("`{domain}`")).collect();
@@ -391,6 +411,7 @@ fn write_bundle(by_domain: &BTreeMap<&TrustDomain, Bundle>, dir: &Path, context:
     durable::shared_dir(dir, DIRECTORY)?;
     durable::replace(&dir.join("bundle.pem"), bundle.x509().to_pem().as_bytes(), PUBLIC)?;
     durable::replace(&dir.join("jwt_bundle.json"), bundle.jwt_jwks().as_bytes(), PUBLIC)?;
-    context.output.note(&format!("wrote bundle.pem and jwt_bundle.json of `{domain}` to `{}`", dir.display()));
+    let lists = write_crls(crls, dir)?;
+    context.output.note(&format!("wrote bundle.pem and jwt_bundle.json of `{domain}`{lists} to `{}`", dir.display()));
     Ok(())
 }

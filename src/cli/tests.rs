@@ -128,7 +128,8 @@ fn fetch_x509_tells_a_person_id_hint_and_expiry_and_keeps_the_key_to_itself() {
 #[test]
 fn fetch_x509_writes_files_with_their_modes_and_says_how_long_they_work() {
     let td = Documents::of("example.org");
-    let served = workload(|script| script.x509.push_back(vec![Ok(two_identities(&td))]));
+    let with_lists = X509svidResponse { crl: vec![td.crl(&[2]).into(), td.crl(&[]).into()], ..two_identities(&td) };
+    let served = workload(|script| script.x509.extend([vec![Ok(two_identities(&td))], vec![Ok(with_lists)]]));
     let dir = tempfile::tempdir().expect("a directory");
     let target = dir.path().join("out");
     let line = format!("fetch x509 --spiffe-id spiffe://example.org/b --write {}", target.display());
@@ -141,6 +142,11 @@ fn fetch_x509_writes_files_with_their_modes_and_says_how_long_they_work() {
     let chain = crate::x509::Chain::from_pem(&std::fs::read(target.join("svid.pem")).expect("there")).expect("PEM");
     assert_eq!(chain.leaf().svid_id().expect("an SVID").as_str(), "spiffe://example.org/b");
     assert!(done.chatter.contains("for whoever reads them until 2026-11-22T13:00:00Z"), "{}", done.chatter);
+    assert!(!target.join("crl.pem").exists(), "there was no revocation list");
+    assert_eq!(tether(&line, &served).exit, Exit::Ok);
+    let lists = std::fs::read_to_string(target.join("crl.pem")).expect("there");
+    assert_eq!(lists.matches("-----BEGIN X509 CRL-----\n").count(), 2);
+    assert_eq!(std::fs::metadata(target.join("crl.pem")).expect("there").mode() & 0o7777, 0o644);
 }
 
 #[test]

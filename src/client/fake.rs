@@ -185,9 +185,11 @@ pub(crate) struct Documents {
 
 impl Documents {
     pub(crate) fn of(domain: &str) -> Self {
+        // A name of its own for each root, as real ones have.
+        let serial = Serial::from_random(std::array::from_fn(|i| domain.as_bytes()[i % domain.len()]));
         let domain = TrustDomain::parse(domain).expect("legal");
         let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
-        let issuer = self_signed_root(domain, key, validity(), &Serial::from_random([1; 16])).expect("a root");
+        let issuer = self_signed_root(domain, key, validity(), &serial).expect("a root");
         let jwt = JwtSigner::new(&PrivateKey::generate(KeyType::EcP256).expect("a key")).expect("a signer");
         Self { issuer, jwt }
     }
@@ -224,7 +226,7 @@ impl Documents {
         });
         let validity = Validity { not_before: NOW, not_after: NOW + Duration::from_secs(1800) };
         let crl = self.issuer.sign_crl(&revoked.collect::<Vec<_>>(), validity, 1).expect("signed");
-        crl.der().to_vec()
+        crl.to_vec()
     }
 
     pub(crate) fn jwt(&self, path: &str, audience: &str) -> Jwtsvid {

@@ -3,7 +3,7 @@
 //!
 //! Promises: documents are parsed before they are handed out, so an [`X509Svid`] has a chain, a key and a bundle that
 //! belong together; a [`Watch`] reconnects by the standard's rules and every update is the whole state. Keys stay in
-//! memory and are wiped when dropped.
+//! memory and are wiped when dropped; revocation lists are enforced by [`X509Bundles::verify_peer`].
 //!
 //! Does not: cache, refresh tokens, or write files.
 
@@ -23,4 +23,6 @@ pub use channel::channel;
 pub use endpoint::{ENDPOINT_VARIABLE, Endpoint, EndpointError};
 pub use error::ClientError;
 pub use watch::{JwtBundleWatch, Watch, X509BundleWatch, X509Watch};
-pub use workload::{JwtSvid, SecurityHeader, ValidatedJwt, WorkloadApi, X509Context, X509Svid, with_header};
+pub use workload::{
+    JwtSvid, SecurityHeader, ValidatedJwt, WorkloadApi, X509Bundles, X509Context, X509Svid, with_header,
+};

@@ -5,6 +5,7 @@ use crate::proto::DENIAL_METADATA;
 use crate::proto::workload::{
     JwtBundlesResponse, JwtsvidResponse, ValidateJwtsvidResponse, X509BundlesResponse, X509svidResponse,
 };
+use crate::x509::{Chain, X509Error};
 
 use super::fake::{Documents, FakeWorkloadApi, NOW, Served, nowhere};
 use super::*;
@@ -41,6 +42,41 @@ async fn documents_arrive_parsed_with_what_belongs_to_them() {
 }
 
 #[tokio::test]
+async fn a_peer_is_refused_when_it_is_revoked_when_a_list_is_stale_and_when_its_trust_domain_is_unknown() {
+    let (td, other) = (Documents::of("example.org"), Documents::of("partner.example"));
+    let bundles = [(td.domain_id(), td.bundle().into()), (other.domain_id(), other.bundle().into())];
+    let answer = |lists: Vec<Vec<u8>>| X509BundlesResponse {
+        bundles: bundles.clone().into(),
+        crl: lists.into_iter().map(Into::into).collect(),
+    };
+    let context = X509svidResponse {
+        svids: vec![td.x509("/a", "")],
+        federated_bundles: [(other.domain_id(), other.bundle().into())].into(),
+        crl: vec![td.crl(&[2]).into()],
+    };
+    let (_, _served, api) = served(|script| {
+        script.x509_bundles.extend([answer(vec![td.crl(&[])]), answer(vec![td.crl(&[2])])]);
+        script.x509.push_back(vec![Ok(context)]);
+    });
+    let peer = |svid: crate::proto::workload::X509svid| Chain::from_der(&svid.x509_svid).expect("a chain");
+    let (peer, partner) = (peer(td.x509("/peer", "")), peer(other.x509("/partner", "")));
+
+    let good = api.fetch_x509_bundles().await.expect("bundles");
+    assert_eq!(good.verify_peer(&peer, NOW).expect("believed").spiffe_id().path(), "/peer");
+    let stale = NOW + std::time::Duration::from_secs(1800);
+    assert!(matches!(good.verify_peer(&peer, stale), Err(X509Error::StaleCrl(_))));
+    let revoked = api.fetch_x509_bundles().await.expect("bundles");
+    assert!(matches!(revoked.verify_peer(&peer, NOW), Err(X509Error::Revoked)));
+    let _ = good.verify_peer(&partner, NOW).expect("nobody has a list of the partner's authority");
+
+    let context = api.fetch_x509().await.expect("a context");
+    assert!(matches!(context.verify_peer(&peer, NOW), Err(X509Error::Revoked)));
+    let _ = context.verify_peer(&partner, NOW).expect("believed");
+    let alone = X509Context { federated: Default::default(), ..context };
+    assert!(matches!(alone.verify_peer(&partner, NOW), Err(X509Error::NoBundle(_))));
+}
+
+#[tokio::test]
 async fn every_call_carries_the_header_once() {
     // EP-05
     let td = Documents::of("example.org");
@@ -57,7 +93,7 @@ async fn every_call_carries_the_header_once() {
     api.fetch_x509().await.expect("X.509");
     let jwt = api.fetch_jwt(&["demo".to_owned()], None).await.expect("JWT");
     assert_eq!(jwt[0].expires_at, NOW + std::time::Duration::from_secs(300));
-    assert_eq!(api.fetch_x509_bundles().await.expect("bundles").len(), 1);
+    assert_eq!(api.fetch_x509_bundles().await.expect("bundles").authorities.len(), 1);
     let jwt_bundles = api.fetch_jwt_bundles().await.expect("bundles");
     assert!(jwt_bundles.values().all(|keys| keys.iter().count() == 1));
     api.validate_jwt("demo", "token").await.expect("valid");

@@ -12,9 +12,8 @@ use crate::base::entropy::Entropy;
 use crate::id::TrustDomain;
 use crate::jwt::JwtAuthorities;
 use crate::proto::workload::{JwtBundlesResponse, X509BundlesResponse, X509svidResponse};
-use crate::x509::X509Authorities;
 
-use super::workload::{Client, WorkloadApi, X509Context};
+use super::workload::{Client, WorkloadApi, X509Bundles, X509Context};
 use super::{ClientError, Endpoint};
 
 const FIRST_DELAY: Duration = Duration::from_millis(500);
@@ -22,8 +21,8 @@ const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
 /// X509-SVIDs as they change.
 pub type X509Watch = Watch<X509svidResponse, X509Context>;
-/// X.509 bundles as they change.
-pub type X509BundleWatch = Watch<X509BundlesResponse, BTreeMap<TrustDomain, X509Authorities>>;
+/// X.509 bundles and revocation lists as they change.
+pub type X509BundleWatch = Watch<X509BundlesResponse, X509Bundles>;
 /// JWT bundles as they change.
 pub type JwtBundleWatch = Watch<JwtBundlesResponse, BTreeMap<TrustDomain, JwtAuthorities>>;
 

@@ -19,7 +19,7 @@ use crate::proto::workload::{
     self as wire, JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest,
     X509BundlesResponse, X509svidRequest, X509svidResponse,
 };
-use crate::x509::{Chain, Crl, PrivateKey, X509Authorities};
+use crate::x509::{Chain, Crl, PrivateKey, VerifiedSvid, X509Authorities, X509Error, verify};
 
 use super::watch::{JwtBundleWatch, Watch, X509BundleWatch, X509Watch};
 use super::{ClientError, Endpoint, channel};
@@ -61,8 +61,54 @@ pub struct X509Context {
     pub svids: Vec<X509Svid>,
     /// The authorities of other trust domains.
     pub federated: BTreeMap<TrustDomain, X509Authorities>,
-    /// Revocation lists.
+    /// Revocation lists, as they were when this was sent.
     pub crls: Vec<Crl>,
+}
+
+/// What the X509-SVIDs of peers are judged by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct X509Bundles {
+    /// The authorities of each trust domain that the workload may believe, its own among them.
+    pub authorities: BTreeMap<TrustDomain, X509Authorities>,
+    /// Revocation lists, of CAs in any of these trust domains.
+    pub crls: Vec<Crl>,
+}
+
+impl X509Bundles {
+    /// Believes the chain a peer presented, or says why not: see [`verify`](crate::x509::verify).
+    ///
+    /// The lists are enforced: a certificate on one of them is refused, and so is every certificate whose issuer's list
+    /// has become stale, which means that this workload has not heard from its agent for half a day. An issuer of whom
+    /// there is no list revokes nothing: an agent has the lists of its own node's CAs, and not those of other nodes in
+    /// the trust domain or of foreign ones. To be refused by those too, a peer must also be asked for at its agent.
+    ///
+    /// # Errors
+    /// [`X509Error::NoBundle`] for a peer of a trust domain this workload does not know; otherwise the first rule that
+    /// does not hold, [`X509Error::Revoked`] among them.
+    pub fn verify_peer(&self, chain: &Chain, now: OffsetDateTime) -> Result<VerifiedSvid, X509Error> {
+        let domain = chain.leaf().svid_id()?.trust_domain();
+        let authorities = self.authorities.get(&domain).ok_or(X509Error::NoBundle(domain))?;
+        verify(chain, authorities, now, &self.crls)
+    }
+}
+
+impl X509Context {
+    /// What peers are judged by, as it was when this context was sent.
+    ///
+    /// An agent sends a new context when there are new SVIDs or bundles, and revocation lists go along; that a list
+    /// changed is no reason to send one. Who verifies peers and wants to know of a revocation at once takes the bundles
+    /// from [`WorkloadApi::watch_x509_bundles`] instead, where each change of a list arrives within about a second.
+    pub fn bundles(&self) -> X509Bundles {
+        let own = self.svids.iter().map(|svid| (svid.id.trust_domain(), svid.bundle.clone()));
+        let federated = self.federated.iter().map(|(domain, authorities)| (domain.clone(), authorities.clone()));
+        // Of a domain that is in both, the SVID's own word counts.
+        X509Bundles { authorities: federated.chain(own).collect(), crls: self.crls.clone() }
+    }
+
+    /// Believes the chain a peer presented, or says why not: see [`X509Bundles::verify_peer`].
+    pub fn verify_peer(&self, chain: &Chain, now: OffsetDateTime) -> Result<VerifiedSvid, X509Error> {
+        self.bundles().verify_peer(chain, now)
+    }
 }
 
 /// An X509-SVID with its key.
@@ -140,17 +186,18 @@ impl WorkloadApi {
     }
 
     /// X.509 bundles as they are now (Workload API, section 5.2.2).
-    pub async fn fetch_x509_bundles(&self) -> Result<BTreeMap<TrustDomain, X509Authorities>, ClientError> {
+    pub async fn fetch_x509_bundles(&self) -> Result<X509Bundles, ClientError> {
         self.watch_x509_bundles().next().await
     }
 
-    /// X.509 bundles as they change.
+    /// X.509 bundles as they change, and revocation lists: from tether, each change of a list within about a second.
     pub fn watch_x509_bundles(&self) -> X509BundleWatch {
         let open =
             |mut client: Client| Box::pin(async move { client.fetch_x509_bundles(X509BundlesRequest {}).await }) as _;
         Watch::new(self, open, |message: X509BundlesResponse| {
-            let bundles = read_x509_bundles(message.bundles)?;
-            if bundles.is_empty() { Err(no_bundle()) } else { Ok(bundles) }
+            let authorities = read_x509_bundles(message.bundles)?;
+            let crls = read_crls(&message.crl)?;
+            if authorities.is_empty() { Err(no_bundle()) } else { Ok(X509Bundles { authorities, crls }) }
         })
     }
 

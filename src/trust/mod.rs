@@ -6,6 +6,8 @@
 //! The own bundle is what this node's authority publishes plus the further authorities an operator set (other nodes
 //! of the trust domain). Foreign bundles are kept apart by trust domain and never merged (SPIFFE Federation 4.2).
 
+mod crl;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -22,6 +24,8 @@ use crate::jwt::{Jwk, JwtAuthorities};
 use crate::store::{Change, Expect, Space, Store, StoreError};
 use crate::wit::WitAuthorities;
 use crate::x509::{X509Authorities, X509Error};
+
+pub use self::crl::{CrlError, CrlFeed, CrlSet, Crls, Revocations};
 
 const SEQUENCE: &str = "bundle-sequence";
 

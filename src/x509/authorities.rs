@@ -11,7 +11,7 @@ use webpki::{
     OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
 };
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, Serial};
 use super::chain::{Chain, read_concatenated};
 use super::{X509Error, pem};
 use crate::base::entropy::hex;
@@ -113,33 +113,52 @@ impl fmt::Debug for X509Authorities {
 }
 
 /// A revocation list of one authority. Its signature is checked when it is used, with the key of the authority that
-/// the path leads through.
-pub struct Crl {
-    parsed: CertRevocationList<'static>,
-    der: Vec<u8>,
+/// the path leads through. Clones share one list.
+#[derive(Clone)]
+pub struct Crl(Arc<ParsedCrl>);
+
+struct ParsedCrl {
+    list: CertRevocationList<'static>,
+    der: Box<[u8]>,
 }
 
 impl Crl {
     /// Reads one complete list. Delta, indirect and reason-partitioned lists are refused.
     pub fn from_der(der: &[u8]) -> Result<Self, X509Error> {
-        let parsed = OwnedCertRevocationList::from_der(der).map_err(X509Error::MalformedCrl)?;
-        Ok(Self { parsed: parsed.into(), der: der.to_vec() })
+        let list = OwnedCertRevocationList::from_der(der).map_err(X509Error::MalformedCrl)?;
+        Ok(Self(Arc::new(ParsedCrl { list: list.into(), der: der.into() })))
+    }
+
+    /// Whether the certificate with this serial number, of this list's authority, is on the list.
+    pub fn revokes(&self, serial: &Serial) -> bool {
+        // The list keeps numbers as they are encoded: with a zero octet in front where the top bit is set.
+        let number = serial.as_bytes();
+        let zero: &[u8] = if number.first().is_some_and(|top| top & 0x80 != 0) { &[0] } else { &[] };
+        self.0.list.find_serial(&[zero, number].concat()).is_ok_and(|found| found.is_some())
     }
 
     /// The encoded list.
     pub fn der(&self) -> &[u8] {
-        &self.der
+        &self.0.der
     }
 
     /// The list as a PEM block.
     pub fn to_pem(&self) -> String {
-        pem::encode("X509 CRL", &self.der)
+        pem::crl_to_pem(self.der())
     }
 }
 
+impl PartialEq for Crl {
+    fn eq(&self, other: &Self) -> bool {
+        self.der() == other.der()
+    }
+}
+
+impl Eq for Crl {}
+
 impl fmt::Debug for Crl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Crl").field("issuer", &hex(self.parsed.issuer())).finish_non_exhaustive()
+        f.debug_struct("Crl").field("issuer", &hex(self.0.list.issuer())).finish_non_exhaustive()
     }
 }
 
@@ -190,7 +209,7 @@ pub fn verify(
     let end_entity = EndEntityCert::try_from(leaf.der()).map_err(path_error)?;
     let intermediates: Vec<CertificateDer<'_>> =
         chain.intermediates().iter().map(|certificate| CertificateDer::from(certificate.der().as_ref())).collect();
-    let crls: Vec<&CertRevocationList<'_>> = crls.iter().map(|crl| &crl.parsed).collect();
+    let crls: Vec<&CertRevocationList<'_>> = crls.iter().map(|crl| &crl.0.list).collect();
     let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
         options
             .with_depth(RevocationCheckDepth::Chain)
@@ -263,6 +282,7 @@ fn path_error(error: webpki::Error) -> X509Error {
         webpki::Error::CertExpired { not_after, .. } => X509Error::Expired(at(not_after)),
         webpki::Error::CertNotValidYet { not_before, .. } => X509Error::NotYetValid(at(not_before)),
         webpki::Error::CertRevoked => X509Error::Revoked,
+        webpki::Error::CrlExpired { next_update, .. } => X509Error::StaleCrl(at(next_update)),
         // An authority of the right name whose key made no such signature is not the one that signed either.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => X509Error::UnknownAuthority,
         other => X509Error::Path(other),

@@ -28,7 +28,7 @@ pub use authorities::{Crl, VerifiedSvid, X509Authorities, verify};
 pub use certificate::{Certificate, ExtendedKeyUsage, KeyUsage, Serial};
 pub use chain::{Chain, MAX_CHAIN};
 pub use key::{KeyError, KeyType, PrivateKey};
-pub use pem::pkcs8_to_pem;
+pub use pem::{crl_to_pem, pkcs8_to_pem};
 #[cfg(feature = "agent")]
 pub use profile::{Issuer, LeafParams, ProfileError, RevocationReason, Revoked, Validity, self_signed_root};
 
@@ -102,6 +102,9 @@ pub enum X509Error {
         /// The domain whose authorities were given.
         domain: TrustDomain,
     },
+    /// Nobody's authorities are known in the leaf's trust domain.
+    #[error("there is no bundle of `{0}`: an identity of that trust domain is not believed")]
+    NoBundle(TrustDomain),
     /// A certificate offered as an authority is not one.
     #[error("a certificate that is not a CA cannot be an authority of `{0}`")]
     NotAnAuthority(TrustDomain),
@@ -120,6 +123,10 @@ pub enum X509Error {
     /// A certificate on the path is on its issuer's revocation list.
     #[error("a certificate on the path is revoked")]
     Revoked,
+    /// The revocation list of an authority on the path should have been replaced by then: whether the certificate was
+    /// revoked since is not known.
+    #[error("the revocation list of the issuer was to be replaced by {0} and was not")]
+    StaleCrl(OffsetDateTime),
     /// Path validation failed otherwise (RFC 5280, section 6).
     #[error("the certificate path is not valid")]
     Path(#[source] webpki::Error),

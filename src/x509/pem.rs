@@ -39,6 +39,11 @@ pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
     Ok(found)
 }
 
+/// A revocation list in DER as an `X509 CRL` block.
+pub fn crl_to_pem(der: &[u8]) -> String {
+    encode("X509 CRL", der)
+}
+
 /// A PKCS#8 key as a `PRIVATE KEY` block.
 pub fn pkcs8_to_pem(der: &[u8]) -> Secret<String> {
     Secret::new(encode("PRIVATE KEY", der))

@@ -15,15 +15,15 @@
 //!   an authority it would constrain some verifiers and not others (X509-SVID, section 4.4).
 
 use aws_lc_rs::digest;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use thiserror::Error;
 use time::OffsetDateTime;
 
+use super::X509Error;
 use super::certificate::{Certificate, Serial};
 use super::der::Spki;
 use super::encode::{self as der, oid, tag};
 use super::key::{KeyError, PrivateKey, SignatureAlgorithm};
-use super::{Crl, X509Error};
 use crate::id::{SpiffeId, TrustDomain};
 
 /// Why something is not signed.
@@ -253,7 +253,12 @@ impl Issuer {
     ///
     /// # Errors
     /// This issuer may not sign lists, or the list would end before it begins.
-    pub fn sign_crl(&self, revoked: &[Revoked], validity: Validity, number: u64) -> Result<Crl, ProfileError> {
+    pub fn sign_crl(
+        &self,
+        revoked: &[Revoked],
+        validity: Validity,
+        number: u64,
+    ) -> Result<CertificateRevocationListDer<'static>, ProfileError> {
         if !self.may_sign_crls() {
             return Err(ProfileError::MayNotSignCrls);
         }
@@ -272,7 +277,7 @@ impl Issuer {
             &lines,
             &der::element(tag::context_constructed(0), &extensions),
         ]);
-        Crl::from_der(&signed(&self.key, &tbs)?).map_err(ProfileError::Certificate)
+        Ok(signed(&self.key, &tbs)?.into())
     }
 
     fn check_validity(&self, validity: Validity) -> Result<(), ProfileError> {

@@ -5,9 +5,11 @@
 mod harness;
 
 mod bad_input;
+mod handshake;
 mod operations;
 mod program;
 mod raw;
+mod revocation;
 mod rotation;
 mod streams;
 mod tls;

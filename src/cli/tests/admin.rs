@@ -161,6 +161,7 @@ impl Bundles for FakeAdmin {
             jwks: json!({ "keys": [] }).to_string(),
             pem: format!("PEM of {trust_domain}\n"),
             own,
+            crl_pem: if own { vec!["CRL 1\n".to_owned(), "CRL 2\n".to_owned()] } else { Vec::new() },
         };
         Ok(Response::new(ShowBundlesResponse {
             bundles: vec![view("partner.example", false), view("example.org", true)],
@@ -169,7 +170,7 @@ impl Bundles for FakeAdmin {
     async fn set(&self, request: Request<SetBundleRequest>) -> Result<Response<BundleView>, Status> {
         let SetBundleRequest { trust_domain, content } = request.into_inner();
         self.write(format!("{trust_domain} {content}"));
-        Ok(Response::new(BundleView { trust_domain, jwks: "{\"keys\":[]}".to_owned(), pem: String::new(), own: false }))
+        Ok(Response::new(BundleView { trust_domain, jwks: "{\"keys\":[]}".to_owned(), ..BundleView::default() }))
     }
     async fn delete(&self, _: Request<DeleteBundleRequest>) -> Result<Response<DeleteBundleResponse>, Status> {
         Ok(Response::new(DeleteBundleResponse {}))
@@ -331,6 +332,10 @@ fn authorities_and_bundles_are_shown_changed_and_exported() {
 
     assert_eq!(tether("bundle export --format pem", &served).data, "PEM of example.org\n");
     assert_eq!(tether("bundle export partner.example", &served).data, "{\"keys\":[]}\n");
+    assert_eq!(tether("bundle export --format crl", &served).data, "CRL 1\nCRL 2\n");
+    let foreign = tether("bundle export partner.example --format crl", &served);
+    assert_eq!(foreign.exit, Exit::Failure);
+    assert!(foreign.chatter.contains("no revocation lists of `partner.example`"), "{}", foreign.chatter);
     let line = format!("bundle set partner.example - --socket {}", served.path().display());
     assert_eq!(tether_with(&line, &[], "content").exit, Exit::Ok);
     assert_eq!(tether("bundle delete partner.example", &served).exit, Exit::Ok);

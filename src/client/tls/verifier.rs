@@ -97,11 +97,11 @@ fn certificate_error(error: PeerError) -> CertificateError {
         PeerError::Certificate(error) => error,
     };
     match error {
-        E::UnknownAuthority | E::OtherTrustDomain { .. } => CertificateError::UnknownIssuer, // unknown_ca
-        E::Expired(_) => CertificateError::Expired,                                          // certificate_expired
-        E::NotYetValid(_) => CertificateError::NotValidYet,                                  // certificate_expired
-        E::Revoked => CertificateError::Revoked,                                             // certificate_revoked
-        E::Path(webpki::Error::CrlExpired { .. }) => CertificateError::ExpiredRevocationList, // unknown_ca
+        E::UnknownAuthority | E::OtherTrustDomain { .. } | E::NoBundle(_) => CertificateError::UnknownIssuer, // unknown_ca
+        E::Expired(_) => CertificateError::Expired, // certificate_expired
+        E::NotYetValid(_) => CertificateError::NotValidYet, // certificate_expired
+        E::Revoked => CertificateError::Revoked,    // certificate_revoked
+        E::StaleCrl(_) => CertificateError::ExpiredRevocationList, // unknown_ca
         E::Path(webpki::Error::UnknownRevocationStatus) => CertificateError::UnknownRevocationStatus, // unknown_ca
         E::AuthorityAsIdentity
         | E::NoBasicConstraints
@@ -118,7 +118,7 @@ fn certificate_error(error: PeerError) -> CertificateError {
         | E::MalformedExtension(_)
         | E::NoCertificate
         | E::TooManyCertificates => CertificateError::BadEncoding, // bad_certificate
-        other => CertificateError::Other(OtherError(Arc::new(other))),                       // certificate_unknown
+        other => CertificateError::Other(OtherError(Arc::new(other))), // certificate_unknown
     }
 }
 
