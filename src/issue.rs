@@ -21,7 +21,7 @@ use crate::bond::{BondError, Bonds, Tie};
 use crate::bundle::Bundle;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::{JwtError, JwtSvid};
-use crate::ledger::{self, Ledger, LedgerError, Reason, Standing};
+use crate::ledger::{self, Credential, Ledger, LedgerError, Reason, Standing};
 use crate::metrics::{self, Issued, Kind, Metrics, Outcome};
 use crate::peer::{Instance, LookError, PeerConn};
 use crate::policy::{Denial, Policy};
@@ -108,6 +108,35 @@ impl Refusal {
             Self::Ledger(_) => "ledger",
             Self::Revoked(_) => "revoked",
             Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// Why a token is not valid.
+#[derive(Debug, Error)]
+pub enum Invalid {
+    /// By itself, or by the keys of its trust domain.
+    #[error(transparent)]
+    Token(#[from] JwtError),
+    /// This node issued it, and it has ended before its time.
+    #[error("it has been revoked ({})", .0.as_str())]
+    Ended(Reason),
+    /// Its entry allows one use, and that was before.
+    #[error("it is good for one use and has been used")]
+    Used,
+    /// It bears the name of this node, whose ledger does not have it.
+    #[error("this node has no record of it")]
+    Unknown,
+}
+
+impl Invalid {
+    /// A stable name for audit.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Token(_) => "token",
+            Self::Ended(reason) => reason.as_str(),
+            Self::Used => "used",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -362,16 +391,56 @@ impl Issuer {
         Ok((bundles(&entitled), entitled.ends))
     }
 
-    /// Validates a token for one audience, with the bundles its caller may see.
+    /// Validates a token for one audience, with the bundles its caller may see. One that this node issued must also
+    /// stand, and one for a single use is used by this.
     pub async fn validate(
         &self,
         peer: &PeerConn,
         token: &str,
         audience: &str,
-    ) -> Result<Result<JwtSvid, JwtError>, Refusal> {
+    ) -> Result<Result<JwtSvid, Invalid>, Refusal> {
         let (bundles, _) = self.bundles(peer).await?;
         let find = |domain: &TrustDomain| bundles.all().find(|bundle| bundle.trust_domain() == domain);
-        Ok(crate::jwt::validate(token, audience, |domain| Some(find(domain)?.jwt()), self.clock.now(), LEEWAY))
+        let valid = crate::jwt::validate(token, audience, |domain| Some(find(domain)?.jwt()), self.clock.now(), LEEWAY);
+        let svid = match valid {
+            Ok(svid) => svid,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let Some(jti) = self.own_jti(&svid) else { return Ok(Ok(svid)) };
+        let Err(invalid) = self.stands(&svid, jti).await? else { return Ok(Ok(svid)) };
+        self.audit.record(Event::TokenRefused {
+            caller: caller(peer),
+            spiffe_id: svid.spiffe_id().to_string(),
+            serial: jti.to_owned(),
+            reason: invalid.as_str(),
+        });
+        Ok(Err(invalid))
+    }
+
+    /// The `jti` of a token that this node issued, going by its name. What others issue is theirs to judge.
+    fn own_jti<'a>(&self, svid: &'a JwtSvid) -> Option<&'a str> {
+        let own_domain = svid.spiffe_id().trust_domain() == *self.trust.current().domain();
+        svid.token_id().filter(|jti| own_domain && self.ledger.is_of_this_node(jti))
+    }
+
+    /// Whether a token of this node stands; if it is for one use, that was it.
+    async fn stands(&self, svid: &JwtSvid, jti: &str) -> Result<Result<(), Invalid>, Refusal> {
+        let recorded = self.ledger.credential(jti);
+        let the_same =
+            |known: &Credential| known.kind == ledger::Kind::Jwt && known.spiffe_id == svid.spiffe_id().as_str();
+        let Some(recorded) = recorded.filter(the_same) else { return Ok(Err(Invalid::Unknown)) };
+        // A new program in a process is no event: whoever asks must look.
+        if let (Standing::Stands, Tie::Process { .. }) = (recorded.standing, &recorded.tie)
+            && let Err(end) = self.bonds.hold(&recorded.tie).await
+        {
+            self.ledger.tie_ended(&recorded.tie, end.into())?;
+        }
+        Ok(match self.ledger.use_once(jti)? {
+            Standing::Stands => Ok(()),
+            Standing::Used => Err(Invalid::Used),
+            Standing::Ended { reason, .. } => Err(Invalid::Ended(reason)),
+            Standing::Unknown => Err(Invalid::Unknown),
+        })
     }
 
     /// Proves, attests and matches a caller. Every call comes through here.
@@ -482,6 +551,7 @@ impl Issuer {
         self.audit.record(Event::SvidIssued {
             caller: caller(peer),
             kind: "x509",
+            binding: KEY_IN_WORKLOAD,
             spiffe_id: svid.spiffe_id.to_string(),
             entry: svid.entry.id().to_string(),
             serial: svid.svid.signed.serial.clone(),
@@ -507,6 +577,7 @@ impl Issuer {
             authority: &signed.authority,
             binding: BEARER,
             not_after: signed.expires_at,
+            single_use: identity.entry.is_single_use(),
             ..entitled.issued(identity)
         };
         self.ledger.record(peer.instance(), tie, &issued)?;
@@ -514,6 +585,7 @@ impl Issuer {
         self.audit.record_frequent(|| Event::SvidIssued {
             caller: caller(peer),
             kind: "jwt",
+            binding: BEARER,
             spiffe_id: identity.spiffe_id.to_string(),
             entry: identity.entry.id().to_string(),
             serial: signed.jti.clone(),

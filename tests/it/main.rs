@@ -5,6 +5,7 @@
 mod harness;
 
 mod bad_input;
+mod credentials;
 mod operations;
 mod program;
 mod raw;
