@@ -23,7 +23,7 @@ use crate::audit::Event;
 use crate::authority::Signers;
 use crate::base::backoff::Backoff;
 use crate::base::drain;
-use crate::bond::{End, Hold, Tie, Unheld};
+use crate::bond::{Hold, Tie, Unheld};
 use crate::issue::{Issuer, Refusal};
 use crate::ledger::{Credential, LedgerError, NewTies, Reason};
 use crate::peer::Instances;
@@ -31,19 +31,6 @@ use crate::registry::Index;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
-
-impl From<End> for Reason {
-    fn from(end: End) -> Self {
-        match end {
-            End::ProcessExited => Self::ProcessExited,
-            End::ExecutableChanged => Self::ExecutableChanged,
-            End::ExecutableHidden => Self::ExecutableHidden,
-            End::CgroupEmpty => Self::CgroupEmpty,
-            End::UnitStopped => Self::UnitStopped,
-            End::Rebooted => Self::Rebooted,
-        }
-    }
-}
 
 /// Watches everything that credentials stand on.
 #[derive(Debug)]

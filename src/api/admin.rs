@@ -4,6 +4,7 @@
 //! and the groups of the `[admin]` section (see [`super::gate`]). Everything that changes something is audited with its
 //! caller before it is done, and so is everyone who is refused.
 
+mod credentials;
 mod entries;
 mod roles;
 

@@ -16,6 +16,7 @@ use crate::proto::DESCRIPTORS;
 use crate::proto::admin::agent_server::AgentServer;
 use crate::proto::admin::authorities_server::AuthoritiesServer;
 use crate::proto::admin::bundles_server::BundlesServer;
+use crate::proto::admin::credentials_server::CredentialsServer;
 use crate::proto::admin::entries_server::EntriesServer;
 use crate::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 
@@ -84,13 +85,15 @@ pub async fn admin(
     drain: drain::Watcher,
 ) -> Result<(), (&'static str, Error)> {
     let large = limits.admin_message;
-    let names = ["Agent", "Authorities", "Bundles", "Entries"].map(|name| format!("tether.admin.v1.{name}"));
+    let names =
+        ["Agent", "Authorities", "Bundles", "Credentials", "Entries"].map(|name| format!("tether.admin.v1.{name}"));
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     // Only who has a role reaches the two services that take large messages.
     let routes = reflection(&names)
         .add_service(EntriesServer::new(service.clone()).max_decoding_message_size(large))
         .add_service(BundlesServer::new(service.clone()).max_decoding_message_size(large))
         .add_service(AgentServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
+        .add_service(CredentialsServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(AuthoritiesServer::new(service).max_decoding_message_size(limits.workload_message));
     let server = Server::builder()
         .max_concurrent_streams(limits.streams_per_connection)

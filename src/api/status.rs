@@ -8,8 +8,7 @@ use tonic::{Code, Status};
 
 use crate::authority::AuthorityError;
 use crate::base::quota::Full;
-use crate::issue::Refusal;
-use crate::jwt::JwtError;
+use crate::issue::{Invalid, Refusal};
 use crate::peer::LookError;
 use crate::proto::DENIAL_METADATA;
 use crate::store::StoreError;
@@ -49,7 +48,9 @@ pub fn refused(refusal: &Refusal) -> Status {
         | Refusal::Unavailable { .. }
         | Refusal::Stopping => Code::Unavailable,
         Refusal::Revoked(_) => Code::PermissionDenied,
-        Refusal::Authority(_) | Refusal::Key(_) | Refusal::Bond(_) | Refusal::Ledger(_) => Code::Unavailable,
+        Refusal::Authority(_) | Refusal::Key(_) | Refusal::Bond(_) | Refusal::Unseen(_) | Refusal::Ledger(_) => {
+            Code::Unavailable
+        }
     };
     let mut status = Status::new(code, refusal.to_string());
     if code == Code::PermissionDenied {
@@ -59,7 +60,7 @@ pub fn refused(refusal: &Refusal) -> Status {
 }
 
 /// A token is not valid. The standard names no code; this is the one other implementations use.
-pub fn invalid_token(error: &JwtError) -> Status {
+pub fn invalid_token(error: &Invalid) -> Status {
     Status::invalid_argument(format!("the JWT-SVID is not valid: {error}"))
 }
 

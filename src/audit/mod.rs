@@ -30,8 +30,10 @@ pub enum Event {
     SvidIssued {
         /// To whom.
         caller: Caller,
-        /// `x509` or `jwt`.
+        /// `x509`, `jwt` or `wit`.
         kind: &'static str,
+        /// What its theft is worth: 0 bearer, 1 key in the workload, 2 and more key held by tether.
+        binding: u8,
         /// The identity.
         spiffe_id: String,
         /// The registration entry it came from.
@@ -44,6 +46,17 @@ pub enum Event {
         /// When it ends.
         #[serde(with = "time::serde::rfc3339")]
         not_after: OffsetDateTime,
+    },
+    /// A verifier was told that a token of this node does not stand.
+    TokenRefused {
+        /// The verifier.
+        caller: Caller,
+        /// Whom the token identifies.
+        spiffe_id: String,
+        /// Its `jti`.
+        serial: String,
+        /// Why: a stable label.
+        reason: &'static str,
     },
     /// A caller was refused an SVID or a bundle.
     Refused {
@@ -107,7 +120,13 @@ pub enum Event {
 impl Event {
     /// Whether somebody did not get what it wanted.
     fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::ConnectionRefused { .. } | Self::EntriesRefused { .. })
+        matches!(
+            self,
+            Self::Refused { .. }
+                | Self::TokenRefused { .. }
+                | Self::ConnectionRefused { .. }
+                | Self::EntriesRefused { .. }
+        )
     }
 }
 
@@ -159,6 +178,7 @@ struct Line<'a> {
     event: &'static str,
     caller: Option<&'a Caller>,
     kind: Option<&'static str>,
+    binding: Option<u8>,
     spiffe_id: Option<&'a str>,
     entry: Option<&'a str>,
     serial: Option<&'a str>,
@@ -180,6 +200,7 @@ macro_rules! log_at {
             pid = line.caller.map(|caller| caller.pid),
             uid = line.caller.map(|caller| caller.uid),
             kind = line.kind,
+            binding = line.binding,
             change = line.change,
             spiffe_id = line.spiffe_id,
             entry = line.entry,
@@ -199,15 +220,24 @@ impl<'a> Line<'a> {
     fn of(event: &'a Event) -> Self {
         let none = Self::default();
         match event {
-            Event::SvidIssued { caller, kind, spiffe_id, entry, serial, audience, not_after } => Self {
+            Event::SvidIssued { caller, kind, binding, spiffe_id, entry, serial, audience, not_after } => Self {
                 event: "svid_issued",
                 caller: Some(caller),
                 kind: Some(kind),
+                binding: Some(*binding),
                 spiffe_id: Some(spiffe_id),
                 entry: Some(entry),
                 serial: Some(serial),
                 audience: (!audience.is_empty()).then(|| audience.join(" ")),
                 not_after: not_after.truncate_to_second().format(&Rfc3339).ok(),
+                ..none
+            },
+            Event::TokenRefused { caller, spiffe_id, serial, reason } => Self {
+                event: "token_refused",
+                caller: Some(caller),
+                spiffe_id: Some(spiffe_id),
+                serial: Some(serial),
+                reason: Some(reason),
                 ..none
             },
             Event::Refused { caller, reason, detail } => Self {

@@ -110,7 +110,6 @@ fn standing(view: &CredentialView, now: OffsetDateTime) -> String {
     match view.standing.as_str() {
         "stands" => ago(&view.not_after),
         "ended" => format!("{} {}", view.reason, ago(&view.ended_at)),
-        "expired" => format!("expired {}", ago(&view.not_after)),
         other => other.to_owned(),
     }
 }
@@ -143,11 +142,12 @@ fn show(view: &CredentialView, context: &mut Context) -> Result<(), Failure> {
         ("standing", standing),
         ("issued", when(&view.issued_at)),
         ("last asked", if view.last_asked.is_empty() { "never".to_owned() } else { when(&view.last_asked) }),
-        ("entry", format!("{}, bound to the {}", view.entry, view.bind)),
+        ("entry", view.entry.clone()),
         ("owner", view.owner.clone()),
         ("process", format!("{} of uid {}", view.pid, view.uid)),
         ("instance", view.instance.clone()),
         ("asked by", view.delegate.clone()),
+        ("bound to", view.tie.clone()),
         ("binding", format!("{level}: {meaning}")),
         ("custody", custody),
         ("authority", view.authority.clone()),
@@ -190,6 +190,7 @@ struct CredentialDocument<'a> {
     uid: u32,
     delegate: Option<&'a str>,
     bind: &'a str,
+    tie: &'a str,
     binding: BindingDocument<'a>,
     custody: &'a str,
     exportable: bool,
@@ -233,6 +234,7 @@ impl<'a> From<&'a CredentialView> for CredentialDocument<'a> {
             uid: view.uid,
             delegate: unless_empty(&view.delegate),
             bind: &view.bind,
+            tie: &view.tie,
             binding: binding.map_or_else(BindingDocument::default, |binding| BindingDocument {
                 level: binding.level,
                 meaning: &binding.meaning,

@@ -210,7 +210,7 @@ settings! {
     /// Who may use the admin socket, by Unix group (name or number). Root, and the user the agent runs as, may do
     /// everything.
     pub struct Admin {
-        /// May look: status, entries, authorities, bundles, and explain for any process.
+        /// May look: status, entries, credentials, authorities, bundles, and explain for any process.
         viewers: Vec<String> = vec!["tether-viewers".to_owned()];
         /// May also change them.
         operators: Vec<String> = vec!["tether-operators".to_owned()];

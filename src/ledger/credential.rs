@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::bond::Tie;
+use crate::bond::{End, Tie};
 use crate::id::SpiffeId;
 use crate::peer::InstanceId;
 use crate::registry::{Bind, Entry};
@@ -64,6 +64,19 @@ pub enum Reason {
     Rebooted,
     /// The agent was restarted and the key it held is lost.
     AgentRestart,
+}
+
+impl From<End> for Reason {
+    fn from(end: End) -> Self {
+        match end {
+            End::ProcessExited => Self::ProcessExited,
+            End::ExecutableChanged => Self::ExecutableChanged,
+            End::ExecutableHidden => Self::ExecutableHidden,
+            End::CgroupEmpty => Self::CgroupEmpty,
+            End::UnitStopped => Self::UnitStopped,
+            End::Rebooted => Self::Rebooted,
+        }
+    }
 }
 
 impl Reason {

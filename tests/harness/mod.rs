@@ -13,6 +13,7 @@ use tether::config::Config;
 use tether::proto::admin::agent_client::AgentClient;
 use tether::proto::admin::authorities_client::AuthoritiesClient;
 use tether::proto::admin::bundles_client::BundlesClient;
+use tether::proto::admin::credentials_client::CredentialsClient;
 use tether::proto::admin::entries_client::EntriesClient;
 use tether::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tokio::net::UnixStream;
@@ -204,6 +205,11 @@ impl TestAgent {
     /// The admin API for bundles.
     pub async fn bundles(&self) -> BundlesClient<Channel> {
         BundlesClient::new(channel(self.admin_socket()).await)
+    }
+
+    /// The admin API for the ledger.
+    pub async fn credentials(&self) -> CredentialsClient<Channel> {
+        CredentialsClient::new(channel(self.admin_socket()).await)
     }
 
     /// The admin API for the agent itself.

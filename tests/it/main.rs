@@ -6,6 +6,7 @@ mod harness;
 
 mod bad_input;
 mod handshake;
+mod credentials;
 mod operations;
 mod program;
 mod raw;

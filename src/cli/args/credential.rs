@@ -12,7 +12,7 @@ pub enum CredentialCommand {
         /// Which ones.
         #[command(flatten)]
         holder: Holder,
-        /// Also those that have ended, were used or expired, as long as the ledger has them.
+        /// Also those that were used or have ended. What has expired is not kept.
         #[arg(long)]
         all: bool,
         /// At most this many.

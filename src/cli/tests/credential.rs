@@ -39,6 +39,7 @@ fn certificate() -> CredentialView {
         pid: 4_194_304,
         uid: 1000,
         bind: "process".to_owned(),
+        tie: "process boot/pidfd-1/exe-2-3".to_owned(),
         binding: Some(Binding { level: 1, meaning: "key in the workload".to_owned() }),
         custody: "workload".to_owned(),
         authority: "ca-1".to_owned(),
@@ -178,10 +179,11 @@ fn a_credential_is_shown_with_its_holder_and_where_it_is_worth_something() {
              standing    stands until 2026-11-22T12:14:59Z (14m59s left)\n\
              issued      2026-11-22T11:59:00Z (1m ago)\n\
              last asked  never\n\
-             entry       billing-api, bound to the process\n\
+             entry       billing-api\n\
              owner       team-billing@example.org\n\
              process     4194304 of uid 1000\n\
              instance    boot/pidfd-1/exe-2-3\n\
+             bound to    process boot/pidfd-1/exe-2-3\n\
              binding     1: key in the workload\n\
              custody     workload\n\
              authority   ca-1\n\
@@ -204,6 +206,7 @@ fn a_credential_is_shown_with_its_holder_and_where_it_is_worth_something() {
         "version": 1, "id": JTI, "kind": "jwt", "spiffe_id": "spiffe://example.org/unit/billing",
         "entry": "billing-api", "owner": "team-billing@example.org", "instance": "boot/pidfd-1/exe-2-3",
         "pid": 4_194_304, "uid": 1000, "delegate": null, "bind": "process",
+        "tie": "process boot/pidfd-1/exe-2-3",
         "binding": { "level": 0, "meaning": "bearer" }, "custody": "bearer", "exportable": false, "single_use": true,
         "authority": "ca-1", "issued_at": "2026-11-22T11:59:00Z", "not_after": "2026-11-22T12:14:59Z",
         "standing": "ended", "reason": "executable_changed", "ended_at": "2026-11-22T11:57:00Z",
