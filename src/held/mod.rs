@@ -25,16 +25,16 @@ use tokio::sync::{Notify, watch};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::base::quota::{Full, Place, Quota};
+use crate::id::SpiffeId;
 use crate::jwt::JwtError;
 use crate::peer::{Instance, InstanceId};
 use crate::policy::KeyUse;
 use crate::proof::{ProofTarget, SignedProof};
 use crate::registry::EntryId;
-use crate::id::SpiffeId;
 use crate::x509::KeyError;
 
+pub use self::kept::{Kept, KeptError};
 use self::key::HeldKey;
-pub use self::kept::{KeptError, Kept};
 pub use self::key::{HeldCredential, Holds, NewKey, Shape};
 pub use self::tls::{CertificateVerify, NotCertificateVerify};
 

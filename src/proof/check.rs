@@ -11,7 +11,7 @@ use super::make::{BodyDigest, DPOP, WPT, hash};
 use super::uri::{Method, TargetUri};
 use super::{LIFETIME, ProofError};
 use crate::id::TrustDomain;
-use crate::jwt::{Jwk, JwtError, Jws, parse_strict};
+use crate::jwt::{Jwk, Jws, JwtError, parse_strict};
 use crate::wit::{WitAuthorities, WitSvid};
 
 /// The longest `jti` that is remembered.
@@ -165,8 +165,7 @@ pub fn check_dpop(
 fn key_in_header(proof: &str) -> Result<Jwk, ProofError> {
     let header = proof.split('.').next().unwrap_or_default();
     let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| ProofError::Jws(JwtError::NotCompact))?;
-    let header = parse_strict(&header)
-        .map_err(|source| ProofError::Jws(JwtError::Json { part: "header", source }))?;
+    let header = parse_strict(&header).map_err(|source| ProofError::Jws(JwtError::Json { part: "header", source }))?;
     let jwk = header.get("jwk").and_then(Value::as_object).ok_or(ProofError::Key)?;
     if PRIVATE.iter().any(|member| jwk.contains_key(*member)) {
         return Err(ProofError::Key);

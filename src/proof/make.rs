@@ -6,8 +6,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::uri::{Method, TargetUri};
 use super::LIFETIME;
+use super::uri::{Method, TargetUri};
 use crate::base::entropy::Entropy;
 use crate::jwt::{EncodedHeader, Jwk, JwtError, JwtSigner};
 use crate::x509::PrivateKey;

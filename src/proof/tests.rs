@@ -186,7 +186,8 @@ fn the_claims_of_a_wpt_are_held_to_every_rule() {
         let error = world.check(&world.forge(&claims)).expect_err(rule);
         assert!(check_error(&error), "{rule}: {error:?}");
     }
-    for good in [world.claims_with("x", json!(1)), world.claims_with("iat", Value::Null), world.claims_with("oth", json!({}))]
+    for good in
+        [world.claims_with("x", json!(1)), world.claims_with("iat", Value::Null), world.claims_with("oth", json!({}))]
     {
         assert!(world.check(&world.forge(&good)).is_ok(), "{good}");
     }
@@ -430,7 +431,11 @@ fn the_memory_of_proofs_is_bounded_and_what_is_over_makes_room() {
     assert_eq!(cache.note("b", "k", "1", at(1), at(20), at(1)), Ok(()));
     assert_eq!(cache.note("b", "k", "2", at(1), at(20), at(1)), Err(ReplayError::Full), "all");
     assert_eq!(cache.note("a", "k", "3", at(10), at(50), at(10)), Ok(()), "the first is over");
-    assert_eq!(cache.note("a", "k", "1", at(1), at(10), at(5)), Err(ReplayError::BeforeStart), "the clock was set back");
+    assert_eq!(
+        cache.note("a", "k", "1", at(1), at(10), at(5)),
+        Err(ReplayError::BeforeStart),
+        "the clock was set back"
+    );
     assert_eq!(cache.note("a", "k", "2", at(1), at(20), at(10)), Err(ReplayError::Replayed));
     assert_eq!(cache.len(), 3);
 }

@@ -136,9 +136,10 @@ impl UriPrefix {
     pub fn covers(&self, uri: &TargetUri) -> bool {
         let Self::Below(prefix) = self else { return true };
         prefix.origin() == uri.origin()
-            && uri.path().strip_prefix(prefix.path()).is_some_and(|rest| {
-                rest.is_empty() || rest.starts_with('/') || prefix.path().ends_with('/')
-            })
+            && uri
+                .path()
+                .strip_prefix(prefix.path())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.path().ends_with('/'))
     }
 }
 
