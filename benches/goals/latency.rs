@@ -154,7 +154,8 @@ async fn x509_times(client: &mut Client, calls: usize) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-async fn empty_times(client: &mut Client, calls: usize) -> Result<Vec<f64>> {
+/// How long each of `calls` empty calls takes, in microseconds.
+pub async fn empty_times(client: &mut Client, calls: usize) -> Result<Vec<f64>> {
     let mut times = Vec::with_capacity(calls);
     for _ in 0..calls {
         let begun = Instant::now();
@@ -164,6 +165,7 @@ async fn empty_times(client: &mut Client, calls: usize) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
+/// A runtime of one thread.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }

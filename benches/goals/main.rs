@@ -6,6 +6,7 @@
 
 mod allocations;
 mod entries;
+mod handshake;
 mod idle;
 mod latency;
 mod streams;
@@ -54,6 +55,7 @@ const GOALS: &[(&str, Goal)] = &[
     ("P5", idle::idle_agent),
     ("P6", entries::matching),
     ("P8", entries::saved_entry),
+    ("TLS", handshake::mutual),
 ];
 
 fn main() -> Result<()> {

@@ -148,6 +148,15 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_that_hangs_lets_go_of_the_thread_that_waits_for_it() {
+        let (jobs, _never_taken) = mpsc::unbounded_channel();
+        let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+        let key = HeldKey { jobs, name: "k".into(), scheme, public_key: [].into() };
+        let content = [&PADDING[..], CONTEXTS[1], &[0; 48]].concat();
+        assert!(matches!(key.ask(&content), Err(SignError::Late)));
+    }
+
+    #[test]
     fn a_key_whose_source_is_gone_and_a_content_of_another_form_get_an_error_and_no_wait() {
         let (jobs, taken) = mpsc::unbounded_channel();
         let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;

@@ -211,6 +211,37 @@ async fn a_client_without_a_certificate_is_refused() {
 }
 
 #[tokio::test]
+async fn a_client_that_speaks_only_tls_1_2_is_told_that_this_version_is_not_spoken() {
+    let (_site, _, server, _) = two_held().await;
+    let extensions: [&[u8]; 4] = [
+        &[0, 10, 0, 4, 0, 2, 0, 23], // supported_groups: P-256
+        &[0, 11, 0, 2, 1, 0],        // ec_point_formats: uncompressed
+        &[0, 13, 0, 4, 0, 2, 4, 3],  // signature_algorithms: ecdsa_secp256r1_sha256
+        &[0, 23, 0, 0],              // extended_master_secret
+    ];
+    let extensions = extensions.concat();
+    let hello = [
+        &[3, 3][..],
+        &[7; 32],            // random
+        &[0],                // no session
+        &[0, 2, 0xc0, 0x2b], // TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+        &[1, 0],             // no compression
+        &[0, extensions.len() as u8],
+        &extensions,
+    ]
+    .concat();
+    let record = [&[22, 3, 1, 0, hello.len() as u8 + 4, 1, 0, 0, hello.len() as u8], hello.as_slice()].concat();
+
+    let mut connection =
+        rustls::ServerConnection::new(Arc::new(server_config(&server, Authorize::Anyone))).expect("new");
+    connection.read_tls(&mut record.as_slice()).expect("read");
+    connection.process_new_packets().expect_err("refused");
+    let mut answer = Vec::new();
+    connection.write_tls(&mut answer).expect("written");
+    assert_eq!(answer, [21, 3, 3, 0, 2, 2, u8::from(AlertDescription::ProtocolVersion)]);
+}
+
+#[tokio::test]
 async fn a_revoked_peer_is_refused_from_the_moment_the_list_says_so_and_no_session_is_resumed() {
     let (site, td, server, client) = two_held().await;
     let mut changes = server.changes();

@@ -197,3 +197,37 @@ impl ClientCertVerifier for PeerVerifier {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::AlertDescription as Alert;
+
+    use super::*;
+
+    #[test]
+    fn each_refusal_is_told_to_the_peer_by_the_alert_that_fits() {
+        let id = || SpiffeId::parse("spiffe://td/a").expect("legal");
+        let epoch = OffsetDateTime::UNIX_EPOCH;
+        let certificate = PeerError::Certificate;
+        let cases = [
+            (PeerError::NotAuthorised(id()), Alert::AccessDenied),
+            (PeerError::UnknownTrustDomain(id()), Alert::UnknownCA),
+            (certificate(X509Error::UnknownAuthority), Alert::UnknownCA),
+            (certificate(X509Error::Expired(epoch)), Alert::CertificateExpired),
+            (certificate(X509Error::NotYetValid(epoch)), Alert::CertificateExpired),
+            (certificate(X509Error::Revoked), Alert::CertificateRevoked),
+            (certificate(X509Error::Path(webpki::Error::UnknownRevocationStatus)), Alert::UnknownCA),
+            (certificate(X509Error::AuthorityAsIdentity), Alert::UnsupportedCertificate),
+            (certificate(X509Error::ExtendedKeyUsage), Alert::UnsupportedCertificate),
+            (certificate(X509Error::NoUri), Alert::BadCertificate),
+            (certificate(X509Error::SeveralUris), Alert::BadCertificate),
+            (certificate(X509Error::Malformed), Alert::BadCertificate),
+            (certificate(X509Error::TooManyCertificates), Alert::BadCertificate),
+            (certificate(X509Error::Path(webpki::Error::NameConstraintViolation)), Alert::CertificateUnknown),
+        ];
+        for (error, alert) in cases {
+            let told = error.to_string();
+            assert_eq!(Alert::from(certificate_error(error)), alert, "{told}");
+        }
+    }
+}
