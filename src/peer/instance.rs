@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::libc;
 use thiserror::Error;
@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::attached::Attached;
 use super::id::InstanceId;
 use super::instances::Registration;
+use crate::base::quota::{Full, Place, Quota};
 use crate::sys::procfs::{FileId, ProcDir};
 use crate::sys::{Kernel, PidFd, Status, WatchedPidFd};
 
@@ -29,6 +30,8 @@ pub struct Instance {
     /// The first end that was seen. It stays.
     end: watch::Sender<Option<InstanceEnd>>,
     attached: Attached,
+    /// What it counts as towards its user's limit of processes, from its first connection on.
+    place: OnceLock<Place>,
     _registration: Registration,
 }
 
@@ -158,6 +161,7 @@ impl Instance {
             kernel: parts.kernel,
             end: watch::Sender::new(None),
             attached: Attached::default(),
+            place: OnceLock::new(),
             _registration: parts.registration,
         })
     }
@@ -204,6 +208,16 @@ impl Instance {
     /// connection. An instance without a connection keeps nothing: each call makes another value.
     pub fn attached<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
         self.attached.get()
+    }
+
+    /// Counts it in `quota` as a process of `uid`, for as long as anybody holds it: also without a connection it takes
+    /// descriptors. It counts once.
+    pub(super) fn count(&self, quota: &Quota, uid: u32) -> Result<(), Full> {
+        if self.place.get().is_none() {
+            // Somebody else may have been faster: then this place is free again.
+            let _ = self.place.set(quota.take(uid)?);
+        }
+        Ok(())
     }
 
     /// Whether the process has not exited. It may run another program; that is [`Self::look`]'s question.

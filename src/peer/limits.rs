@@ -8,9 +8,10 @@ use crate::base::quota::Full;
 /// How much callers may take. No user is exempt, root neither: the agent's own memory is what is at stake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections open at the same time, of all users together.
+    /// Connections open at the same time, of all users together. Also the limit of processes that have connected and are
+    /// still held, because they have connections or hold credentials.
     pub connections: usize,
-    /// Connections open at the same time, of one user.
+    /// The same of one user.
     pub connections_per_uid: usize,
     /// How long a caller may take, after `accept`, to answer the challenge. Also ends connections that send nothing.
     pub half_open: Duration,
@@ -46,12 +47,25 @@ impl Limits {
     }
 }
 
-impl From<Full> for Refusal {
-    fn from(full: Full) -> Self {
-        match full {
-            Full::User(_) => Self::TooManyConnections { of_user: true, limit: "connections_per_uid" },
-            Full::All(_) => Self::TooManyConnections { of_user: false, limit: "connections" },
-        }
+impl Refusal {
+    /// There is no place for one more connection.
+    pub(super) fn of_connections(full: Full) -> Self {
+        let (of_user, limit) = limit(full);
+        Self::TooManyConnections { of_user, limit }
+    }
+
+    /// There is no place for one more process.
+    pub(super) fn of_processes(full: Full) -> Self {
+        let (of_user, limit) = limit(full);
+        Self::TooManyProcesses { of_user, limit }
+    }
+}
+
+/// Whether it is the user's, and its name in the configuration.
+fn limit(full: Full) -> (bool, &'static str) {
+    match full {
+        Full::User(_) => (true, "connections_per_uid"),
+        Full::All(_) => (false, "connections"),
     }
 }
 

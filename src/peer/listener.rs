@@ -37,6 +37,8 @@ pub struct Listener {
     listener: UnixListener,
     config: ListenerConfig,
     open: Quota,
+    /// The processes that have connected and are still held.
+    processes: Quota,
     next: AtomicU64,
     exhaustion: Exhaustion,
     _file: SocketFile,
@@ -53,8 +55,17 @@ impl Listener {
 
     fn new(listener: std::os::unix::net::UnixListener, config: ListenerConfig, file: SocketFile) -> io::Result<Self> {
         let listener = UnixListener::from_std(listener)?;
-        let open = Quota::new(config.limits.connections, config.limits.connections_per_uid);
-        Ok(Self { listener, config, open, next: AtomicU64::new(1), exhaustion: Exhaustion::default(), _file: file })
+        let quota = || Quota::new(config.limits.connections, config.limits.connections_per_uid);
+        let (open, processes) = (quota(), quota());
+        Ok(Self {
+            listener,
+            config,
+            open,
+            processes,
+            next: AtomicU64::new(1),
+            exhaustion: Exhaustion::default(),
+            _file: file,
+        })
     }
 
     /// The open connections.
@@ -113,8 +124,9 @@ impl Listener {
         let unidentified = |error: io::Error| Refusal::Unidentified(error.to_string());
         let caller = socket::peer_credentials(socket).map_err(unidentified)?;
         (info.pid, info.uid, info.gid) = (caller.pid, caller.uid, caller.gid);
-        let place = self.open.take(caller.uid)?;
+        let place = self.open.take(caller.uid).map_err(Refusal::of_connections)?;
         let instance = instances.of_peer(socket)?;
+        instance.count(&self.processes, caller.uid).map_err(Refusal::of_processes)?;
         // Inherited from the listener; once more, because everything rests on it.
         socket::label_messages(socket, instances.kernel()).map_err(unidentified)?;
         let conn = PeerConn::new(info.connection, instance, caller, socket, observer.clone()).map_err(unidentified)?;

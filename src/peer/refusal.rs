@@ -21,6 +21,18 @@ pub enum Refusal {
         /// The name of the limit.
         limit: &'static str,
     },
+    /// As many processes of the caller's user, or of all users together, are held as the limits allow: those with open
+    /// connections, and those that hold credentials.
+    #[error(
+        "too many processes{} hold connections or credentials; end some, or raise `{limit}` in [limits]",
+        if *.of_user { " of this user" } else { "" }
+    )]
+    TooManyProcesses {
+        /// Whether it is the user's limit and not the one of all users together.
+        of_user: bool,
+        /// The name of the limit.
+        limit: &'static str,
+    },
     /// The caller is in a pid namespace that ours does not contain: the kernel cannot name it to us.
     #[error("the calling process is not visible in the agent's pid namespace; run the agent in the host's")]
     OutsidePidNamespace,
@@ -67,6 +79,7 @@ impl Refusal {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::TooManyConnections { .. } => "too_many_connections",
+            Self::TooManyProcesses { .. } => "too_many_processes",
             Self::OutsidePidNamespace => "outside_pid_namespace",
             Self::Unidentified(_) => "unidentified",
             Self::SenderChanged { .. } => "sender_changed",
@@ -83,7 +96,9 @@ impl Refusal {
     /// The error code to send with GOAWAY (RFC 9113 section 7).
     pub(super) fn code(&self) -> ErrorCode {
         match self {
-            Self::TooManyConnections { .. } | Self::ChallengeTimeout => ErrorCode::EnhanceYourCalm,
+            Self::TooManyConnections { .. } | Self::TooManyProcesses { .. } | Self::ChallengeTimeout => {
+                ErrorCode::EnhanceYourCalm
+            }
             Self::Wire(error) => error.code(),
             Self::Closed => ErrorCode::NoError,
             Self::Unidentified(_) => ErrorCode::InternalError,

@@ -361,3 +361,28 @@ async fn what_is_attached_to_an_instance_goes_with_its_last_connection_although_
     let (_third_client, _third) = (fixture.connect(), fixture.accept().await);
     assert!(held.attached::<Kept>().0.lock().expect("unpoisoned").is_none(), "nor is it there for the next one");
 }
+
+#[tokio::test]
+async fn a_process_that_is_held_without_a_connection_still_counts_for_its_user() {
+    let limits = Limits { connections_per_uid: 1, ..Limits::default() };
+    let fixture = Fixture::new(Kernel::probe(), limits);
+    let mut caller = start_caller("bequeath", &fixture.path);
+    let stream = fixture.accept().await;
+    let held = stream.conn().instance().clone();
+    drop(stream);
+    assert_ne!(held.pid(), std::process::id().cast_signed());
+
+    let refused = fixture.connect();
+    tokio::select! {
+        biased;
+        _ = fixture.accept() => panic!("there is no room"),
+        () = async { while fixture.refusals.labels().is_empty() { tokio::task::yield_now().await } } => {}
+    }
+    assert!(drain(refused).contains("too many processes of this user"), "it takes descriptors");
+    assert_eq!(fixture.refusals.labels(), ["too_many_processes"]);
+    drop(held);
+    let _client = fixture.connect();
+    fixture.accept().await;
+    drop(caller.stdin.take());
+    caller.wait().expect("it ends");
+}
