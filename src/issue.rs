@@ -5,6 +5,9 @@
 
 mod kept;
 
+mod held;
+mod verify;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,17 +23,21 @@ use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::bond::{BondError, Bonds, Tie, Unheld};
 use crate::bundle::Bundle;
+use crate::held::{Held, HeldError};
 use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::{JwtError, JwtSvid};
 use crate::ledger::{self, Credential, Ledger, LedgerError, Reason, Standing};
 use crate::metrics::{self, Issued, Kind, Metrics, Outcome};
-use crate::peer::{Instance, LookError, PeerConn};
+use crate::peer::{Instance, InstanceError, Instances, LookError, PeerConn};
 use crate::policy::{Denial, Policy};
 use crate::registry::{EntryId, Identity, Index, Matched};
 use crate::trust::{Crls, Snapshot, Trust};
 use crate::x509::{KeyError, KeyType, X509Authorities};
 
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
+
+pub use self::held::{HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
+pub use self::verify::{Inactive, Replays, Verified};
 
 /// How far two hosts' clocks may differ when a token is validated.
 const LEEWAY: Duration = Duration::from_secs(10);
@@ -92,6 +99,17 @@ pub enum Refusal {
     /// What an open stream had sent was revoked.
     #[error("the credential was revoked ({}): connect again", .0.as_str())]
     Revoked(Reason),
+    /// A key cannot be held, or the caller's is not.
+    #[error(transparent)]
+    Held(#[from] HeldError),
+    /// A delegate named another process by its number alone.
+    #[error(
+        "the process to act for is named by its number alone, which may be given to another: send `pidfs_inode` too"
+    )]
+    NoTargetInode,
+    /// The process that a delegate named is not there, or is another.
+    #[error("the process to act for cannot be found: {0}")]
+    Target(#[source] InstanceError),
     /// The agent is stopping.
     #[error("the agent is stopping: connect again")]
     Stopping,
@@ -114,6 +132,8 @@ impl Refusal {
             Self::Unseen(_) => "unseen",
             Self::Ledger(_) => "ledger",
             Self::Revoked(_) => "revoked",
+            Self::Held(_) => "held",
+            Self::NoTargetInode | Self::Target(_) => "target",
             Self::Stopping => "stopping",
         }
     }
@@ -290,6 +310,12 @@ pub struct Issuer {
     pub ledger: Ledger,
     /// Whose end revokes it.
     pub bonds: Bonds,
+    /// Keys that never leave.
+    pub held: Held,
+    /// Processes, for delegates that name one.
+    pub instances: Instances,
+    /// Proofs that were checked.
+    pub replays: Replays,
     /// Where events go.
     pub audit: Audit,
     /// What is counted.

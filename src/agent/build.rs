@@ -17,8 +17,9 @@ use crate::base::quota::Quota;
 use crate::bond::Bonds;
 use crate::config::Config;
 use crate::ends::Ends;
+use crate::held::Held;
 use crate::http::{Http, Readiness};
-use crate::issue::Issuer;
+use crate::issue::{Issuer, Replays};
 use crate::ledger::{Ledger, LedgerError, NewTies};
 use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
@@ -92,12 +93,16 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         key_type: config.authority.key_type,
         ledger,
         bonds,
+        held: Held::new(deps.clock.clone(), deps.entropy.clone()),
+        instances: instances.clone(),
+        replays: Replays::new(deps.clock.now()),
         audit: deps.audit.clone(),
         metrics: metrics.clone(),
         clock: deps.clock.clone(),
         entropy: deps.entropy.clone(),
     });
 
+    super::kept::take_back(&issuer).await?;
     // Before anything can be answered: what died while there was no agent no longer stands.
     let ends = Ends::resume(issuer.clone(), instances.clone(), new_ties).await?;
 

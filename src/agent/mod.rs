@@ -5,6 +5,7 @@
 
 mod build;
 mod duties;
+mod kept;
 mod notify;
 mod reload;
 mod state;
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::api::admin::Reloadable;
 use crate::api::gate::{RoleLayer, WorkloadGate};
+use crate::api::sessions::SessionApi;
 use crate::api::{admin, serve, workload};
 use crate::audit::Audit;
 use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
@@ -209,13 +211,19 @@ impl Bound {
             async move { ledger.keep_synced(watcher).await }
         });
 
+        duties.spawn(kept::keep(issuer.held.clone(), watcher.clone()));
+        duties.spawn(kept::wipe_revoked(issuer.held.clone(), ledger.clone(), watcher.clone()));
+
         let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
+        let offered = state.config().sessions.enabled;
+        let sessions = offered.then(|| SessionApi::new(issuer.clone(), watcher.clone()));
         duties.spawn(self.parts.ends.run(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
         let (limits, stop) = (self.parts.limits, watcher.clone());
         let readiness = state.readiness.clone();
-        servers.spawn(serve::workload(self.parts.workload, workload, gate, readiness, limits, stop.clone()));
+        let listener = self.parts.workload;
+        servers.spawn(serve::workload(listener, workload, sessions, gate, readiness, limits, stop.clone()));
         let (admin, service, gate) = (self.parts.admin, self.parts.admin_service, self.parts.admin_gate);
         servers.spawn(serve::admin(admin, service, gate, limits, stop.clone()));
         if let Some((listener, http)) = self.parts.http {

@@ -3,5 +3,6 @@
 pub mod admin;
 pub mod gate;
 pub mod serve;
+pub mod sessions;
 pub mod status;
 pub mod workload;

@@ -8,6 +8,7 @@ use tonic_health::server::HealthReporter;
 
 use super::admin::Admin;
 use super::gate::{DeadlineLayer, RoleLayer, WorkloadGate};
+use super::sessions::SessionApi;
 use super::workload::Workload;
 use crate::base::drain;
 use crate::http::Readiness;
@@ -18,9 +19,12 @@ use crate::proto::admin::authorities_server::AuthoritiesServer;
 use crate::proto::admin::bundles_server::BundlesServer;
 use crate::proto::admin::credentials_server::CredentialsServer;
 use crate::proto::admin::entries_server::EntriesServer;
+use crate::proto::session::sessions_server::SessionsServer;
+use crate::proto::session::verifier_server::VerifierServer;
 use crate::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 
 const WORKLOAD_API: &str = "SpiffeWorkloadAPI";
+const SESSIONS: [&str; 2] = ["tether.session.v1.Sessions", "tether.session.v1.Verifier"];
 /// A request's headers; the wire layer allows no larger ones.
 const HEADER_LIST_BYTES: u32 = 16 * 1024;
 
@@ -35,10 +39,12 @@ pub struct Limits {
     pub admin_message: usize,
 }
 
-/// Serves the Workload Endpoint: the Workload API, health and reflection, each behind the gate.
+/// Serves the Workload Endpoint: the Workload API, our own services where they are on, health and reflection, each
+/// behind the gate.
 pub async fn workload(
     listener: Listener,
     service: Workload,
+    sessions: Option<SessionApi>,
     gate: WorkloadGate,
     readiness: Readiness,
     limits: Limits,
@@ -46,7 +52,15 @@ pub async fn workload(
 ) -> Result<(), (&'static str, Error)> {
     let api = SpiffeWorkloadApiServer::new(service).max_decoding_message_size(limits.workload_message);
     let (health, health_service) = tonic_health::server::health_reporter();
-    let routes = reflection(&[WORKLOAD_API]).add_service(api).add_service(health_service);
+    let names: Vec<&str> =
+        std::iter::once(WORKLOAD_API).chain(SESSIONS.into_iter().filter(|_| sessions.is_some())).collect();
+    let mut routes = reflection(&names).add_service(api).add_service(health_service);
+    if let Some(sessions) = sessions {
+        let (keys, verifier) = (SessionsServer::new(sessions.clone()), VerifierServer::new(sessions));
+        routes = routes
+            .add_service(keys.max_decoding_message_size(limits.workload_message))
+            .add_service(verifier.max_decoding_message_size(limits.workload_message));
+    }
     let server = Server::builder()
         .max_concurrent_streams(limits.streams_per_connection)
         .http2_max_header_list_size(HEADER_LIST_BYTES)

@@ -8,8 +8,9 @@ use tonic::{Code, Status};
 
 use crate::authority::AuthorityError;
 use crate::base::quota::Full;
+use crate::held::HeldError;
 use crate::issue::{Invalid, Refusal};
-use crate::peer::LookError;
+use crate::peer::{InstanceError, LookError};
 use crate::proto::DENIAL_METADATA;
 use crate::store::StoreError;
 use crate::trust::TrustError;
@@ -51,12 +52,26 @@ pub fn refused(refusal: &Refusal) -> Status {
         Refusal::Authority(_) | Refusal::Key(_) | Refusal::Bond(_) | Refusal::Unseen(_) | Refusal::Ledger(_) => {
             Code::Unavailable
         }
+        Refusal::Held(error) => held(error),
+        Refusal::NoTargetInode => Code::InvalidArgument,
+        Refusal::Target(InstanceError::Io { .. }) => Code::Unavailable,
+        Refusal::Target(InstanceError::NoInodes) => Code::FailedPrecondition,
+        Refusal::Target(_) => Code::NotFound,
     };
     let mut status = Status::new(code, refusal.to_string());
     if code == Code::PermissionDenied {
         status.metadata_mut().insert(DENIAL_METADATA, MetadataValue::from_static(refusal.as_str()));
     }
     status
+}
+
+fn held(error: &HeldError) -> Code {
+    match error {
+        HeldError::NotHeld => Code::PermissionDenied,
+        HeldError::Purpose | HeldError::Tls(_) => Code::InvalidArgument,
+        HeldError::OtherIdentity => Code::Internal,
+        HeldError::Processes(_) | HeldError::Keys | HeldError::Sign(_) | HeldError::Key(_) => Code::Unavailable,
+    }
 }
 
 /// A token is not valid. The standard names no code; this is the one other implementations use.

@@ -36,7 +36,8 @@ pub struct Workload {
     drain: drain::Watcher,
 }
 
-type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// A stream of answers.
+pub(super) type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Workload {
     /// Serves what `issuer` issues until `drain` begins; WIT-SVIDs only when they are wanted.
@@ -67,16 +68,23 @@ impl Workload {
     }
 
     fn open(&self, place: Option<CallPlace>, rpc: &'static str) -> Open {
-        let gauge = self.issuer.metrics.workload_streams.get_or_create(&Rpc { rpc }).clone();
-        gauge.inc();
-        Open { gauge, _place: place }
+        Open::new(&self.issuer, place, rpc)
     }
 }
 
 /// An open stream, counted until it is dropped.
-struct Open {
+pub(super) struct Open {
     gauge: prometheus_client::metrics::gauge::Gauge,
     _place: Option<CallPlace>,
+}
+
+impl Open {
+    /// Counts a stream of `rpc`, which takes the place of its call.
+    pub(super) fn new(issuer: &Issuer, place: Option<CallPlace>, rpc: &'static str) -> Self {
+        let gauge = issuer.metrics.workload_streams.get_or_create(&Rpc { rpc }).clone();
+        gauge.inc();
+        Self { gauge, _place: place }
+    }
 }
 
 impl Drop for Open {
@@ -126,7 +134,7 @@ impl PartialEq for Keys {
     }
 }
 
-fn respond<S: Send + 'static, T: Send + 'static>(
+pub(super) fn respond<S: Send + 'static, T: Send + 'static>(
     states: impl Stream<Item = Result<S, Refusal>> + Send + 'static,
     open: Open,
     encode: impl Fn(S) -> Result<T, Status> + Send + 'static,
@@ -139,7 +147,7 @@ fn respond<S: Send + 'static, T: Send + 'static>(
 }
 
 /// Who calls, and the place of its call.
-fn caller<T>(request: &Request<T>) -> Result<(PeerConn, Option<CallPlace>), Status> {
+pub(super) fn caller<T>(request: &Request<T>) -> Result<(PeerConn, Option<CallPlace>), Status> {
     let extensions = request.extensions();
     Ok((peer(extensions)?.clone(), extensions.get::<CallPlace>().cloned()))
 }
@@ -161,7 +169,7 @@ fn x509_response(Svids { state, crls }: Svids) -> Result<wire::X509svidResponse,
     })
 }
 
-fn x509_bundle(bundles: &Bundles) -> Result<Bytes, Status> {
+pub(super) fn x509_bundle(bundles: &Bundles) -> Result<Bytes, Status> {
     let own = bundles.own.x509();
     // A mandatory field must not be empty; a trust domain without a root cannot be spoken for.
     if own.is_empty() {
@@ -171,7 +179,7 @@ fn x509_bundle(bundles: &Bundles) -> Result<Bytes, Status> {
 }
 
 /// The X.509 bundles by the SPIFFE IDs of their trust domains.
-fn x509_map(bundles: &Bundles) -> impl Iterator<Item = (String, Bytes)> {
+pub(super) fn x509_map(bundles: &Bundles) -> impl Iterator<Item = (String, Bytes)> {
     bundles.x509().map(|authorities| (authorities.trust_domain().id().to_string(), authorities.to_der().into()))
 }
 

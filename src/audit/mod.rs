@@ -58,6 +58,62 @@ pub enum Event {
         /// Why: a stable label.
         reason: &'static str,
     },
+    /// A key is held for a process, and a credential was issued for it.
+    KeyHeld {
+        /// Who asked.
+        caller: Caller,
+        /// For whom, where that is another.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        on_behalf_of: Option<Caller>,
+        /// `x509` or `wit`.
+        kind: &'static str,
+        /// The identity.
+        spiffe_id: String,
+        /// The registration entry it came from.
+        entry: String,
+        /// The certificate's serial number or the token's `jti`.
+        serial: String,
+        /// When it ends.
+        #[serde(with = "time::serde::rfc3339")]
+        not_after: OffsetDateTime,
+    },
+    /// A held key signed.
+    KeyUsed {
+        /// Who asked.
+        caller: Caller,
+        /// For whom, where that is another.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        on_behalf_of: Option<Caller>,
+        /// `wpt`, `dpop` or `tls`.
+        kind: &'static str,
+        /// The identity.
+        spiffe_id: String,
+        /// The certificate's serial number or the token's `jti`.
+        serial: String,
+        /// Method and URI of the request that is proven.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request: Option<String>,
+    },
+    /// A tool asked about a request, and its caller is who it says.
+    ProofAccepted {
+        /// Who asked.
+        caller: Caller,
+        /// Who sent the request.
+        spiffe_id: String,
+        /// Method and URI.
+        request: String,
+    },
+    /// A tool asked about a request, and its caller is not who it says.
+    ProofRefused {
+        /// Who asked.
+        caller: Caller,
+        /// Why not: a stable label.
+        reason: &'static str,
+        /// Why not, for a person.
+        detail: String,
+        /// Method and URI.
+        request: String,
+    },
     /// A caller was refused an SVID or a bundle.
     Refused {
         /// Who.
@@ -124,6 +180,7 @@ impl Event {
             self,
             Self::Refused { .. }
                 | Self::TokenRefused { .. }
+                | Self::ProofRefused { .. }
                 | Self::ConnectionRefused { .. }
                 | Self::EntriesRefused { .. }
         )
@@ -177,6 +234,7 @@ impl Audit {
 struct Line<'a> {
     event: &'static str,
     caller: Option<&'a Caller>,
+    on_behalf_of: Option<&'a Caller>,
     kind: Option<&'static str>,
     binding: Option<u8>,
     spiffe_id: Option<&'a str>,
@@ -199,6 +257,7 @@ macro_rules! log_at {
             instance = line.caller.map(|caller| caller.instance.as_str()).filter(|instance| !instance.is_empty()),
             pid = line.caller.map(|caller| caller.pid),
             uid = line.caller.map(|caller| caller.uid),
+            on_behalf_of = line.on_behalf_of.map(|other| other.instance.as_str()),
             kind = line.kind,
             binding = line.binding,
             change = line.change,
@@ -238,6 +297,42 @@ impl<'a> Line<'a> {
                 spiffe_id: Some(spiffe_id),
                 serial: Some(serial),
                 reason: Some(reason),
+                ..none
+            },
+            Event::KeyHeld { caller, on_behalf_of, kind, spiffe_id, entry, serial, not_after } => Self {
+                event: "key_held",
+                caller: Some(caller),
+                on_behalf_of: on_behalf_of.as_ref(),
+                kind: Some(kind),
+                spiffe_id: Some(spiffe_id),
+                entry: Some(entry),
+                serial: Some(serial),
+                not_after: not_after.truncate_to_second().format(&Rfc3339).ok(),
+                ..none
+            },
+            Event::KeyUsed { caller, on_behalf_of, kind, spiffe_id, serial, request } => Self {
+                event: "key_used",
+                caller: Some(caller),
+                on_behalf_of: on_behalf_of.as_ref(),
+                kind: Some(kind),
+                spiffe_id: Some(spiffe_id),
+                serial: Some(serial),
+                subject: request.as_deref(),
+                ..none
+            },
+            Event::ProofAccepted { caller, spiffe_id, request } => Self {
+                event: "proof_accepted",
+                caller: Some(caller),
+                spiffe_id: Some(spiffe_id),
+                subject: Some(request),
+                ..none
+            },
+            Event::ProofRefused { caller, reason, detail, request } => Self {
+                event: "proof_refused",
+                caller: Some(caller),
+                reason: Some(reason),
+                detail: Some(detail.clone()),
+                subject: Some(request),
                 ..none
             },
             Event::Refused { caller, reason, detail } => Self {

@@ -55,6 +55,7 @@ settings! {
         section authority: Authority;
         section svid: Svid;
         section wit: Wit;
+        section sessions: Sessions;
         section listen: Listen;
         section http: Http;
         section limits: Limits;
@@ -107,6 +108,14 @@ settings! {
         /// smallest counts, and "*" stands for those not named: { "https://pay.example.com" = "30s", "*" = "5m" }. In
         /// the environment and with --set: https://pay.example.com=30s,*=5m.
         jwt_ttl_caps: AudienceCaps = AudienceCaps::default();
+    }
+}
+
+settings! {
+    /// Keys that tether holds for workloads, and proofs made with them: tether.session.v1 on the workload socket.
+    pub struct Sessions {
+        /// Whether these services are offered.
+        enabled: bool = true;
     }
 }
 

@@ -1,1 +1,170 @@
+//! The TLS signer is no oracle, and what is kept over a restart reads back.
 
+use proptest::prelude::*;
+
+use super::*;
+
+const CLIENT: &[u8] = b"TLS 1.3, client CertificateVerify\0";
+const SERVER: &[u8] = b"TLS 1.3, server CertificateVerify\0";
+
+fn content(padding: &[u8], context: &[u8], hash: usize) -> Vec<u8> {
+    [padding, context, &vec![7; hash]].concat()
+}
+
+#[test]
+fn a_certificate_verify_of_tls_1_3_is_taken_for_one_with_every_scheme_and_hash() {
+    for scheme in [0x0403, 0x0503, 0x0804] {
+        for context in [CLIENT, SERVER] {
+            for hash in [32, 48] {
+                let content = content(&[b' '; 64], context, hash);
+                let parsed = CertificateVerify::parse(scheme, &content).unwrap();
+                assert_eq!(u32::from(parsed.scheme()), scheme);
+                assert_eq!(parsed.bytes(), content);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_else_is() {
+    use NotCertificateVerify as Not;
+    let spaces = [b' '; 65];
+    let rows: Vec<(&str, u32, Vec<u8>, Not)> = vec![
+        ("nothing", 0x0403, Vec::new(), Not::Content),
+        ("a digest alone", 0x0403, vec![7; 32], Not::Content),
+        ("a JWS", 0x0403, b"eyJhbGciOiJFUzI1NiIsInR5cCI6IldQVCJ9.e30".to_vec(), Not::Content),
+        ("63 spaces", 0x0403, content(&spaces[..63], CLIENT, 32), Not::Content),
+        ("65 spaces", 0x0403, content(&spaces, CLIENT, 32), Not::Content),
+        ("zeros for spaces", 0x0403, content(&[0; 64], CLIENT, 32), Not::Content),
+        ("one tab", 0x0403, [b"\t", &content(&spaces[..63], CLIENT, 32)[..]].concat(), Not::Content),
+        ("a byte before", 0x0403, [b"x", &content(&spaces[..64], CLIENT, 32)[..]].concat(), Not::Content),
+        ("no zero byte", 0x0403, content(&spaces[..64], &CLIENT[..CLIENT.len() - 1], 32), Not::Content),
+        ("TLS 1.2", 0x0403, content(&spaces[..64], b"TLS 1.2, client CertificateVerify\0", 32), Not::Content),
+        ("another context", 0x0403, content(&spaces[..64], b"TLS 1.3, delegated credentials\0", 32), Not::Content),
+        ("upper case", 0x0403, content(&spaces[..64], &CLIENT.to_ascii_uppercase(), 32), Not::Content),
+        ("no hash", 0x0403, content(&spaces[..64], CLIENT, 0), Not::Hash(0)),
+        ("SHA-1", 0x0403, content(&spaces[..64], CLIENT, 20), Not::Hash(20)),
+        ("31 bytes", 0x0403, content(&spaces[..64], CLIENT, 31), Not::Hash(31)),
+        ("33 bytes", 0x0403, content(&spaces[..64], CLIENT, 33), Not::Hash(33)),
+        ("64 bytes", 0x0403, content(&spaces[..64], CLIENT, 64), Not::Hash(64)),
+        ("RSA PKCS#1", 0x0401, content(&spaces[..64], CLIENT, 32), Not::Scheme(0x0401)),
+        ("ed25519", 0x0807, content(&spaces[..64], CLIENT, 32), Not::Scheme(0x0807)),
+        ("no scheme", 0, content(&spaces[..64], CLIENT, 32), Not::Scheme(0)),
+        ("more than 16 bits", 0x1_0403, content(&spaces[..64], CLIENT, 32), Not::Scheme(0x1_0403)),
+    ];
+    for (what, scheme, content, why) in rows {
+        assert_eq!(CertificateVerify::parse(scheme, &content), Err(why), "{what}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_signed_begins_as_tls_1_3_says(content in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(CertificateVerify::parse(0x0403, &content).is_err());
+    }
+}
+
+/// Holding keys takes a process to hold them for: this one.
+mod with_an_instance {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::base::clock::{Clock, ManualClock};
+    use crate::peer::Instances;
+    use crate::sys::Kernel;
+    use crate::x509::{KeyType, PrivateKey};
+
+    fn held() -> (Held, ManualClock, Arc<Instance>) {
+        let (clock, hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
+        let instances = Instances::new(Kernel::probe()).unwrap();
+        let me = instances.of_pid(i32::try_from(std::process::id()).unwrap(), None).unwrap();
+        (Held::new(clock, Entropy::system()), hand, me)
+    }
+
+    fn key(id: &str, minutes: u64) -> NewKey {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        NewKey {
+            key: PrivateKey::generate(KeyType::EcP256).unwrap(),
+            spiffe_id: SpiffeId::parse("spiffe://example.org/a").unwrap(),
+            entry: EntryId::parse("a").unwrap(),
+            shape: Shape { ttl: None, dns_names: Vec::new(), ends: None },
+            holds: Holds::Wit("wit".to_owned()),
+            id: id.to_owned(),
+            authority: "authority".into(),
+            delegate: None,
+            binding: 3,
+            issued_at: now,
+            renew_at: now + Duration::from_secs(60),
+            not_after: now + Duration::from_secs(60 * minutes),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_is_found_by_its_instance_until_it_expires_and_is_wiped_then() {
+        let (held, hand, me) = held();
+        let short = held.keep(&me, 0, key("short", 5)).unwrap();
+        let long = held.keep(&me, 0, key("long", 10)).unwrap();
+        assert_eq!(held.find(short.handle(), me.id(), me.id()).unwrap(), short);
+        assert!(matches!(held.find("0", me.id(), me.id()), Err(HeldError::NotHeld)));
+        let mut changes = held.changes();
+        changes.mark_unchanged();
+        hand.advance(Duration::from_secs(5 * 60));
+        assert!(matches!(held.find(short.handle(), me.id(), me.id()), Err(HeldError::NotHeld)), "at once");
+        changes.changed().await.unwrap();
+        assert!(!held.holds("short") && held.holds("long"));
+        assert_eq!(held.wipe(|_| true), [long]);
+        assert!(held.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_process_cannot_make_the_agent_hold_keys_without_end() {
+        let (held, _hand, me) = held();
+        for n in 0..KEYS_PER_INSTANCE {
+            held.keep(&me, 0, key(&n.to_string(), 5)).unwrap();
+        }
+        assert!(matches!(held.keep(&me, 0, key("more", 5)), Err(HeldError::Keys)));
+        assert_eq!(held.len(), KEYS_PER_INSTANCE);
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_comes_back_for_the_same_instance_and_nobody_else() {
+        let (before, _hand, me) = held();
+        let mine = before.keep(&me, 0, key("a", 5)).unwrap();
+        let revoked = before.keep(&me, 0, key("b", 5)).unwrap();
+        let mut file = Vec::new();
+        assert_eq!(before.write_to(&mut file).unwrap(), 2);
+        let back = |find: &dyn Fn() -> Option<Arc<Instance>>| {
+            let (after, ..) = held();
+            let kept = Kept::read(&mut &file[..]).unwrap();
+            after.take_back(kept, |_, _| find(), |key| key.id() != revoked.id());
+            after
+        };
+        let after = back(&|| Some(me.clone()));
+        assert_eq!(after.find(mine.handle(), me.id(), me.id()).unwrap(), mine);
+        assert_eq!(after.len(), 1, "what was revoked meanwhile is not taken back");
+        assert!(back(&|| None).is_empty(), "the process is gone");
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_taken_back() {
+        let (held, ..) = tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let (held, hand, me) = held();
+            held.keep(&me, 0, key("a", 5)).unwrap();
+            (held, hand, me)
+        });
+        let mut file = Vec::new();
+        held.write_to(&mut file).unwrap();
+        for length in 0..file.len() {
+            assert!(Kept::read(&mut &file[..length]).is_err(), "{length}");
+        }
+        let mut other = file.clone();
+        other[17] = b'2';
+        assert!(matches!(Kept::read(&mut &other[..]), Err(KeptError::Version)));
+        let mut long = file;
+        long[19..27].fill(0xff);
+        assert!(matches!(Kept::read(&mut &long[..]), Err(KeptError::Damaged)));
+    }
+}

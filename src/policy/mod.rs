@@ -38,8 +38,8 @@ pub enum Denial {
         why: String,
     },
     /// No entry of the asking process lets it act for the other.
-    #[error("no registration entry of the calling process lets it ask for `{0}`: list it under `may_act_for`")]
-    NotDelegate(SpiffeId),
+    #[error("no registration entry of the calling process lets it act for that process: see `may_act_for`")]
+    NotDelegate,
     /// No entry of the asking process lists the URI.
     #[error("no registration entry of the calling process lists `{0}` under `serves`")]
     NotServed(TargetUri),
@@ -52,7 +52,7 @@ impl Denial {
             Self::EntryExpired(_) => "entry_expired",
             Self::Audience { .. } => "audience",
             Self::Executable { .. } => "executable",
-            Self::NotDelegate(_) => "not_delegate",
+            Self::NotDelegate => "not_delegate",
             Self::NotServed(_) => "not_served",
         }
     }
@@ -152,11 +152,6 @@ impl KeyUse {
         &self.entry
     }
 }
-
-/// Permission of one process to ask in the name of another, for one identity of that other.
-#[must_use = "without it the other process is asked for in vain"]
-#[derive(Debug)]
-pub struct Mandate(());
 
 /// Permission to have proofs for one URI checked.
 #[must_use = "without it nothing is checked"]
@@ -290,6 +285,12 @@ impl Policy {
         Ok(KeyUse { spiffe_id: identity.spiffe_id.clone(), entry: identity.entry.id().clone() })
     }
 
+    /// Whether the attested process may ask in the name of any other at all.
+    pub fn is_delegate(&self, attested: &Attested, identities: &[Identity], now: OffsetDateTime) -> Result<(), Denial> {
+        let delegates = identities.iter().filter(|identity| !identity.entry.may_act_for().is_empty());
+        first_standing(attested, delegates, now, || Denial::NotDelegate).map(drop)
+    }
+
     /// Whether the attested process may ask in the name of a process that is `other`: one of its own entries, as they
     /// stand now, says so.
     pub fn act_for(
@@ -298,9 +299,9 @@ impl Policy {
         identities: &[Identity],
         other: &SpiffeId,
         now: OffsetDateTime,
-    ) -> Result<Mandate, Denial> {
+    ) -> Result<(), Denial> {
         let says_so = identities.iter().filter(|identity| identity.entry.acts_for(other));
-        first_standing(attested, says_so, now, || Denial::NotDelegate(other.clone())).map(|_| Mandate(()))
+        first_standing(attested, says_so, now, || Denial::NotDelegate).map(drop)
     }
 
     /// Whether the attested process may have proofs for `uri` checked: one of its own entries, as they stand now, lists

@@ -5,6 +5,7 @@
 pub mod cgroup;
 pub mod harden;
 pub mod kernel;
+pub mod memfd;
 pub mod namespace;
 pub mod pidfd;
 mod process;

@@ -15,6 +15,8 @@ use tether::proto::admin::authorities_client::AuthoritiesClient;
 use tether::proto::admin::bundles_client::BundlesClient;
 use tether::proto::admin::credentials_client::CredentialsClient;
 use tether::proto::admin::entries_client::EntriesClient;
+use tether::proto::session::sessions_client::SessionsClient;
+use tether::proto::session::verifier_client::VerifierClient;
 use tether::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, oneshot};
@@ -40,6 +42,11 @@ impl Interceptor for Header {
 
 /// A Workload API client as every SPIFFE client is one.
 pub type Workload = SpiffeWorkloadApiClient<InterceptedService<Channel, Header>>;
+
+/// Keys that the agent holds.
+pub type Sessions = SessionsClient<InterceptedService<Channel, Header>>;
+/// What tools ask.
+pub type Verifier = VerifierClient<InterceptedService<Channel, Header>>;
 
 /// A running agent.
 pub struct TestAgent {
@@ -190,6 +197,16 @@ impl TestAgent {
     /// A Workload API client on a new connection.
     pub async fn workload(&self) -> Workload {
         SpiffeWorkloadApiClient::with_interceptor(self.channel().await, Header)
+    }
+
+    /// Keys that the agent holds, on a new connection.
+    pub async fn sessions(&self) -> Sessions {
+        SessionsClient::with_interceptor(self.channel().await, Header)
+    }
+
+    /// What tools ask, on a new connection.
+    pub async fn verifier(&self) -> Verifier {
+        VerifierClient::with_interceptor(self.channel().await, Header)
     }
 
     /// The admin API for entries.

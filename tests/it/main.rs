@@ -4,11 +4,15 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod another;
 mod bad_input;
-mod handshake;
 mod credentials;
+mod delegate;
+mod handshake;
+mod held;
 mod operations;
 mod program;
+mod prove;
 mod raw;
 mod revocation;
 mod rotation;

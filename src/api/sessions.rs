@@ -1,0 +1,239 @@
+//! `tether.session.v1` over the real caller: translates, decides nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tonic::{Request, Response, Status};
+
+use super::status;
+use super::workload::{Open, Updates, caller, respond, x509_bundle, x509_map};
+use crate::base::drain;
+use crate::held::{HeldCredential, Holds};
+use crate::id::SpiffeId;
+use crate::issue::{HeldX509State, Issuer, OnBehalfOf, ProofRequest, ProofScheme};
+use crate::proof::{BodyDigest, Method, Presented, ProofTarget, TargetUri};
+use crate::proto::session as wire;
+use crate::proto::session::prove_request::Scheme;
+use crate::proto::session::sessions_server::Sessions;
+use crate::proto::session::verifier_server::Verifier;
+use crate::stream::{Update, updates};
+
+/// The header that carries a WIT (draft-ietf-wimse-workload-creds).
+const WIT_HEADER: &str = "Workload-Identity-Token";
+/// The longest access token or nonce that a DPoP proof is made for.
+const MAX_TEXT_BYTES: usize = 16 * 1024;
+
+/// Both services.
+#[derive(Clone, Debug)]
+pub struct SessionApi {
+    issuer: Arc<Issuer>,
+    drain: drain::Watcher,
+}
+
+impl SessionApi {
+    /// Serves what `issuer` holds until `drain` begins.
+    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher) -> Self {
+        Self { issuer, drain }
+    }
+}
+
+#[tonic::async_trait]
+impl Sessions for SessionApi {
+    type HoldX509Stream = Updates<wire::HoldX509Response>;
+
+    async fn hold_x509(
+        &self,
+        request: Request<wire::HoldX509Request>,
+    ) -> Result<Response<Self::HoldX509Stream>, Status> {
+        let (peer, place) = caller(&request)?;
+        let request = request.into_inner();
+        let wanted = spiffe_id(&request.spiffe_id)?;
+        let on_behalf_of = request.on_behalf_of.map(delegate);
+        let open = Open::new(&self.issuer, place, "HoldX509");
+        let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
+            let wanted = wanted.clone();
+            async move {
+                let state = issuer.hold_x509(&peer, wanted.as_ref(), on_behalf_of).await?;
+                let renew_at = Some(state.renew_at);
+                let credentials = state.svids.iter().map(|(held, _)| held.id().to_owned()).collect();
+                Ok(Update { state, renew_at, credentials })
+            }
+        });
+        Ok(respond(states, open, |state| hold_x509_response(&state)))
+    }
+
+    async fn sign_tls(
+        &self,
+        request: Request<wire::SignTlsRequest>,
+    ) -> Result<Response<wire::SignTlsResponse>, Status> {
+        let (peer, _place) = caller(&request)?;
+        let request = request.into_inner();
+        let on_behalf_of = request.on_behalf_of.map(delegate);
+        let signed = self.issuer.sign_tls(&peer, &request.key, request.scheme, &request.content, on_behalf_of).await;
+        let signature = signed.map_err(|refusal| status::refused(&refusal))?;
+        Ok(Response::new(wire::SignTlsResponse { signature: signature.into() }))
+    }
+
+    async fn hold_wit(
+        &self,
+        request: Request<wire::HoldWitRequest>,
+    ) -> Result<Response<wire::HoldWitResponse>, Status> {
+        let (peer, _place) = caller(&request)?;
+        let request = request.into_inner();
+        let wanted = spiffe_id(&request.spiffe_id)?;
+        let held = self.issuer.hold_wit(&peer, wanted.as_ref(), request.on_behalf_of.map(delegate)).await;
+        let (held, hint) = held.map_err(|refusal| status::refused(&refusal))?;
+        Ok(Response::new(wire::HoldWitResponse {
+            spiffe_id: held.spiffe_id().to_string(),
+            key: held.handle().to_owned(),
+            wit_svid: wit(&held)?.to_owned(),
+            hint: hint.as_deref().unwrap_or_default().to_owned(),
+            expires_at: rfc3339(held.not_after()),
+            binding: held.binding().into(),
+        }))
+    }
+
+    async fn prove(&self, request: Request<wire::ProveRequest>) -> Result<Response<wire::ProveResponse>, Status> {
+        let (peer, _place) = caller(&request)?;
+        let request = request.into_inner();
+        let scheme = Scheme::try_from(request.scheme)
+            .map_err(|_| status::bad_field("scheme", format!("{} is not one of WPT and DPOP", request.scheme)))?;
+        let target = target(&request.method, &request.uri, &request.body_sha256)?;
+        let scheme = match scheme {
+            Scheme::Wpt => {
+                let foreign = [("access_token", &request.access_token), ("nonce", &request.nonce)];
+                if let Some((field, _)) = foreign.into_iter().find(|(_, value)| !value.is_empty()) {
+                    return Err(status::bad_field(field, "is for DPOP alone"));
+                }
+                ProofScheme::Wpt
+            }
+            Scheme::Dpop => ProofScheme::Dpop {
+                access_token: optional("access_token", &request.access_token)?,
+                nonce: optional("nonce", &request.nonce)?,
+            },
+        };
+        let key = Some(request.key.as_str()).filter(|key| !key.is_empty());
+        let proving = ProofRequest { key, target, scheme };
+        let proven = self.issuer.prove(&peer, &proving, request.on_behalf_of.map(delegate)).await;
+        let (proof, key) = proven.map_err(|refusal| status::refused(&refusal))?;
+        let headers = match scheme {
+            ProofScheme::Wpt => HashMap::from([
+                (WIT_HEADER.to_owned(), wit(&key)?.to_owned()),
+                ("Authorization".to_owned(), format!("WPT {}", proof.token)),
+            ]),
+            ProofScheme::Dpop { .. } => HashMap::from([("DPoP".to_owned(), proof.token)]),
+        };
+        Ok(Response::new(wire::ProveResponse { headers, expires_at: rfc3339(proof.expires_at) }))
+    }
+}
+
+#[tonic::async_trait]
+impl Verifier for SessionApi {
+    async fn check(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
+        let (peer, _place) = caller(&request)?;
+        let request = request.into_inner();
+        let target = target(&request.method, &request.uri, &request.body_sha256)?;
+        let presented = presented(&request.headers);
+        let verdict = self.issuer.check(&peer, &target, presented).await;
+        let verdict = verdict.map_err(|refusal| status::refused(&refusal))?;
+        Ok(Response::new(match verdict {
+            Ok(verified) => wire::CheckResponse {
+                active: true,
+                reason: String::new(),
+                spiffe_id: verified.spiffe_id.to_string(),
+                binding: verified.binding.into(),
+                expires_at: rfc3339(verified.expires_at),
+                key_thumbprint: verified.thumbprint,
+            },
+            Err(inactive) => {
+                wire::CheckResponse { reason: inactive.as_str().to_owned(), ..wire::CheckResponse::default() }
+            }
+        }))
+    }
+}
+
+/// The WIT and proof among the headers, if each is there once. A header that is there twice, in two spellings of its
+/// name, is one that two readers could read in two ways.
+fn presented(headers: &HashMap<String, String>) -> Option<Presented<'_>> {
+    let wit = once(headers, WIT_HEADER)?.filter(|wit| !wit.is_empty())?;
+    let (scheme, proof) = once(headers, "Authorization")??.split_once(' ')?;
+    let txn_token = once(headers, "Txn-Token")?;
+    scheme.eq_ignore_ascii_case("WPT").then_some(Presented { wit, proof: proof.trim(), txn_token })
+}
+
+/// The value of a header; `None` when it is there more than once.
+fn once<'a>(headers: &'a HashMap<String, String>, name: &str) -> Option<Option<&'a str>> {
+    let mut values = headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
+    let first = values.next();
+    values.next().is_none().then_some(first)
+}
+
+fn hold_x509_response(state: &HeldX509State) -> Result<wire::HoldX509Response, Status> {
+    x509_bundle(&state.bundles)?;
+    let svids = state.svids.iter().map(|(held, hint)| {
+        let Holds::X509(chain) = held.holds() else {
+            return Err(Status::internal("BUG: a key for proofs among those for TLS"));
+        };
+        Ok(wire::HeldX509 {
+            spiffe_id: held.spiffe_id().to_string(),
+            key: held.handle().to_owned(),
+            x509_svid: Bytes::copy_from_slice(chain),
+            hint: hint.as_deref().unwrap_or_default().to_owned(),
+            expires_at: rfc3339(held.not_after()),
+        })
+    });
+    Ok(wire::HoldX509Response {
+        svids: svids.collect::<Result<_, Status>>()?,
+        bundles: x509_map(&state.bundles).collect(),
+        crl: Vec::new(),
+    })
+}
+
+fn wit(held: &HeldCredential) -> Result<&str, Status> {
+    match held.holds() {
+        Holds::Wit(token) => Ok(token),
+        Holds::X509(_) => Err(status::bad_field("key", "is for TLS: `HoldWit` gives keys for proofs")),
+    }
+}
+
+fn target(method: &str, uri: &str, body_sha256: &[u8]) -> Result<ProofTarget, Status> {
+    let body = match body_sha256 {
+        [] => None,
+        digest => Some(
+            BodyDigest::from_slice(digest)
+                .ok_or_else(|| status::bad_field("body_sha256", format!("has {} bytes, not 32", digest.len())))?,
+        ),
+    };
+    Ok(ProofTarget {
+        method: Method::parse(method).map_err(|error| status::bad_field("method", format!("is refused: {error}")))?,
+        uri: TargetUri::parse(uri).map_err(|error| status::bad_field("uri", format!("is refused: {error}")))?,
+        body,
+    })
+}
+
+fn optional<'a>(field: &str, value: &'a str) -> Result<Option<&'a str>, Status> {
+    match value.len() {
+        0 => Ok(None),
+        1..=MAX_TEXT_BYTES => Ok(Some(value)),
+        _ => Err(status::bad_field(field, format!("has more than {MAX_TEXT_BYTES} bytes"))),
+    }
+}
+
+fn spiffe_id(text: &str) -> Result<Option<SpiffeId>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed = SpiffeId::parse(text);
+    parsed.map(Some).map_err(|error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}")))
+}
+
+fn delegate(other: wire::OnBehalfOf) -> OnBehalfOf {
+    OnBehalfOf { pid: other.pid, pidfs_inode: other.pidfs_inode }
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    time.truncate_to_second().format(&Rfc3339).unwrap_or_default()
+}

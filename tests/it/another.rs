@@ -1,0 +1,108 @@
+//! Another process of the same user: these tests once more, which ask the agent for what they are told on standard input.
+
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::Receiver;
+
+use tether::proto::session::sessions_client::SessionsClient;
+use tether::proto::session::{HoldWitRequest, OnBehalfOf, ProveRequest};
+use tether::sys::PidFd;
+use tonic::Status;
+
+use crate::harness::{Header, PATIENCE, channel};
+use crate::program::lines;
+
+/// Where the other process finds the socket; without it there is nothing to play.
+const SOCKET: &str = "TETHER_TEST_SOCKET";
+const PLAYED_BY: &str = "another::these_tests_play_another_process";
+
+/// A process that does as it is told; killed when this is dropped.
+pub struct Another {
+    child: Child,
+    input: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Another {
+    /// Starts it.
+    pub fn start(socket: &Path) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", PLAYED_BY, "--nocapture"]).env(SOCKET, socket);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let (input, answers) = (child.stdin.take().unwrap(), lines(child.stderr.take().unwrap()));
+        let mut another = Self { child, input, answers };
+        assert_eq!(another.ask("begin"), "begun");
+        another
+    }
+
+    /// Tells it what to do, and returns what it answers.
+    pub fn ask(&mut self, what: &str) -> String {
+        self.tell(what);
+        self.answers.recv_timeout(PATIENCE).expect("it answers")
+    }
+
+    /// Tells it what to do.
+    pub fn tell(&mut self, what: &str) {
+        writeln!(self.input, "{what}").unwrap();
+    }
+
+    /// A WIT whose key is held for it: the key and the WIT.
+    pub fn hold_wit(&mut self) -> (String, String) {
+        let answer = self.ask("hold");
+        let (key, wit) = answer.split_once(' ').unwrap_or_else(|| panic!("{answer}"));
+        (key.to_owned(), wit.to_owned())
+    }
+
+    /// How a delegate names it.
+    pub fn named(&self) -> OnBehalfOf {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        OnBehalfOf { pid, pidfs_inode: PidFd::open(pid).unwrap().inode().unwrap() }
+    }
+
+    /// Ends it and waits until it is gone.
+    pub fn end(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Another {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn these_tests_play_another_process() {
+    let Ok(socket) = std::env::var(SOCKET) else { return };
+    let mut sessions = SessionsClient::with_interceptor(channel(Path::new(&socket)).await, Header);
+    let failed = |status: Status| format!("{:?} {}", status.code(), status.message());
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let answer = match line.split(' ').collect::<Vec<_>>()[..] {
+            ["begin"] => "begun".to_owned(),
+            ["hold"] => match sessions.hold_wit(HoldWitRequest::default()).await {
+                Ok(held) => format!("{} {}", held.get_ref().key, held.get_ref().wit_svid),
+                Err(status) => failed(status),
+            },
+            ["prove", key, method, uri] => {
+                let request = ProveRequest {
+                    key: key.trim_start_matches('-').to_owned(),
+                    method: method.to_owned(),
+                    uri: uri.to_owned(),
+                    ..ProveRequest::default()
+                };
+                match sessions.prove(request).await {
+                    Ok(proven) => serde_json::to_string(&proven.get_ref().headers).unwrap(),
+                    Err(status) => failed(status),
+                }
+            }
+            ["exec"] => panic!("{}", Command::new("/bin/cat").exec()),
+            _ => panic!("`{line}` is not understood"),
+        };
+        eprintln!("{answer}");
+    }
+}
