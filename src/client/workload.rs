@@ -255,7 +255,7 @@ pub(super) fn malformed(what: &str, error: impl std::fmt::Display) -> ClientErro
 }
 
 /// The agent's own trust domain is always among them (Workload API, sections 5.2.2 and 6.2.2).
-fn no_bundle() -> ClientError {
+pub(super) fn no_bundle() -> ClientError {
     ClientError::Malformed("an answer without a bundle".to_owned())
 }
 
