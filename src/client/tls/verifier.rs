@@ -31,6 +31,10 @@ pub enum PeerError {
 /// The peer's certificate is judged as an X509-SVID by the bundle of its own trust domain, against the revocation
 /// lists, all as they are at that moment; then [`Authorize`] decides. Names in DNS play no part: the server name of a
 /// connection is not looked at.
+///
+/// Why a peer was refused is logged with everything that is known ([`PeerError`], at the level info). The error that
+/// rustls returns says less: it is what decides the alert, and an unauthorised peer is an
+/// `ApplicationVerificationFailure` there.
 #[derive(Clone, Debug)]
 pub struct PeerVerifier {
     source: X509Source,
