@@ -94,8 +94,8 @@ enum Part {
 struct Received {
     identities: Option<Arc<[X509Identity]>>,
     bundles: Option<Arc<X509Bundles>>,
-    /// Why a stream gives nothing now, by [`Part`].
-    failing: [Option<String>; 2],
+    /// Whether a stream gives nothing now, by [`Part`].
+    failing: [bool; 2],
 }
 
 struct Worker {
@@ -134,10 +134,10 @@ impl Worker {
             News::Identities(identities) => self.received.identities = Some(identities),
             News::Bundles(bundles) => self.received.bundles = Some(bundles),
         }
-        self.received.failing[part as usize] = None;
+        self.received.failing[part as usize] = false;
         let (Some(identities), Some(bundles)) = (&self.received.identities, &self.received.bundles) else { return };
         let state = X509State { identities: identities.clone(), bundles: bundles.clone() };
-        let live = self.received.failing.iter().all(Option::is_none);
+        let live = self.received.failing == [false; 2];
         self.publish.send_modify(|view| {
             if view.complete && live && view.standing != Standing::Live {
                 tracing::info!("the agent is back");
@@ -152,9 +152,8 @@ impl Worker {
     }
 
     fn miss(&mut self, part: Part, error: &ClientError) {
-        let reason = error.to_string();
-        self.received.failing[part as usize] = Some(reason.clone());
-        let now = self.clock.now();
+        self.received.failing[part as usize] = true;
+        let (reason, now) = (error.to_string(), self.clock.now());
         self.publish.send_modify(|view| {
             let since = match &view.standing {
                 Standing::Away { since, .. } => *since,
