@@ -131,7 +131,10 @@ async fn without_a_service_manager_held_keys_end_with_the_agent_and_the_ledger_s
     let mut ledger = CredentialsClient::new(channel(&agent.admin()).await);
     let all = ListCredentialsRequest { all: true, ..ListCredentialsRequest::default() };
     let list = ledger.list(all).await.unwrap().into_inner().credentials;
-    let held: Vec<_> = list.iter().filter(|credential| credential.binding == 3).collect();
+    let held: Vec<_> = list
+        .iter()
+        .filter(|credential| credential.binding.as_ref().is_some_and(|binding| binding.level == 3))
+        .collect();
     assert_eq!(held.len(), 1);
     assert_eq!(held[0].reason, "agent_restart");
 }
