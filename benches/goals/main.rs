@@ -10,6 +10,7 @@ mod entries;
 mod handshake;
 mod idle;
 mod latency;
+mod ledger;
 mod streams;
 mod throughput;
 
@@ -52,6 +53,8 @@ const GOALS: &[(&str, Goal)] = &[
     ("P1", latency::first_message),
     ("P2", latency::new_instance),
     ("P3", throughput::tokens),
+    ("P3-ledger", ledger::share_of_a_token),
+    ("ledger", ledger::a_million),
     ("P4", streams::open_streams),
     ("P5", idle::idle_agent),
     ("P6", entries::matching),

@@ -37,7 +37,7 @@ pub fn tokens(effort: Effort, report: Report) -> Result<()> {
             combined.0.push(1.0 / (1.0 / calls + 1.0 / signatures));
         }
     }
-    let what = "FetchJWTSVID, 64 in flight on 8 connections (no ledger yet)";
+    let what = "FetchJWTSVID, 64 in flight on 8 connections";
     let beside = format!("empty call {:.0}/s and ES256 {:.0}/s, one after the other", called.median(), signed.median());
     let figure = Figure::of_rounds("P3", what, &issued, "/s", beside, &combined);
     let holds = figure.median_ratio() >= 0.7;
@@ -46,7 +46,7 @@ pub fn tokens(effort: Effort, report: Report) -> Result<()> {
 }
 
 /// Calls a second, each answered with `tokens` tokens.
-async fn calls(socket: &Path, tokens: usize) -> Result<f64> {
+pub async fn calls(socket: &Path, tokens: usize) -> Result<f64> {
     let over = Arc::new(AtomicBool::new(false));
     let done = Arc::new(AtomicUsize::new(0));
     let mut callers = tokio::task::JoinSet::new();
