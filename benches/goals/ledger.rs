@@ -111,7 +111,7 @@ pub fn share_of_a_token(effort: Effort, report: Report) -> Result<()> {
     let desk = Desk::new(1)?;
     let (mut tokens, mut records) = (Rounds::default(), Rounds::default());
     for round in 0..=effort.of(6) {
-        let issued = runtime.block_on(throughput::calls(&agent.socket(), 1))?;
+        let issued = runtime.block_on(throughput::tokens_a_second(&agent.socket(), 1))?;
         let dir = tempfile::tempdir()?;
         let recorded = records_a_second(&desk, &desk.open(&dir.path().join("ledger"))?)?;
         // The first round warms up.

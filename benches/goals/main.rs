@@ -11,6 +11,7 @@ mod handshake;
 mod idle;
 mod latency;
 mod ledger;
+mod proofs;
 mod streams;
 mod throughput;
 
@@ -60,6 +61,7 @@ const GOALS: &[(&str, Goal)] = &[
     ("P6", entries::matching),
     ("P7", ends::process_exit),
     ("P8", entries::saved_entry),
+    ("P9", proofs::proofs),
     ("TLS", handshake::mutual),
 ];
 
