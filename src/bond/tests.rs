@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use super::*;
 use crate::attest::{Attestation, Attestors, UnitAnswer, UnitManager, Wanted};
 use crate::base::quota::Turns;
-use crate::sys::{BootId, Kernel};
+use crate::sys::{BootId, Kernel, cgroup};
 
 /// A process that lives until it is ended: a shell that reads lines, and becomes `cat` with the line `cat`.
 struct Workload(Child);
