@@ -3,9 +3,9 @@
 //! SVIDs are issued per instance and never shared between processes: own key, own serial, own `jti`. Those that come
 //! with a key are kept with their instance (`kept`); a JWT-SVID is made for each call.
 
-mod kept;
-
 mod held;
+mod kept;
+mod validate;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -21,12 +21,11 @@ use crate::audit::{Audit, Caller, Event};
 use crate::authority::{AuthorityError, SignedJwt, X509Svid};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
-use crate::bond::{BondError, Bonds, Tie, Unheld};
+use crate::bond::{BondError, Bonds, Tie};
 use crate::bundle::Bundle;
 use crate::held::{Held, HeldError};
 use crate::id::{SpiffeId, TrustDomain};
-use crate::jwt::{JwtError, JwtSvid};
-use crate::ledger::{self, Credential, Ledger, LedgerError, Reason, Standing};
+use crate::ledger::{self, Ledger, LedgerError, Reason};
 use crate::metrics::{self, Issued, Kind, Metrics, Outcome};
 use crate::peer::{Instance, InstanceError, Instances, LookError, PeerConn};
 use crate::policy::{Denial, Policy};
@@ -34,9 +33,9 @@ use crate::registry::{EntryId, Identity, Index, Matched};
 use crate::trust::{Crls, Snapshot, Trust};
 use crate::x509::{KeyError, KeyType, X509Authorities};
 
-pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
-
 pub use self::held::{HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
+pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
+pub use self::validate::Invalid;
 pub use self::verify::{Inactive, Replays, Verified};
 
 /// How far two hosts' clocks may differ when a token is validated.
@@ -90,9 +89,6 @@ pub enum Refusal {
     /// It cannot be said whose end would revoke it.
     #[error(transparent)]
     Bond(#[from] BondError),
-    /// It cannot be seen whether the process that a token was issued to is still there.
-    #[error("the process the token was issued to cannot be seen: {0}")]
-    Unseen(#[source] Unheld),
     /// It could not be written down, so it is not released.
     #[error("the ledger cannot be written: {0}")]
     Ledger(#[from] LedgerError),
@@ -110,6 +106,9 @@ pub enum Refusal {
     /// The process that a delegate named is not there, or is another.
     #[error("the process to act for cannot be found: {0}")]
     Target(#[source] InstanceError),
+    /// It cannot be told now whether the process that holds a token is still the one it was issued to.
+    #[error("the process the token was issued to cannot be looked at: {0}")]
+    Holder(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The agent is stopping.
     #[error("the agent is stopping: connect again")]
     Stopping,
@@ -129,41 +128,12 @@ impl Refusal {
             Self::Authority(_) => "authority",
             Self::Key(_) => "key",
             Self::Bond(_) => "bond",
-            Self::Unseen(_) => "unseen",
             Self::Ledger(_) => "ledger",
             Self::Revoked(_) => "revoked",
             Self::Held(_) => "held",
             Self::NoTargetInode | Self::Target(_) => "target",
+            Self::Holder(_) => "holder",
             Self::Stopping => "stopping",
-        }
-    }
-}
-
-/// Why a token is not valid.
-#[derive(Debug, Error)]
-pub enum Invalid {
-    /// By itself, or by the keys of its trust domain.
-    #[error(transparent)]
-    Token(#[from] JwtError),
-    /// This node issued it, and it has ended before its time.
-    #[error("it has been revoked ({})", .0.as_str())]
-    Ended(Reason),
-    /// Its entry allows one use, and that was before.
-    #[error("it is good for one use and has been used")]
-    Used,
-    /// It bears the name of this node, whose ledger does not have it.
-    #[error("this node has no record of it")]
-    Unknown,
-}
-
-impl Invalid {
-    /// A stable name for audit.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Token(_) => "token",
-            Self::Ended(reason) => reason.as_str(),
-            Self::Used => "used",
-            Self::Unknown => "unknown",
         }
     }
 }
@@ -404,60 +374,6 @@ impl Issuer {
         let entitled = self.entitled(peer).await;
         let entitled = self.recorded(peer, None, entitled)?;
         Ok((bundles(&entitled), entitled.ends))
-    }
-
-    /// Validates a token for one audience, with the bundles its caller may see. One that this node issued must also
-    /// stand, and one for a single use is used by this.
-    pub async fn validate(
-        &self,
-        peer: &PeerConn,
-        token: &str,
-        audience: &str,
-    ) -> Result<Result<JwtSvid, Invalid>, Refusal> {
-        let (bundles, _) = self.bundles(peer).await?;
-        let find = |domain: &TrustDomain| bundles.all().find(|bundle| bundle.trust_domain() == domain);
-        let valid = crate::jwt::validate(token, audience, |domain| Some(find(domain)?.jwt()), self.clock.now(), LEEWAY);
-        let svid = match valid {
-            Ok(svid) => svid,
-            Err(error) => return Ok(Err(error.into())),
-        };
-        let Some(jti) = self.own_jti(&svid) else { return Ok(Ok(svid)) };
-        let Err(invalid) = self.stands(&svid, jti).await? else { return Ok(Ok(svid)) };
-        self.audit.record(Event::TokenRefused {
-            caller: caller(peer),
-            spiffe_id: svid.spiffe_id().to_string(),
-            serial: jti.to_owned(),
-            reason: invalid.as_str(),
-        });
-        Ok(Err(invalid))
-    }
-
-    /// The `jti` of a token that this node issued, going by its name. What others issue is theirs to judge.
-    fn own_jti<'a>(&self, svid: &'a JwtSvid) -> Option<&'a str> {
-        let own_domain = svid.spiffe_id().trust_domain() == *self.trust.current().domain();
-        svid.token_id().filter(|jti| own_domain && self.ledger.is_of_this_node(jti))
-    }
-
-    /// Whether a token of this node stands; if it is for one use, that was it.
-    async fn stands(&self, svid: &JwtSvid, jti: &str) -> Result<Result<(), Invalid>, Refusal> {
-        let recorded = self.ledger.credential(jti);
-        let the_same =
-            |known: &Credential| known.kind == ledger::Kind::Jwt && known.spiffe_id == svid.spiffe_id().as_str();
-        let Some(recorded) = recorded.filter(the_same) else { return Ok(Err(Invalid::Unknown)) };
-        // A new program in a process is no event: whoever asks must look.
-        if let (Standing::Stands, Tie::Process { .. }) = (recorded.standing, &recorded.tie) {
-            match self.bonds.hold(&recorded.tie).await {
-                Ok(_) => {}
-                Err(Unheld::Ended(end)) => drop(self.ledger.tie_ended(&recorded.tie, end.into())?),
-                Err(unseen) => return Err(Refusal::Unseen(unseen)),
-            }
-        }
-        Ok(match self.ledger.use_once(jti)? {
-            Standing::Stands => Ok(()),
-            Standing::Used => Err(Invalid::Used),
-            Standing::Ended { reason, .. } => Err(Invalid::Ended(reason)),
-            Standing::Unknown => Err(Invalid::Unknown),
-        })
     }
 
     /// Proves, attests and matches a caller. Every call comes through here.

@@ -19,7 +19,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 pub use confirmation::{Confirmation, ConfirmationError};
-pub use svid::{WitSvid, validate};
+pub use svid::{UnverifiedWit, WitSvid, validate};
 
 use crate::id::{IdError, SpiffeId, TrustDomain};
 use crate::jwt::{Jwk, JwtAuthorities, JwtError, JwtSigner, serialize_numeric_date};

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "figures go to standard output")]
 
 mod allocations;
+mod ends;
 mod entries;
 mod handshake;
 mod idle;
@@ -54,6 +55,7 @@ const GOALS: &[(&str, Goal)] = &[
     ("P4", streams::open_streams),
     ("P5", idle::idle_agent),
     ("P6", entries::matching),
+    ("P7", ends::process_exit),
     ("P8", entries::saved_entry),
     ("TLS", handshake::mutual),
 ];
@@ -86,6 +88,7 @@ fn play(role: &[&str]) -> Result<()> {
     match role {
         ["empty", socket] => empty::serve(Path::new(socket)),
         ["newcomer", agent, empty, order] => latency::be_newcomer(Path::new(agent), Path::new(empty), order),
+        ["victim", socket] => ends::be_victim(Path::new(socket)),
         ["holder", socket, connections, streams] => {
             streams::be_holder(Path::new(socket), connections.parse()?, streams.parse()?)
         }

@@ -30,6 +30,13 @@ pub async fn first_x509(client: &mut Client) -> Result<X509svidResponse> {
     stream.message().await?.ok_or_else(|| "the stream ended before its first message".into())
 }
 
+/// One token.
+pub async fn jwt_svid(client: &mut Client, audience: &str) -> Result<String> {
+    let request = JwtsvidRequest { audience: vec![audience.to_owned()], spiffe_id: String::new() };
+    let answer = client.fetch_jwtsvid(request).await?.into_inner();
+    Ok(answer.svids.into_iter().next().ok_or("an answer without a token")?.svid)
+}
+
 /// One token; what an empty server answers has none. The answer's size in tokens.
 pub async fn jwt(client: &mut Client, audience: &str) -> Result<usize> {
     let request = JwtsvidRequest { audience: vec![audience.to_owned()], spiffe_id: String::new() };

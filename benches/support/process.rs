@@ -54,6 +54,13 @@ impl Process {
         Ok(writeln!(input, "{line}")?)
     }
 
+    /// Kills it, and returns when it has ended.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Its number.
     pub fn id(&self) -> u32 {
         self.child.id()

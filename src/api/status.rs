@@ -49,7 +49,7 @@ pub fn refused(refusal: &Refusal) -> Status {
         | Refusal::Unavailable { .. }
         | Refusal::Stopping => Code::Unavailable,
         Refusal::Revoked(_) => Code::PermissionDenied,
-        Refusal::Authority(_) | Refusal::Key(_) | Refusal::Bond(_) | Refusal::Unseen(_) | Refusal::Ledger(_) => {
+        Refusal::Authority(_) | Refusal::Key(_) | Refusal::Bond(_) | Refusal::Holder(_) | Refusal::Ledger(_) => {
             Code::Unavailable
         }
         Refusal::Held(error) => held(error),

@@ -209,6 +209,15 @@ pub enum FetchCommand {
         #[command(flatten)]
         delivery: Delivery,
     },
+    /// WIT-SVIDs with the keys they name. The agent offers them when `wit.enabled` is set.
+    Wit {
+        /// Only this identity; without it all are shown and the default one is written.
+        #[arg(long, value_name = "SPIFFE_ID")]
+        spiffe_id: Option<SpiffeId>,
+        /// Where the documents go.
+        #[command(flatten)]
+        delivery: Delivery,
+    },
     /// The bundles this workload may have.
     Bundle {
         /// Only this trust domain's.

@@ -1,5 +1,7 @@
 //! `tether fetch`: what a workload would get, printed or written to files.
 
+mod wit;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use crate::bundle::Bundle;
 use crate::client::{ClientError, JwtSvid, WorkloadApi, X509Bundles, X509Context, X509Svid};
 use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::JwtAuthorities;
+use crate::wit::WitAuthorities;
 use crate::x509::{Crl, KeyError, X509Authorities};
 
 use super::args::{Delivery, FetchCommand};
@@ -40,6 +43,7 @@ pub(super) async fn run(command: FetchCommand, context: &mut Context) -> Result<
         FetchCommand::Jwt { audience, spiffe_id, delivery } => {
             jwt(&audience, spiffe_id.as_ref(), &delivery, context).await
         }
+        FetchCommand::Wit { spiffe_id, delivery } => wit::run(spiffe_id.as_ref(), &delivery, context).await,
         FetchCommand::Bundle { trust_domain, delivery } => bundle(trust_domain.as_ref(), &delivery, context).await,
     }
 }
@@ -304,7 +308,9 @@ fn deliver_jwt(svids: &[JwtSvid], delivery: &Delivery, context: &mut Context) ->
 async fn bundle(wanted: Option<&TrustDomain>, delivery: &Delivery, context: &mut Context) -> Result<(), Failure> {
     let api = context.workload_api()?;
     let (mut x509_watch, mut jwt_watch) = (api.watch_x509_bundles(), api.watch_jwt_bundles());
+    let mut wit_watch = api.watch_wit_bundles();
     let mut bundles = Bundles::fetch(&api).await?;
+    let offers_wit = bundles.wit.is_some();
     loop {
         deliver_bundles(&bundles, wanted, delivery, context)?;
         if !delivery.watch {
@@ -315,6 +321,7 @@ async fn bundle(wanted: Option<&TrustDomain>, delivery: &Delivery, context: &mut
             let changed = tokio::select! {
                 x509 = x509_watch.next() => x509.map(|x509| bundles.x509 = x509),
                 jwt = jwt_watch.next() => jwt.map(|jwt| bundles.jwt = jwt),
+                wit = wit_watch.next(), if offers_wit => wit.map(|wit| bundles.wit = Some(wit)),
             };
             if let Err(error) = changed {
                 retry_or_fail(error, delivery, context)?;
@@ -327,23 +334,31 @@ async fn bundle(wanted: Option<&TrustDomain>, delivery: &Delivery, context: &mut
 struct Bundles {
     x509: X509Bundles,
     jwt: BTreeMap<TrustDomain, JwtAuthorities>,
+    /// `None` when the agent does not offer WITs.
+    wit: Option<BTreeMap<TrustDomain, WitAuthorities>>,
 }
 
 impl Bundles {
     async fn fetch(api: &WorkloadApi) -> Result<Self, Failure> {
         let both = async { tokio::try_join!(api.fetch_x509_bundles(), api.fetch_jwt_bundles()) };
         let (x509, jwt) = within(both, api.endpoint()).await??;
-        Ok(Self { x509, jwt })
+        let wit = match within(api.fetch_wit_bundles(), api.endpoint()).await? {
+            Err(ClientError::NotOffered(_)) => None,
+            wit => Some(wit?),
+        };
+        Ok(Self { x509, jwt, wit })
     }
 
-    /// Both kinds of authorities by trust domain; a kind that is absent is empty.
+    /// All kinds of authorities by trust domain; a kind that is absent is empty.
     fn by_domain(&self) -> BTreeMap<&TrustDomain, Bundle> {
         let domains = self.x509.authorities.keys().chain(self.jwt.keys());
         let bundle = |domain: &TrustDomain| {
             let x509 = self.x509.authorities.get(domain).cloned();
             let x509 = x509.or_else(|| X509Authorities::new(domain.clone(), []).ok())?;
             let jwt = self.jwt.get(domain).cloned().unwrap_or_else(|| JwtAuthorities::new(domain.clone(), []));
-            Some(Bundle::new(x509, jwt))
+            let wit = self.wit.as_ref().and_then(|wit| wit.get(domain)).cloned();
+            let wit = wit.unwrap_or_else(|| WitAuthorities::new(domain.clone(), []));
+            Some(Bundle::new(x509, jwt).with_wit(wit))
         };
         domains.filter_map(|domain| Some((domain, bundle(domain)?))).collect()
     }
@@ -359,6 +374,9 @@ struct BundlesDocument {
 struct BundleDocument {
     x509_pem: String,
     jwks: serde_json::Value,
+    /// Absent when the agent does not offer WITs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wit_jwks: Option<serde_json::Value>,
 }
 
 fn deliver_bundles(
@@ -378,12 +396,13 @@ fn deliver_bundles(
         }
     }
     if let Some(dir) = &delivery.write {
-        return write_bundle(&by_domain, crls, dir, context);
+        return write_bundle(&by_domain, bundles, dir, context);
     }
     if context.output.is_json() {
         let document = |bundle: &Bundle| BundleDocument {
             x509_pem: bundle.x509().to_pem(),
             jwks: serde_json::from_str(&bundle.jwt_jwks()).unwrap_or_default(),
+            wit_jwks: bundles.wit.as_ref().and_then(|_| serde_json::from_str(&bundle.wit_jwks()).ok()),
         };
         let bundles = by_domain.iter().map(|(domain, bundle)| (domain.to_string(), document(bundle))).collect();
         let crl_pem = crls.iter().map(Crl::to_pem).collect();
@@ -398,7 +417,7 @@ fn deliver_bundles(
 
 fn write_bundle(
     by_domain: &BTreeMap<&TrustDomain, Bundle>,
-    crls: &[Crl],
+    bundles: &Bundles,
     dir: &Path,
     context: &mut Context,
 ) -> Result<(), Failure> {
@@ -411,7 +430,12 @@ fn write_bundle(
     durable::shared_dir(dir, DIRECTORY)?;
     durable::replace(&dir.join("bundle.pem"), bundle.x509().to_pem().as_bytes(), PUBLIC)?;
     durable::replace(&dir.join("jwt_bundle.json"), bundle.jwt_jwks().as_bytes(), PUBLIC)?;
-    let lists = write_crls(crls, dir)?;
-    context.output.note(&format!("wrote bundle.pem and jwt_bundle.json of `{domain}`{lists} to `{}`", dir.display()));
+    let mut files = vec!["bundle.pem", "jwt_bundle.json"];
+    if bundles.wit.is_some() {
+        durable::replace(&dir.join("wit_bundle.json"), bundle.wit_jwks().as_bytes(), PUBLIC)?;
+        files.push("wit_bundle.json");
+    }
+    let (files, lists) = (files.join(", "), write_crls(&bundles.x509.crls, dir)?);
+    context.output.note(&format!("wrote {files} of `{domain}`{lists} to `{}`", dir.display()));
     Ok(())
 }

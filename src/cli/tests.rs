@@ -1,5 +1,6 @@
 mod admin;
 mod credential;
+mod fetch_wit;
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Write};

@@ -13,9 +13,10 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use crate::id::{SpiffeId, TrustDomain};
-use crate::jwt::{JwtAuthorities, JwtClaims, JwtSigner};
+use crate::jwt::{Jwk, JwtAuthorities, JwtClaims, JwtSigner, private_jwk};
 use crate::proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use crate::proto::workload::*;
+use crate::wit::{Confirmation, WitAuthorities, WitClaims, WitSigner};
 use crate::x509::{
     Issuer, KeyType, LeafParams, PrivateKey, RevocationReason, Revoked, Serial, Validity, X509Authorities,
     self_signed_root,
@@ -35,6 +36,8 @@ pub(crate) struct Script {
     pub(crate) jwt: VecDeque<Result<JwtsvidResponse, Status>>,
     pub(crate) x509_bundles: VecDeque<X509BundlesResponse>,
     pub(crate) jwt_bundles: VecDeque<JwtBundlesResponse>,
+    pub(crate) wit: VecDeque<WitsvidResponse>,
+    pub(crate) wit_bundles: VecDeque<WitBundlesResponse>,
     pub(crate) validate: VecDeque<Result<ValidateJwtsvidResponse, Status>>,
     /// The `workload.spiffe.io` values of each call.
     pub(crate) headers: Vec<Vec<String>>,
@@ -99,15 +102,20 @@ impl SpiffeWorkloadApi for FakeWorkloadApi {
         self.take(&request, |script| script.validate.pop_front())?.map(Response::new)
     }
 
-    async fn fetch_witsvid(&self, _: Request<WitsvidRequest>) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
-        Err(Status::unimplemented("not here"))
+    async fn fetch_witsvid(
+        &self,
+        request: Request<WitsvidRequest>,
+    ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
+        let answer = self.take(&request, |script| Some(script.wit.pop_front()))?;
+        answer.map(Self::once).ok_or_else(|| Status::unimplemented("not here"))
     }
 
     async fn fetch_wit_bundles(
         &self,
-        _: Request<WitBundlesRequest>,
+        request: Request<WitBundlesRequest>,
     ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
-        Err(Status::unimplemented("not here"))
+        let answer = self.take(&request, |script| Some(script.wit_bundles.pop_front()))?;
+        answer.map(Self::once).ok_or_else(|| Status::unimplemented("not here"))
     }
 }
 
@@ -243,6 +251,21 @@ impl Documents {
         Jwtsvid { spiffe_id: id.to_string(), svid, hint: String::new() }
     }
 
+    pub(crate) fn wit(&self, path: &str, hint: &str) -> Witsvid {
+        let id = self.id(path);
+        let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
+        let confirmation = Confirmation::of(Jwk::from_spki(key.public_key()).expect("a key"));
+        let signer = WitSigner::new(self.issuer.key()).expect("a signer");
+        let claims =
+            WitClaims { sub: &id, exp: NOW + Duration::from_secs(300), iat: NOW, jti: "1", cnf: &confirmation };
+        Witsvid {
+            spiffe_id: id.to_string(),
+            wit_svid: signer.sign(&claims).expect("signed"),
+            wit_svid_key: private_jwk(&key).expect("a key").expose().clone(),
+            hint: hint.to_owned(),
+        }
+    }
+
     /// Concatenated DER.
     pub(crate) fn bundle(&self) -> Vec<u8> {
         X509Authorities::new(self.domain(), [self.issuer.certificate().clone()]).expect("an authority").to_der()
@@ -253,6 +276,14 @@ impl Documents {
         let keys = JwtAuthorities::new(self.domain(), [(self.jwt.key_id().to_owned(), self.jwt.public_key().clone())]);
         let none = X509Authorities::new(self.domain(), []).expect("empty");
         crate::bundle::Bundle::new(none, keys).jwt_jwks()
+    }
+
+    /// The same for WITs.
+    pub(crate) fn wit_jwks(&self) -> String {
+        let signer = WitSigner::new(self.issuer.key()).expect("a signer");
+        let keys = WitAuthorities::new(self.domain(), [(signer.key_id().to_owned(), signer.public_key().clone())]);
+        let none = X509Authorities::new(self.domain(), []).expect("empty");
+        crate::bundle::Bundle::new(none, JwtAuthorities::new(self.domain(), [])).with_wit(keys).wit_jwks()
     }
 
     pub(crate) fn domain_id(&self) -> String {

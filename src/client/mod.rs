@@ -12,6 +12,7 @@ mod endpoint;
 mod error;
 pub mod tls;
 mod watch;
+mod wit;
 mod workload;
 
 #[cfg(all(test, feature = "agent"))]
@@ -23,6 +24,7 @@ pub use channel::channel;
 pub use endpoint::{ENDPOINT_VARIABLE, Endpoint, EndpointError};
 pub use error::ClientError;
 pub use watch::{JwtBundleWatch, Watch, X509BundleWatch, X509Watch};
+pub use wit::{WitBundleWatch, WitSvid, WitWatch};
 pub use workload::{
     JwtSvid, SecurityHeader, ValidatedJwt, WorkloadApi, X509Bundles, X509Context, X509Svid, with_header,
 };

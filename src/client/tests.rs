@@ -200,3 +200,49 @@ async fn claims_keep_whole_numbers_whole() {
     let valid = api.validate_jwt("demo", "token").await.expect("valid");
     assert_eq!(serde_json::Value::from(valid.claims), serde_json::json!({ "exp": 1_800_000_000, "share": 0.5 }));
 }
+
+#[tokio::test]
+async fn a_wit_arrives_with_the_key_it_names_or_not_at_all() {
+    // WL-43, WL-44
+    use crate::proto::workload::{Witsvid, WitsvidResponse};
+    let (td, other) = (Documents::of("example.org"), Documents::of("partner.example"));
+    let sound = td.wit("/a", "internal");
+    let (_, _server, api) =
+        served(|script| script.wit.push_back(WitsvidResponse { svids: vec![sound.clone(), td.wit("/b", "internal")] }));
+    let [wit] = &api.fetch_wit().await.expect("fetched")[..] else { panic!("of two with one hint the first counts") };
+    assert_eq!((wit.id.as_str(), wit.hint.as_deref()), ("spiffe://example.org/a", Some("internal")));
+    assert_eq!(wit.confirmation.key(), &crate::jwt::Jwk::from_spki(wit.key.public_key()).expect("a key"));
+    assert_eq!((wit.token.as_str(), wit.key_jwk.expose()), (sound.wit_svid.as_str(), &sound.wit_svid_key));
+
+    type Change<'a> = Box<dyn Fn(&mut Witsvid) + 'a>;
+    let changes: [Change<'_>; 6] = [
+        Box::new(|svid| svid.spiffe_id.clear()),
+        Box::new(|svid| svid.wit_svid.clear()),
+        Box::new(|svid| svid.wit_svid_key.clear()),
+        Box::new(|svid| svid.wit_svid_key = td.wit("/a", "").wit_svid_key),
+        Box::new(|svid| svid.wit_svid = other.wit("/a", "").wit_svid),
+        Box::new(|svid| svid.wit_svid = td.jwt("/a", "demo").svid),
+    ];
+    for (i, change) in changes.iter().enumerate() {
+        let mut svid = sound.clone();
+        change(&mut svid);
+        let (_, _server, api) = served(|script| script.wit.push_back(WitsvidResponse { svids: vec![svid] }));
+        let error = api.fetch_wit().await.expect_err("unusable");
+        assert!(matches!(error, ClientError::Malformed(_)), "{i}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn wit_bundles_are_sets_of_their_own_and_an_agent_without_the_profile_is_not_asked_twice() {
+    // WL-41, WL-48
+    use crate::proto::workload::WitBundlesResponse;
+    let td = Documents::of("example.org");
+    let answer = WitBundlesResponse { bundles: [(td.domain_id(), td.wit_jwks())].into() };
+    let (fake, _server, api) = served(|script| script.wit_bundles.push_back(answer));
+    let bundles = api.fetch_wit_bundles().await.expect("fetched");
+    assert_eq!(bundles[&TrustDomain::parse("example.org").expect("legal")].iter().count(), 1);
+    let error = api.fetch_wit_bundles().await.expect_err("no more");
+    assert!(matches!(error, ClientError::NotOffered(_)) && !error.is_retryable(), "{error:?}");
+    assert!(matches!(api.watch_wit().next().await, Err(ClientError::NotOffered(_))));
+    assert_eq!(fake.script().headers.len(), 3, "each call asked once");
+}

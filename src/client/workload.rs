@@ -323,7 +323,7 @@ fn read_jwt_bundles(message: JwtBundlesResponse) -> Result<BTreeMap<TrustDomain,
 }
 
 /// The keys of a plain JWK Set. One that is unknown or has no ID is skipped (Trust Domain and Bundle, section 4.2).
-fn read_jwks(json: &[u8]) -> Result<Vec<(String, Jwk)>, &'static str> {
+pub(super) fn read_jwks(json: &[u8]) -> Result<Vec<(String, Jwk)>, &'static str> {
     let document = parse_strict(json).map_err(|_| "it is not a JSON object")?;
     let keys = document.get("keys").and_then(|keys| keys.as_array()).ok_or("it has no array `keys`")?;
     let usable = keys.iter().filter_map(|key| {
@@ -353,7 +353,7 @@ pub(super) fn read_id(text: &str) -> Result<SpiffeId, ClientError> {
 }
 
 /// Bundles are keyed by the SPIFFE ID of their trust domain.
-fn read_domain(id: &str) -> Result<TrustDomain, ClientError> {
+pub(super) fn read_domain(id: &str) -> Result<TrustDomain, ClientError> {
     let id = read_id(id)?;
     if !id.path().is_empty() {
         return Err(ClientError::Malformed(format!("a bundle for `{id}`, which is no trust domain")));

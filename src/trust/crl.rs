@@ -44,6 +44,9 @@ pub enum CrlError {
     /// The number of the next list could not be kept.
     #[error("the number of the next revocation list cannot be stored")]
     Store(#[from] StoreError),
+    /// The task that signs ended early.
+    #[error("the agent is stopping")]
+    Stopping,
 }
 
 /// Says what is revoked: the ledger.
@@ -308,7 +311,10 @@ impl Crls {
         let made_from = MadeFrom { revocations: *self.0.changes.borrow(), signers: signers.generation() };
         let now = self.0.clock.now();
         let number = numbers.next(now).await?;
-        let lists = self.lists(&signers, now, number)?;
+        // Long lists, and keys that are slow to sign, hold nobody else up.
+        let crls = self.clone();
+        let lists = tokio::task::spawn_blocking(move || crls.lists(&signers, now, number)).await;
+        let lists = lists.map_err(|_| CrlError::Stopping)??;
         let set = Arc::new(CrlSet::new(lists, made_from, number));
         self.report(&set);
         self.0.latest.send_replace(set.clone());

@@ -72,25 +72,16 @@ pub fn validate<'a>(
     leeway: Duration,
 ) -> Result<WitSvid, WitError> {
     let jws = Jws::parse(token)?;
-    if jws.header().kind.as_deref() != Some(WIT_TYPE) {
-        return Err(WitError::Type);
-    }
-    let key_id = jws.header().key_id.clone().filter(|key_id| !key_id.is_empty()).ok_or(WitError::Member("kid"))?;
+    let key_id = key_id(&jws)?.to_owned();
     let claims = jws.claims()?;
-    let subject = claims.get("sub").and_then(Value::as_str).ok_or(WitError::Member("sub"))?;
-    let id = SpiffeId::parse(subject).map_err(WitError::Subject)?;
-
+    let id = subject(&claims)?;
     let domain = id.trust_domain();
     let keys = authorities(&domain).filter(|keys| *keys.trust_domain() == domain && !keys.is_empty());
     let keys = keys.ok_or_else(|| WitError::UnknownTrustDomain(domain.clone()))?;
     let key = keys.find(&key_id).filter(|key| key.fits(jws.header().algorithm));
     jws.verify(key.ok_or(WitError::UnknownKey(domain))?)?;
 
-    if claims.contains_key("aud") {
-        return Err(WitError::Audience);
-    }
-    let confirmation = Confirmation::parse(claims.get("cnf").ok_or(WitError::Member("cnf"))?)?;
-    let expires_at = numeric_date(&claims, "exp")?.ok_or(WitError::Member("exp"))?;
+    let (confirmation, expires_at) = body(&claims)?;
     let forgiven = time::Duration::try_from(leeway).unwrap_or(time::Duration::MAX);
     if now >= expires_at.saturating_add(forgiven) {
         return Err(WitError::Expired(expires_at));
@@ -101,4 +92,52 @@ pub fn validate<'a>(
         return Err(WitError::NotYetValid(not_before));
     }
     Ok(WitSvid { id, confirmation, key_id, expires_at, claims })
+}
+
+/// What a WIT-SVID says of itself, with nothing proven: for the workload it was issued to, which trusts whom it has it
+/// from. Whoever is shown one takes [`validate`].
+#[derive(Debug, Clone)]
+pub struct UnverifiedWit {
+    /// Whom it says the key belongs to.
+    pub spiffe_id: SpiffeId,
+    /// The key it speaks of.
+    pub confirmation: Confirmation,
+    /// From when on it is no longer valid.
+    pub expires_at: OffsetDateTime,
+}
+
+impl UnverifiedWit {
+    /// Reads a token without its signature.
+    ///
+    /// # Errors
+    /// It breaks a rule about its form.
+    pub fn read(token: &str) -> Result<Self, WitError> {
+        let jws = Jws::parse(token)?;
+        key_id(&jws)?;
+        let claims = jws.claims()?;
+        let (confirmation, expires_at) = body(&claims)?;
+        Ok(Self { spiffe_id: subject(&claims)?, confirmation, expires_at })
+    }
+}
+
+/// The key ID in the header of what says that it is a WIT (sections 2.1 and 2.2).
+fn key_id<'a>(jws: &'a Jws<'_>) -> Result<&'a str, WitError> {
+    if jws.header().kind.as_deref() != Some(WIT_TYPE) {
+        return Err(WitError::Type);
+    }
+    jws.header().key_id.as_deref().filter(|key_id| !key_id.is_empty()).ok_or(WitError::Member("kid"))
+}
+
+fn subject(claims: &Map<String, Value>) -> Result<SpiffeId, WitError> {
+    let subject = claims.get("sub").and_then(Value::as_str).ok_or(WitError::Member("sub"))?;
+    SpiffeId::parse(subject).map_err(WitError::Subject)
+}
+
+/// The confirmation key and the end of a token that is for no audience (sections 3.2, 3.4 and 3.8).
+fn body(claims: &Map<String, Value>) -> Result<(Confirmation, OffsetDateTime), WitError> {
+    if claims.contains_key("aud") {
+        return Err(WitError::Audience);
+    }
+    let confirmation = Confirmation::parse(claims.get("cnf").ok_or(WitError::Member("cnf"))?)?;
+    Ok((confirmation, numeric_date(claims, "exp")?.ok_or(WitError::Member("exp"))?))
 }

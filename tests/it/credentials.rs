@@ -95,10 +95,11 @@ impl Holder {
         Self { child, said, token }
     }
 
-    fn exec(&mut self) {
+    /// Has it do something, and waits until it says that it has.
+    fn has(&mut self, act: &str) {
         use std::io::Write;
-        self.child.stdin.as_mut().expect("piped").write_all(b"now\n").unwrap();
-        line_after(&mut self.said, "executed");
+        self.child.stdin.as_mut().expect("piped").write_all(format!("{act}\n").as_bytes()).unwrap();
+        line_after(&mut self.said, act);
     }
 }
 
@@ -119,7 +120,7 @@ fn line_after(said: &mut impl BufRead, prefix: &str) -> String {
     }
 }
 
-/// Not a test: the program of [`Holder`]. It fetches a token, and executes another program when it is told to.
+/// Not a test: the program of [`Holder`]. It fetches a token, and changes when it is told to.
 #[test]
 #[ignore = "the program of a process that other tests start"]
 fn holder() {
@@ -131,7 +132,13 @@ fn holder() {
         token_of(&mut client, "held").await
     });
     println!("token {token}");
-    std::io::stdin().read_line(&mut String::new()).unwrap();
+    let mut act = String::new();
+    std::io::stdin().read_line(&mut act).unwrap();
+    if act.trim() == "changed user" {
+        nix::unistd::setuid(NOBODY.into()).unwrap();
+        println!("{act}");
+        std::io::stdin().read_line(&mut act).unwrap();
+    }
     let error = Command::new("/bin/sh").args(["-c", "echo executed; exec sleep 600"]).exec();
     panic!("{error}");
 }
@@ -185,8 +192,34 @@ async fn a_token_is_refused_once_its_process_is_gone_or_runs_another_program() {
     validate(&mut verifier, &of_executed).await.expect("its process lives");
     drop(gone);
     assert_eq!(refused(&agent, &mut verifier, &of_gone).await, "process_exited");
-    executed.exec();
+    executed.has("executed");
     assert_eq!(refused(&agent, &mut verifier, &of_executed).await, "executable_changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_bound_to_more_than_its_process_outlives_it() {
+    let agent = agent_with(&entry("held", "bind = \"node\"")).await;
+    let mut verifier = agent.workload().await;
+    let holder = Holder::start(&agent);
+    let token = holder.token.clone();
+    drop(holder);
+    validate(&mut verifier, &token).await.expect("the node is there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_refused_once_its_process_has_become_another_user() {
+    if !is_root() {
+        eprintln!("skipped: becoming another user takes root");
+        return;
+    }
+    for bind in ["process", "node"] {
+        let agent = agent_with(&entry("held", &format!("bind = \"{bind}\""))).await;
+        let mut verifier = agent.workload().await;
+        let mut holder = Holder::start(&agent);
+        validate(&mut verifier, &holder.token).await.expect("it is what it was");
+        holder.has("changed user");
+        assert_eq!(refused(&agent, &mut verifier, &holder.token).await, "no_longer_matches", "{bind}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

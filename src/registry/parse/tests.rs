@@ -145,7 +145,7 @@ fn every_kind_of_mistake_is_found_at_its_place() {
         ("audiences = [true]", "5:14: `audiences` must be a list of texts, not a boolean"),
         (
             "serves = ['tool']",
-            "5:11: `tool` is not a URI prefix: write for example `https://tool.example.com/`, or `*` for any",
+            "5:11: `tool` is not a URI prefix: write for example `https://tool.example.com/`, or `*` for any (a target is an absolute URI with `http` or `https`, such as `https://tool.example.com/path`)",
         ),
         ("serves = ['*', 'https://a']", "5:10: `*` in `serves` already stands for all: leave the others out"),
         (

@@ -335,6 +335,7 @@ async fn federated() {
     let answer = x509(&agent).await;
     assert_eq!(answer.federated_bundles.len(), 1);
     assert_eq!(split(&answer.federated_bundles[&foreign.id()]), [&foreign.root.der[..]]);
+    assert!(!answer.crl.is_empty(), "the CAs of this node have lists");
     for crl in answer.crl {
         tether::x509::Crl::from_der(&crl).expect("each is one list");
     }

@@ -1,0 +1,118 @@
+//! Validating JWT-SVIDs for whoever asks: by their signature, and those that this node issued also by whether they still
+//! stand. A bearer token is good for whoever has it; this is where a stolen one ends with the process it was issued to.
+
+use thiserror::Error;
+
+use super::{Issuer, LEEWAY, Refusal, caller};
+use crate::audit::Event;
+use crate::bond::{End, Tie, Unheld};
+use crate::id::TrustDomain;
+use crate::jwt::{JwtError, JwtSvid};
+use crate::ledger::{Credential, Kind, Reason, Standing};
+use crate::peer::{LookError, PeerConn};
+
+/// Why a token is not valid.
+#[derive(Debug, Error)]
+pub enum Invalid {
+    /// By itself, or by the keys of its trust domain.
+    #[error(transparent)]
+    Token(#[from] JwtError),
+    /// This node issued it, and it has ended before its time.
+    #[error("it has been revoked ({})", .0.as_str())]
+    Ended(Reason),
+    /// Its entry allows one use, and that was before.
+    #[error("it is good for one use and has been used")]
+    Used,
+    /// It bears the name of this node, whose ledger does not have it.
+    #[error("this node has no record of it")]
+    Unknown,
+}
+
+impl Invalid {
+    /// A stable name for audit.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Token(_) => "token",
+            Self::Ended(reason) => reason.as_str(),
+            Self::Used => "used",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl Issuer {
+    /// Validates a token for one audience, with the bundles its caller may see. One that this node issued must also
+    /// stand, and one for a single use is used by this.
+    pub async fn validate(
+        &self,
+        peer: &PeerConn,
+        token: &str,
+        audience: &str,
+    ) -> Result<Result<JwtSvid, Invalid>, Refusal> {
+        let (bundles, _) = self.bundles(peer).await?;
+        let find = |domain: &TrustDomain| bundles.all().find(|bundle| bundle.trust_domain() == domain);
+        let valid = crate::jwt::validate(token, audience, |domain| Some(find(domain)?.jwt()), self.clock.now(), LEEWAY);
+        let svid = match valid {
+            Ok(svid) => svid,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let Some(jti) = self.own_jti(&svid) else { return Ok(Ok(svid)) };
+        let stands = self.recorded(peer, None, self.stands(&svid, jti).await)?;
+        let Err(invalid) = stands else { return Ok(Ok(svid)) };
+        self.audit.record(Event::TokenRefused {
+            caller: caller(peer),
+            spiffe_id: svid.spiffe_id().to_string(),
+            serial: jti.to_owned(),
+            reason: invalid.as_str(),
+        });
+        Ok(Err(invalid))
+    }
+
+    /// The `jti` of a token that this node issued, going by its name. What others issue is theirs to judge.
+    fn own_jti<'a>(&self, svid: &'a JwtSvid) -> Option<&'a str> {
+        let own_domain = svid.spiffe_id().trust_domain() == *self.trust.current().domain();
+        svid.token_id().filter(|jti| own_domain && self.ledger.is_of_this_node(jti))
+    }
+
+    /// Whether a token of this node stands; if it is for one use, that was it.
+    async fn stands(&self, svid: &JwtSvid, jti: &str) -> Result<Result<(), Invalid>, Refusal> {
+        // Whoever shares our keys, as nodes with the same files do, cannot speak for what this node issued to another.
+        let is_this = |known: &Credential| known.kind == Kind::Jwt && known.spiffe_id == svid.spiffe_id().as_str();
+        let Some(recorded) = self.ledger.credential(jti).filter(is_this) else { return Ok(Err(Invalid::Unknown)) };
+        if recorded.standing == Standing::Stands {
+            self.look_at_holder(&recorded).await?;
+        }
+        Ok(match self.ledger.use_once(jti)? {
+            Standing::Stands => Ok(()),
+            Standing::Used => Err(Invalid::Used),
+            Standing::Ended { reason, .. } => Err(Invalid::Ended(reason)),
+            Standing::Unknown => Err(Invalid::Unknown),
+        })
+    }
+
+    /// Makes the ledger know what has become of the process that a credential was issued to. Its exit is an event;
+    /// another program and another user are not, so whoever asks must look.
+    async fn look_at_holder(&self, credential: &Credential) -> Result<(), Refusal> {
+        let process = Tie::Process { instance: credential.instance, pid: credential.pid };
+        // What is tied to more than the process does not end with it.
+        let ended = |end: End| self.ledger.tie_ended(&process, end.into()).map(drop).map_err(Refusal::from);
+        let hold = match self.bonds.hold(&process).await {
+            Ok(hold) => hold,
+            Err(Unheld::Ended(end)) => return ended(end),
+            Err(unseen) => return Err(Refusal::Holder(unseen.into())),
+        };
+        let Some(instance) = hold.instance() else { return Ok(()) };
+        let judged = match instance.look() {
+            Ok(facts) if facts.uid == credential.uid => Ok(()),
+            Ok(_) => self.judge_again(instance).await,
+            Err(error) => Err(error.into()),
+        };
+        match judged {
+            Ok(()) => Ok(()),
+            Err(Refusal::Look(LookError::Ended(end))) => ended(end.into()),
+            Err(Refusal::Ledger(error)) => Err(error.into()),
+            // Not the fault of whoever asks, which may do so again.
+            Err(unseen) => Err(Refusal::Holder(unseen.into())),
+        }
+    }
+}
