@@ -81,18 +81,18 @@ impl Ends {
             // What could not be written is tried again until it can.
             let retry = pending.then(|| backoff.delay(&self.issuer.entropy));
             tokio::select! {
-                () = drain.draining() => return,
+                () = drain.draining() => break,
                 tie = self.new_ties.recv() => match tie {
                     Some(tie) => drop(watches.spawn(watch(self.issuer.clone(), tie, None))),
-                    None => return,
+                    None => break,
                 },
                 Some(_) = watches.join_next() => {}
                 changed = entries.changed() => {
-                    if changed.is_err() { return }
+                    if changed.is_err() { break }
                     pending = true;
                 }
                 changed = trust.changed() => {
-                    if changed.is_err() { return }
+                    if changed.is_err() { break }
                     pending = true;
                 }
                 () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
@@ -108,6 +108,8 @@ impl Ends {
                 }
             }
         }
+        // Each holds what holds the store, which is the next agent's once this one says that it is done.
+        watches.shutdown().await;
     }
 
     /// Entries or trust are other than they were.

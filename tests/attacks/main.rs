@@ -6,15 +6,22 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../it/handshake.rs"]
+mod handshake;
 
 mod cases;
 mod http2;
 mod kernel;
 mod naive;
+mod naive_keys;
+mod naive_verifier;
 mod needs;
+mod orders;
 mod roles;
+mod scene;
 mod stage;
 mod target;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -44,6 +44,15 @@ pub fn mount_namespaces() -> Result<(), String> {
     succeeds(&mut probe).map_err(|why| format!("needs mount namespaces: {why}"))
 }
 
+/// Starts a command in a network namespace of its own.
+pub const NETWORK_NAMESPACE: &[&str] = &["unshare", "--map-root-user", "--net"];
+
+pub fn network_namespaces() -> Result<(), String> {
+    let mut probe = Command::new(NETWORK_NAMESPACE[0]);
+    probe.args(&NETWORK_NAMESPACE[1..]).arg("true");
+    succeeds(&mut probe).map_err(|why| format!("needs network namespaces: {why}"))
+}
+
 /// A limit of process numbers that holds for one pid namespace: the host's must not be touched.
 pub fn pid_max_of_a_namespace() -> Result<(), String> {
     root()?;
@@ -54,6 +63,18 @@ pub fn pid_max_of_a_namespace() -> Result<(), String> {
         return Ok(());
     }
     Err(format!("needs Linux 6.14, where kernel.pid_max belongs to a pid namespace; this is {}", release.trim()))
+}
+
+/// Processes with numbers of our choice.
+pub fn choosing_numbers() -> Result<(), String> {
+    root()?;
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    const CAP_SYS_ADMIN: u32 = 21;
+    const CAP_CHECKPOINT_RESTORE: u32 = 40;
+    let may = [CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE].into_iter().any(|bit| effective & (1 << bit) != 0);
+    if may { Ok(()) } else { Err("needs CAP_CHECKPOINT_RESTORE, to choose the number of a process".to_owned()) }
 }
 
 /// Files that run as their owner.

@@ -32,7 +32,7 @@ pub fn prepare() -> Option<TempDir> {
     }
     let dir = open_directory();
     let ourselves = std::env::current_exe().unwrap();
-    for name in ["thief", "trusted"] {
+    for name in ["thief", "trusted", "tool"] {
         copy(&ourselves, &dir.path().join(name));
     }
     PROGRAMS_OF_THIS_RUN.set(Programs(dir.path().to_owned())).unwrap();
@@ -82,6 +82,11 @@ impl Stage {
     /// A trusted program that plays any role: a workload that can be registered by its path.
     pub fn trusted(&self) -> PathBuf {
         Self::program("trusted")
+    }
+
+    /// A program that serves requests and asks about their senders.
+    pub fn tool(&self) -> PathBuf {
+        Self::program("tool")
     }
 
     /// A trusted program that is no workload and does what it does: a copy of `cat`.
@@ -171,6 +176,18 @@ impl Running {
         assert!(line.contains("No such file"), "the process becomes another program: {line} {}", self.complaints());
     }
 
+    /// Tells the process something: a line.
+    pub fn tell(&mut self, line: &str) {
+        use std::io::Write;
+        writeln!(self.stdin.as_mut().expect("it listens"), "{line}").expect("the process is there");
+    }
+
+    /// Kills the process and waits until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Tells the process to go on.
     pub fn go_on(&mut self) {
         self.stdin = None;
@@ -196,7 +213,6 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }

@@ -54,18 +54,22 @@ pub fn server(own: &Credentials, roots_pem: &str, lists_pem: &str) -> ServerConf
         .unwrap()
 }
 
-/// What the server says to a client with these credentials.
-pub fn handshake(server: ServerConfig, client: &Credentials) -> Result<(), Error> {
+/// A client with these credentials that talks to every server.
+pub fn client(own: &Credentials) -> ClientConnection {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
-        .with_client_auth_cert(client.chain.clone(), client.key())
+        .with_client_auth_cert(own.chain.clone(), own.key())
         .unwrap();
-    let name = ServerName::try_from("server.test").unwrap();
-    let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+    ClientConnection::new(Arc::new(config), ServerName::try_from("server.test").unwrap()).unwrap()
+}
+
+/// What the server says to a client with these credentials.
+pub fn handshake(server: ServerConfig, credentials: &Credentials) -> Result<(), Error> {
+    let mut client = client(credentials);
     let mut server = ServerConnection::new(Arc::new(server)).unwrap();
     while server.is_handshaking() {
         let mut flight = Vec::new();

@@ -1,11 +1,17 @@
 //! The attacks, by what the attacker holds on to.
 
+mod certificate;
 mod connection;
+mod delegate;
 mod exec;
 mod files;
+mod held;
 mod limits;
+mod oracle;
 mod placement;
 mod process;
+mod proof;
+mod tokens;
 
 use crate::needs::{self, Need};
 use crate::target::Side;
@@ -38,7 +44,22 @@ impl Attack {
 
 /// Every attack.
 pub fn all() -> impl Iterator<Item = &'static Attack> {
-    let all =
-        [connection::ATTACKS, exec::ATTACKS, process::ATTACKS, files::ATTACKS, placement::ATTACKS, limits::LIMITS];
+    let all = [
+        connection::ATTACKS,
+        exec::ATTACKS,
+        process::ATTACKS,
+        files::ATTACKS,
+        placement::ATTACKS,
+        limits::LIMITS,
+        held::ATTACKS,
+        tokens::ATTACKS,
+        tokens::LIMITS,
+        proof::ATTACKS,
+        proof::LIMITS,
+        certificate::ATTACKS,
+        certificate::LIMITS,
+        oracle::ATTACKS,
+        delegate::ATTACKS,
+    ];
     all.into_iter().flatten()
 }

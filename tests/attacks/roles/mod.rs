@@ -8,7 +8,9 @@ mod connection;
 mod exec;
 mod masquerade;
 mod placement;
+mod reborn;
 mod reuse;
+mod workload;
 
 use std::io::{BufRead, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,7 +32,7 @@ pub const NOTHING: &str = "got nothing";
 pub const BARRED: &str = "barred by the kernel";
 
 /// Longer than any attack takes.
-const LIFE: Duration = Duration::from_secs(40);
+const LIFE: Duration = Duration::from_secs(90);
 
 /// Plays the role this process was started for; `false` if for none.
 pub fn play() -> bool {
@@ -65,6 +67,8 @@ pub fn play() -> bool {
         ("enter-cgroup", [directory, socket]) => placement::enter_cgroup(directory, socket),
         ("leave-group", [socket, gid]) => placement::leave_group(socket, gid),
         ("change-user", [socket, uid]) => placement::change_user(socket, uid),
+        ("workload", [socket]) => workload::obey(socket),
+        ("reborn", [pid, socket]) => reborn::reborn(pid, socket),
         ("reuse-pid", [side]) => reuse::reuse_pid(side),
         _ => panic!("no such role: {role} {arguments:?}"),
     }
