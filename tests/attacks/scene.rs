@@ -118,7 +118,12 @@ impl Scene {
         let (agent, events) = self.runtime.block_on(async {
             let agent = TestAgent::configured(configure).await;
             agent.write_entries("all.toml", &entries).await;
-            assert_eq!(agent.state().registry().last_load().mistakes.len(), 0, "{:?}", agent.state().registry().last_load());
+            assert_eq!(
+                agent.state().registry().last_load().mistakes.len(),
+                0,
+                "{:?}",
+                agent.state().registry().last_load()
+            );
             // Proofs from before the start of an agent are refused.
             agent.clock().advance(Duration::from_secs(2));
             let events = agent.audit();

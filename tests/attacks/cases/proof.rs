@@ -33,7 +33,8 @@ pub const ATTACKS: &[Attack] = &[
 ];
 
 pub const LIMITS: &[Attack] =
-    &[Attack::new("KNOWN LIMIT: a proof works once for who shows it first, for the one request it is for", first).on(BOTH)];
+    &[Attack::new("KNOWN LIMIT: a proof works once for who shows it first, for the one request it is for", first)
+        .on(BOTH)];
 
 /// Of a process that is over: whether it was looked at first, or the ledger was told first.
 const OVER: &str = "ended|revoked";
