@@ -18,3 +18,4 @@ mod revocation;
 mod rotation;
 mod streams;
 mod tls;
+mod wit;
