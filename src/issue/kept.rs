@@ -145,10 +145,7 @@ impl Document for KeyedWit {
     }
 }
 
-<<<<<<< HEAD
 /// Documents of one kind by what gave them and for whom they are.
-=======
->>>>>>> wit
 type ByIdentity<D> = BTreeMap<(EntryId, SpiffeId), Arc<InstanceSvid<D>>>;
 
 /// What of one kind stays with an instance between calls.
