@@ -10,6 +10,8 @@ mod entries;
 mod handshake;
 mod idle;
 mod latency;
+mod ledger;
+mod proofs;
 mod streams;
 mod throughput;
 
@@ -52,11 +54,14 @@ const GOALS: &[(&str, Goal)] = &[
     ("P1", latency::first_message),
     ("P2", latency::new_instance),
     ("P3", throughput::tokens),
+    ("P3-ledger", ledger::share_of_a_token),
+    ("ledger", ledger::a_million),
     ("P4", streams::open_streams),
     ("P5", idle::idle_agent),
     ("P6", entries::matching),
     ("P7", ends::process_exit),
     ("P8", entries::saved_entry),
+    ("P9", proofs::proofs),
     ("TLS", handshake::mutual),
 ];
 

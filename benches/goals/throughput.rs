@@ -10,7 +10,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 
 use crate::Effort;
 use crate::support::Result;
-use crate::support::client::{client, jwt};
+use crate::support::client::{Client, client, jwt};
 use crate::support::process::{Agent, EmptyServer, entry_for_me};
 use crate::support::report::{Figure, Report};
 use crate::support::stats::Rounds;
@@ -26,8 +26,8 @@ pub fn tokens(effort: Effort, report: Report) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (mut issued, mut called, mut signed, mut combined) = <(Rounds, Rounds, Rounds, Rounds)>::default();
     for round in 0..=effort.of(ROUNDS) {
-        let tokens = runtime.block_on(calls(&agent.socket(), 1))?;
-        let calls = runtime.block_on(calls(&empty.socket, 0))?;
+        let tokens = runtime.block_on(tokens_a_second(&agent.socket(), 1))?;
+        let calls = runtime.block_on(tokens_a_second(&empty.socket, 0))?;
         let signatures = signatures()?;
         // The first round warms up.
         if round > 0 {
@@ -37,7 +37,7 @@ pub fn tokens(effort: Effort, report: Report) -> Result<()> {
             combined.0.push(1.0 / (1.0 / calls + 1.0 / signatures));
         }
     }
-    let what = "FetchJWTSVID, 64 in flight on 8 connections (no ledger yet)";
+    let what = "FetchJWTSVID, 64 in flight on 8 connections";
     let beside = format!("empty call {:.0}/s and ES256 {:.0}/s, one after the other", called.median(), signed.median());
     let figure = Figure::of_rounds("P3", what, &issued, "/s", beside, &combined);
     let holds = figure.median_ratio() >= 0.7;
@@ -45,20 +45,33 @@ pub fn tokens(effort: Effort, report: Report) -> Result<()> {
     Ok(())
 }
 
-/// Calls a second, each answered with `tokens` tokens.
-async fn calls(socket: &Path, tokens: usize) -> Result<f64> {
+/// Calls a second for tokens, each answered with so many.
+pub async fn tokens_a_second(socket: &Path, tokens: usize) -> Result<f64> {
+    let call = move |mut client: Client| async move {
+        match jwt(&mut client, "https://bench.example").await? == tokens {
+            true => Ok(()),
+            false => Err("not the tokens that were asked for".into()),
+        }
+    };
+    calls(|| client(socket), call).await
+}
+
+/// Calls a second, 64 in flight on 8 connections.
+pub async fn calls<C, F>(connect: impl Fn() -> Result<C>, call: impl Fn(C) -> F + Clone + Send + 'static) -> Result<f64>
+where
+    C: Clone + Send + 'static,
+    F: Future<Output = Result<()>> + Send,
+{
     let over = Arc::new(AtomicBool::new(false));
     let done = Arc::new(AtomicUsize::new(0));
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..CONNECTIONS {
-        let shared = client(socket)?;
+        let shared = connect()?;
         for _ in 0..IN_FLIGHT / CONNECTIONS {
-            let (mut client, over, done) = (shared.clone(), over.clone(), done.clone());
+            let (client, call, over, done) = (shared.clone(), call.clone(), over.clone(), done.clone());
             callers.spawn(async move {
                 while !over.load(Ordering::Relaxed) {
-                    if jwt(&mut client, "https://bench.example").await? != tokens {
-                        return Err("not the tokens that were asked for".into());
-                    }
+                    call(client.clone()).await?;
                     done.fetch_add(1, Ordering::Relaxed);
                 }
                 Result::Ok(())
@@ -78,7 +91,7 @@ async fn calls(socket: &Path, tokens: usize) -> Result<f64> {
 }
 
 /// Signatures a second on all processors.
-fn signatures() -> Result<f64> {
+pub fn signatures() -> Result<f64> {
     let threads = std::thread::available_parallelism()?.get();
     let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
     // As long as what is signed of a token.

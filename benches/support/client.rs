@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use tether::client::{Endpoint, SecurityHeader, channel, with_header};
+use tether::proto::session::sessions_client::SessionsClient;
 use tether::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tether::proto::workload::{JwtsvidRequest, X509svidRequest, X509svidResponse};
 use tonic::codegen::InterceptedService;
@@ -22,6 +23,15 @@ pub fn client(path: &Path) -> Result<Client> {
 /// A client of an endpoint. It connects with its first call.
 pub fn of_endpoint(endpoint: &Endpoint) -> Client {
     SpiffeWorkloadApiClient::new(with_header(channel(endpoint)))
+}
+
+/// A client of tether's own service for keys it holds.
+pub type Sessions = SessionsClient<InterceptedService<Channel, SecurityHeader>>;
+
+/// A client of that service at `path`. It connects with its first call.
+pub fn sessions(path: &Path) -> Result<Sessions> {
+    let endpoint = Endpoint::parse(&format!("unix://{}", path.display()))?;
+    Ok(SessionsClient::new(with_header(channel(&endpoint))))
 }
 
 /// The first message of a new X.509 stream, which is given up then.

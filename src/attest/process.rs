@@ -9,10 +9,11 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
-use super::{Attestors, Evidence, ExecutableEvidence, Subject, Wanted};
+use super::{Attestors, CgroupPaths, Evidence, ExecutableEvidence, Subject, Wanted};
 use crate::base::clock::Clock;
 use crate::base::quota::Turns;
 use crate::peer::{Facts, Instance, LookError, Weakness};
+use crate::sys::cgroup;
 
 /// How often a process that keeps changing its credentials is looked at before it is told to try again.
 const ATTEMPTS: usize = 3;
@@ -113,13 +114,22 @@ struct Moment {
     facts: Facts,
     /// The supplementary groups, where an entry asks for them: they cost a read of `/proc`.
     groups: Option<Vec<u32>>,
+    /// Its place in the hierarchies of version 1, where an entry asks for it and the facts do not tell: so does that.
+    places: Option<CgroupPaths>,
 }
 
 impl Moment {
     fn of(instance: &Instance, wanted: &Wanted) -> Result<Self, LookError> {
         let asked = ["supplementary_gid", "supplementary_group"].iter().any(|key| wanted.has("unix", key));
         let groups = if asked { Some(instance.status()?.groups) } else { None };
-        Ok(Self { facts: instance.look()?, groups })
+        let moment = Self { facts: instance.look()?, groups, places: None };
+        let is_told = moment.facts.cgroup_id.is_some_and(|id| id != cgroup::ROOT_ID);
+        if is_told || !["systemd", "cgroup"].iter().any(|kind| wanted.has_kind(kind)) {
+            return Ok(moment);
+        }
+        // What cannot be read is for the attestors to say.
+        let places = CgroupPaths::read(instance.proc_dir()).ok();
+        Ok(Self { facts: instance.look()?, places, ..moment })
     }
 }
 
@@ -226,3 +236,6 @@ fn subject(instance: &Instance, facts: Facts, known_path: Option<PathBuf>) -> Re
         known_path,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,6 +73,8 @@ pub enum Event {
         entry: String,
         /// The certificate's serial number or the token's `jti`.
         serial: String,
+        /// The binding level.
+        binding: u8,
         /// When it ends.
         #[serde(with = "time::serde::rfc3339")]
         not_after: OffsetDateTime,
@@ -299,7 +301,7 @@ impl<'a> Line<'a> {
                 reason: Some(reason),
                 ..none
             },
-            Event::KeyHeld { caller, on_behalf_of, kind, spiffe_id, entry, serial, not_after } => Self {
+            Event::KeyHeld { caller, on_behalf_of, kind, spiffe_id, entry, serial, binding, not_after } => Self {
                 event: "key_held",
                 caller: Some(caller),
                 on_behalf_of: on_behalf_of.as_ref(),
@@ -308,6 +310,7 @@ impl<'a> Line<'a> {
                 entry: Some(entry),
                 serial: Some(serial),
                 not_after: not_after.truncate_to_second().format(&Rfc3339).ok(),
+                binding: Some(*binding),
                 ..none
             },
             Event::KeyUsed { caller, on_behalf_of, kind, spiffe_id, serial, request } => Self {

@@ -9,14 +9,17 @@
 //!   unit, the directory of that unit, so that a process cannot choose one by making it (a delegated unit) and a child
 //!   directory that ends early does not end what is the unit's. In the manager of a user, for a process of that user, it is
 //!   the user's unit: the user chooses which, and chooses it within what lasts as long as the manager.
-//! - On hosts where version 2 has only its root: what systemd calls the unit, and which start of it.
-//! - Where there is neither, the node. A process in containers of version 1 without systemd is such a one.
+//! - For a process in the root of that hierarchy, as all are on hosts that use version 1: what systemd calls the unit,
+//!   and which start of it. (An agent in a cgroup namespace of its own sees the root of that.)
+//! - Where there is neither, the node. A process in a container of version 1 without systemd is such a one.
 //!
 //! # When it ends
 //! - A process: when it exits. Another executable is no event of the kernel: whoever looks at the instance sees it.
 //! - A cgroup: when no process is left in it or below, or the directory is gone; one made again at its path is another.
 //!   Between the commands of a unit (`ExecStartPre=` and `ExecStart=`) there is no process either, and the unit goes on:
-//!   so where systemd says, when the group empties, that the same start of the unit runs, its word counts.
+//!   so where systemd says, when the group empties, that the same start of the unit runs, its word counts. After a
+//!   restart of the agent it counts for a directory that is still there: a unit that is active with `RemainAfterExit=`
+//!   and has no processes lost it, and with it what was issued.
 //! - A unit of systemd: when that start of it is over.
 //! - All of them with the boot. The node does not end.
 //!
@@ -44,13 +47,13 @@ use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::peer::{Instance, InstanceEnd, InstanceError, InstanceId, Instances};
 use crate::registry::Bind;
-use crate::sys::cgroup::{self, Group, Population, WatchedGroup};
+use crate::sys::cgroup::{Group, Population, WatchedGroup};
 
 /// Why it cannot be said to what an instance is tied. Nothing may be released.
 #[derive(Debug, Error)]
 pub enum BondError {
     /// The process is gone, or its place cannot be read.
-    #[error("the cgroup of the process cannot be found out")]
+    #[error("the cgroup of the process cannot be found out: {0}")]
     Place(#[from] AttestError),
     /// The process is in another cgroup than it was attested in.
     #[error("the process was moved to another cgroup while it was looked at: try again")]
@@ -61,7 +64,7 @@ pub enum BondError {
     )]
     Outside(String),
     /// The directory cannot be opened, or its path cannot be written down.
-    #[error("its cgroup `{path}` cannot be watched")]
+    #[error("its cgroup `{path}` cannot be watched: {source}")]
     Cgroup {
         /// The path.
         path: String,
@@ -223,18 +226,25 @@ impl Bonds {
         if let Some(known) = known.filter(|known| known.paths.as_ref() == Some(&paths) && self.stands(&known.tie)) {
             return Ok(known.tie);
         }
-        let known = match (cgroup, paths.unified.as_deref()) {
-            (Some(cgroup::ROOT_ID), Some("/")) | (None, Some("/") | None) => {
+        let known = match paths.unified.as_deref() {
+            Some("/") | None => {
+                self.is_root(cgroup)?;
                 let tie = self.by_systemd(instance, attested).await?;
                 Known { uid, cgroup, paths: Some(paths), tie }
             }
-            (_, Some(path)) => Known { uid, cgroup, paths: None, tie: self.by_path(path, cgroup, uid)? },
-            (Some(_), None) => return Err(BondError::Moved),
+            Some(path) => Known { uid, cgroup, paths: None, tie: self.by_path(path, cgroup, uid)? },
         };
         // It was there when it was attested and when its place was read: a process that exits meanwhile stays where it was.
         let tie = known.tie.clone();
         memory.set(known);
         Ok(tie)
+    }
+
+    /// Whether the process was attested in the root, as far as we see that: of the host, or of our cgroup namespace.
+    fn is_root(&self, cgroup: Option<u64>) -> Result<(), BondError> {
+        let (Some(cgroup), Some(root)) = (cgroup, &self.0.root) else { return Ok(()) };
+        let unwatched = |source| BondError::Cgroup { path: "/".into(), source };
+        if root.id().map_err(unwatched)? == cgroup { Ok(()) } else { Err(BondError::Moved) }
     }
 
     /// The directory of the unit in `path`, or the one at `path`, in which the process was found by its id.
@@ -243,7 +253,7 @@ impl Bonds {
             return Err(BondError::Outside(path.to_owned()));
         }
         let unwatched = |source| BondError::Cgroup { path: path.to_owned(), source };
-        let root = self.0.root.as_ref().ok_or_else(|| unwatched(io::ErrorKind::Unsupported.into()))?;
+        let root = self.0.root.as_ref().ok_or_else(|| unwatched(not_mounted()))?;
         let top = unit_path(path, uid).unwrap_or(path);
         let named = CgroupPath::parse(top).ok_or_else(|| unwatched(io::ErrorKind::InvalidData.into()))?;
         let removed = |error: io::Error| match error.raw_os_error() {
@@ -304,7 +314,7 @@ impl Bonds {
             Some(libc::ENOENT | libc::ENODEV | libc::ENOTDIR) => End::CgroupEmpty.into(),
             _ => Unheld::Unseen(error),
         };
-        let root = self.0.root.as_ref().ok_or_else(|| Unheld::Unseen(io::ErrorKind::Unsupported.into()))?;
+        let root = self.0.root.as_ref().ok_or_else(|| Unheld::Unseen(not_mounted()))?;
         let group = root.below(path.as_str()).map_err(ended)?;
         if group.id().map_err(Unheld::Unseen)? != id {
             return Err(End::CgroupEmpty.into());
@@ -344,6 +354,10 @@ impl Bonds {
             }
         }
     }
+}
+
+fn not_mounted() -> io::Error {
+    io::Error::other("the hierarchy of version 2 is not mounted at `/sys/fs/cgroup` or `/sys/fs/cgroup/unified`")
 }
 
 impl Memory {

@@ -5,6 +5,7 @@ mod units;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::FutureExt;
 use time::OffsetDateTime;
@@ -12,7 +13,7 @@ use time::OffsetDateTime;
 use super::*;
 use crate::attest::{Attestation, Attestors, UnitAnswer, UnitManager, Wanted};
 use crate::base::quota::Turns;
-use crate::sys::{BootId, Kernel};
+use crate::sys::{BootId, Kernel, cgroup};
 
 /// A process that lives until it is ended: a shell that reads lines, and becomes `cat` with the line `cat`.
 struct Workload(Child);
@@ -48,15 +49,16 @@ impl Drop for Workload {
     }
 }
 
-/// What systemd is made to say about any process: nothing of it is about a real one.
-struct Played(Result<UnitAnswer, UnitManagerError>);
+/// What systemd is made to say about any process, and how often it was asked.
+struct Played(UnitAnswer, Arc<AtomicUsize>);
 
 impl UnitManager for Played {
     fn unit_of<'a>(
         &'a self,
         _: &'a crate::attest::Subject,
     ) -> futures_util::future::BoxFuture<'a, Result<UnitAnswer, UnitManagerError>> {
-        futures_util::future::ready(self.0.clone()).boxed()
+        self.1.fetch_add(1, Ordering::SeqCst);
+        futures_util::future::ready(Ok(self.0.clone())).boxed()
     }
 }
 
@@ -67,9 +69,13 @@ fn plain(kernel: Kernel) -> Bonds {
 }
 
 fn bonds(kernel: Kernel, booted: std::path::PathBuf, answer: UnitAnswer, units: Arc<dyn UnitWatcher>) -> Bonds {
+    counting(kernel, booted, Played(answer, Arc::default()), units)
+}
+
+fn counting(kernel: Kernel, booted: std::path::PathBuf, played: Played, units: Arc<dyn UnitWatcher>) -> Bonds {
     let config = SystemdConfig { booted, patience: std::time::Duration::from_secs(600), ..SystemdConfig::default() };
     let (clock, _hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
-    let systemd = Systemd::new(&config, Played(Ok(answer)), clock, Entropy::system());
+    let systemd = Systemd::new(&config, played, clock, Entropy::system());
     let instances = Instances::new(kernel).expect("proc is mounted");
     Bonds::new(instances, systemd, units, &config, Entropy::system()).expect("cgroups can be looked at")
 }

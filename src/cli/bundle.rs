@@ -92,7 +92,7 @@ fn show(bundles: &[BundleView], context: &mut Context) -> Result<(), Failure> {
         return context.json(&Document { bundles: documents });
     }
     let rows = bundles.iter().map(row).collect::<Result<Vec<_>, _>>()?;
-    Ok(context.output.table(&["TRUST DOMAIN", "", "X.509 AUTHORITIES", "JWT AUTHORITIES"], &rows)?)
+    Ok(context.output.table(&["TRUST DOMAIN", "", "X.509 AUTHORITIES", "JWT AUTHORITIES", "WIT AUTHORITIES"], &rows)?)
 }
 
 fn row(view: &BundleView) -> Result<Vec<String>, Failure> {
@@ -103,5 +103,6 @@ fn row(view: &BundleView) -> Result<Vec<String>, Failure> {
     let bundle = Bundle::parse(&domain, view.jwks.as_bytes()).map_err(|error| unusable(&error))?.bundle;
     let whose = if view.own { "own" } else { "foreign" };
     let x509 = bundle.x509().certificates().len().to_string();
-    Ok(vec![domain.to_string(), whose.to_owned(), x509, bundle.jwt().iter().count().to_string()])
+    let (jwt, wit) = (bundle.jwt().iter().count().to_string(), bundle.wit().iter().count().to_string());
+    Ok(vec![domain.to_string(), whose.to_owned(), x509, jwt, wit])
 }

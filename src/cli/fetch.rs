@@ -300,6 +300,11 @@ fn deliver_jwt(svids: &[JwtSvid], delivery: &Delivery, context: &mut Context) ->
     }
     if let Some(svid) = svids.first() {
         context.output.line(svid.token.expose())?;
+        // A person may copy it from the screen; a script that reads it knows what it does.
+        if context.output.is_terminal() {
+            let end = time(svid.expires_at);
+            context.output.note(&format!("a bearer token: whoever has it can use it at its audience until {end}"));
+        }
         note_others(svids.len(), context);
     }
     Ok(())

@@ -271,7 +271,7 @@ pub(super) fn read_x509(message: X509svidResponse) -> Result<X509Context, Client
     })
 }
 
-pub(super) fn read_crls(lists: &[Bytes]) -> Result<Vec<Crl>, ClientError> {
+fn read_crls(lists: &[Bytes]) -> Result<Vec<Crl>, ClientError> {
     lists.iter().map(|der| Crl::from_der(der).map_err(|error| malformed("a revocation list", error))).collect()
 }
 
@@ -293,9 +293,7 @@ fn read_x509_svid(svid: wire::X509svid) -> Result<X509Svid, ClientError> {
     Ok(X509Svid { id, hint: read_hint(svid.hint), chain, key, bundle })
 }
 
-pub(super) fn read_x509_bundles(
-    bundles: HashMap<String, Bytes>,
-) -> Result<BTreeMap<TrustDomain, X509Authorities>, ClientError> {
+fn read_x509_bundles(bundles: HashMap<String, Bytes>) -> Result<BTreeMap<TrustDomain, X509Authorities>, ClientError> {
     bundles
         .iter()
         .map(|(id, der)| {

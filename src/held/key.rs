@@ -12,6 +12,7 @@ use super::tls::{CertificateVerify, NotCertificateVerify};
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
 use crate::id::SpiffeId;
+use crate::ledger;
 use crate::peer::{Instance, InstanceId};
 use crate::proof::{ProofKey, ProofTarget, SignedProof};
 use crate::registry::EntryId;
@@ -25,6 +26,16 @@ pub enum Holds {
     X509(Vec<u8>),
     /// Proofs: a WIT-SVID.
     Wit(String),
+}
+
+impl Holds {
+    /// What the ledger calls it.
+    pub fn kind(&self) -> ledger::Kind {
+        match self {
+            Self::X509(_) => ledger::Kind::X509,
+            Self::Wit(_) => ledger::Kind::Wit,
+        }
+    }
 }
 
 /// What a registration entry said of a credential when it was made: when that changes, a new one is made.
@@ -136,6 +147,16 @@ impl HeldCredential {
     /// The public document.
     pub fn holds(&self) -> &Holds {
         &self.holds
+    }
+
+    /// What the ledger calls it.
+    pub fn kind(&self) -> ledger::Kind {
+        self.holds.kind()
+    }
+
+    /// Whether it is for this identity of this entry.
+    pub fn is_for(&self, entry: &EntryId, spiffe_id: &SpiffeId) -> bool {
+        self.entry == *entry && self.spiffe_id == *spiffe_id
     }
 
     /// The certificate's serial number or the token's `jti`, by which the ledger knows it.

@@ -25,12 +25,10 @@ use tokio::sync::{Notify, watch};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::base::quota::{Full, Place, Quota};
-use crate::id::SpiffeId;
 use crate::jwt::JwtError;
 use crate::peer::{Instance, InstanceId};
 use crate::policy::KeyUse;
 use crate::proof::{ProofTarget, SignedProof};
-use crate::registry::EntryId;
 use crate::x509::KeyError;
 
 pub use self::kept::{Kept, KeptError};
@@ -253,7 +251,7 @@ impl Held {
     }
 
     fn usable(&self, permit: &KeyUse, key: &HeldCredential) -> Result<Arc<HeldKey>, HeldError> {
-        if permit.spiffe_id() != key.spiffe_id() || permit.entry() != key.entry() {
+        if !key.is_for(permit.entry(), permit.spiffe_id()) {
             return Err(HeldError::OtherIdentity);
         }
         // Wiped meanwhile, perhaps.
@@ -340,9 +338,4 @@ impl OfInstance {
     fn first_end(&self) -> Option<OffsetDateTime> {
         self.keys.values().map(|key| key.credential.not_after()).min()
     }
-}
-
-/// Whether a key is for an identity of a registration entry.
-pub fn is_for(key: &HeldCredential, entry: &EntryId, spiffe_id: &SpiffeId) -> bool {
-    key.entry() == entry && key.spiffe_id() == spiffe_id
 }

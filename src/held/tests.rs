@@ -73,7 +73,9 @@ mod with_an_instance {
 
     use super::*;
     use crate::base::clock::{Clock, ManualClock};
+    use crate::id::SpiffeId;
     use crate::peer::Instances;
+    use crate::registry::EntryId;
     use crate::sys::Kernel;
     use crate::x509::{KeyType, PrivateKey};
 

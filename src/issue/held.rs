@@ -16,7 +16,7 @@ use crate::policy::Denial;
 use crate::proof::{ProofTarget, SignedProof};
 use crate::registry::{Bind, Entry, Identity};
 use crate::wit::Confirmation;
-use crate::x509::{KeyType, PrivateKey};
+use crate::x509::{KeyError, KeyType, PrivateKey};
 
 /// Binding level: tether holds the key and checks the process at every signature.
 const HELD: u8 = 3;
@@ -103,6 +103,14 @@ impl Acting {
     fn delegate(&self) -> Option<&InstanceId> {
         self.delegate.as_ref().map(|delegate| delegate.id())
     }
+}
+
+/// What an authority signed for a key.
+struct Signed {
+    holds: Holds,
+    id: String,
+    authority: Arc<str>,
+    not_after: OffsetDateTime,
 }
 
 /// Locked while a key is made for an instance: callers that want the same one at once wait for one signature.
@@ -259,8 +267,8 @@ impl Issuer {
 
     /// The identity that a key was made for, if it is still one of the process, and what it was signed as still stands.
     fn identity_of<'a>(&self, acting: &'a Acting, key: &HeldCredential) -> Result<&'a Identity, Refusal> {
-        let of_key = |identity: &&Identity| is_of(key, identity);
-        let identity = acting.entitled.identities.iter().find(of_key);
+        let mut identities = acting.entitled.identities.iter();
+        let identity = identities.find(|identity| key.is_for(identity.entry.id(), &identity.spiffe_id));
         let identity = identity.ok_or_else(|| Refusal::NotGranted(key.spiffe_id().clone()))?;
         match self.ledger.standing(key.id()) {
             Standing::Stands => Ok(identity),
@@ -296,27 +304,24 @@ impl Issuer {
         let entitled = &acting.entitled;
         let grant = self.policy.issue_wit(&entitled.attested, identity, entitled.now)?;
         let shape = Shape { ttl: identity.entry.jwt_ttl(), dns_names: Vec::new(), ends: identity.entry.expires_at() };
-        let good =
-            |key: &HeldCredential| matches!(key.holds(), Holds::Wit(_)) && self.good(key, identity, &shape, entitled);
-        if let Some(present) = self.held.newest(acting.instance.id(), acting.delegate(), &good) {
+        if let Some(present) = self.present(acting, identity, ledger::Kind::Wit, &shape) {
             return Ok(present);
         }
         let making = acting.instance.attached::<Making>();
         let _turn = making.0.lock().await;
-        if let Some(present) = self.held.newest(acting.instance.id(), acting.delegate(), &good) {
+        if let Some(present) = self.present(acting, identity, ledger::Kind::Wit, &shape) {
             return Ok(present);
         }
         let key = PrivateKey::generate_aside(KeyType::EcP256).await?;
-        let public = Jwk::from_spki(key.public_key()).map_err(|_| crate::x509::KeyError::Unsupported)?;
+        let public = Jwk::from_spki(key.public_key()).map_err(|_| KeyError::Unsupported)?;
         let signed = entitled.trust.signers().sign_wit(grant, &Confirmation::of(public), entitled.now).await?;
-        let new = self.new_key(acting, identity, key, shape);
-        let new = NewKey {
+        let signed = Signed {
             holds: Holds::Wit(signed.token),
             id: signed.jti,
             authority: signed.authority,
-            ..self.timed(new, signed.expires_at, entitled.now)
+            not_after: signed.expires_at,
         };
-        self.keep_held(peer, acting, identity, ledger::Kind::Wit, new).await
+        self.keep_held(peer, acting, identity, self.new_key(acting, identity, key, shape, signed)).await
     }
 
     async fn held_x509(
@@ -328,59 +333,61 @@ impl Issuer {
         let entitled = &acting.entitled;
         let grant = self.policy.issue_x509(&entitled.attested, identity, entitled.now)?;
         let shape = x509_shape(&identity.entry);
-        let good =
-            |key: &HeldCredential| matches!(key.holds(), Holds::X509(_)) && self.good(key, identity, &shape, entitled);
-        if let Some(present) = self.held.newest(acting.instance.id(), acting.delegate(), &good) {
+        if let Some(present) = self.present(acting, identity, ledger::Kind::X509, &shape) {
             return Ok(present);
         }
         let making = acting.instance.attached::<Making>();
         let _turn = making.0.lock().await;
-        if let Some(present) = self.held.newest(acting.instance.id(), acting.delegate(), &good) {
+        if let Some(present) = self.present(acting, identity, ledger::Kind::X509, &shape) {
             return Ok(present);
         }
         let key = PrivateKey::generate_aside(self.key_type).await?;
         let signed = entitled.trust.signers().sign_x509(grant, key.public_key(), entitled.now).await?;
-        let new = self.new_key(acting, identity, key, shape);
-        let new = NewKey {
+        let signed = Signed {
             holds: Holds::X509(signed.chain),
             id: signed.serial,
             authority: signed.authority,
-            ..self.timed(new, signed.not_after, entitled.now)
+            not_after: signed.not_after,
         };
-        self.keep_held(peer, acting, identity, ledger::Kind::X509, new).await
+        self.keep_held(peer, acting, identity, self.new_key(acting, identity, key, shape, signed)).await
     }
 
-    /// Whether a held credential can still be handed out: see [`Issuer::still_good`].
-    fn good(&self, key: &HeldCredential, identity: &Identity, shape: &Shape, entitled: &Entitled) -> bool {
-        is_of(key, identity)
-            && key.shape() == shape
-            && key.renew_at() > entitled.now
-            && entitled.trust.signers().stands(key.authority())
-            && self.ledger.standing(key.id()) == Standing::Stands
+    /// The newest credential that can still be handed out: not half over, not revoked, from an authority that stands, and
+    /// what the entry says today is what it was made from.
+    fn present(
+        &self,
+        acting: &Acting,
+        identity: &Identity,
+        kind: ledger::Kind,
+        shape: &Shape,
+    ) -> Option<Arc<HeldCredential>> {
+        self.held.newest(acting.instance.id(), acting.delegate(), |key| {
+            key.kind() == kind
+                && key.is_for(identity.entry.id(), &identity.spiffe_id)
+                && key.shape() == shape
+                && key.renew_at() > acting.entitled.now
+                && acting.entitled.trust.signers().stands(key.authority())
+                && self.ledger.standing(key.id()) == Standing::Stands
+        })
     }
 
-    fn new_key(&self, acting: &Acting, identity: &Identity, key: PrivateKey, shape: Shape) -> NewKey {
-        let now = acting.entitled.now;
+    fn new_key(&self, acting: &Acting, identity: &Identity, key: PrivateKey, shape: Shape, signed: Signed) -> NewKey {
+        let issued_at = acting.entitled.now;
         NewKey {
             key,
             spiffe_id: identity.spiffe_id.clone(),
             entry: identity.entry.id().clone(),
             shape,
-            holds: Holds::X509(Vec::new()),
-            id: String::new(),
-            authority: "".into(),
+            holds: signed.holds,
+            id: signed.id,
+            authority: signed.authority,
             delegate: acting.delegate().copied(),
             binding: if acting.instance.weak().is_some() { HELD_WEAKLY } else { HELD },
-            issued_at: now,
-            renew_at: now,
-            not_after: now,
+            issued_at,
+            // As other documents are renewed: at half of its life, give or take.
+            renew_at: issued_at + (signed.not_after - issued_at) * (0.45 + self.entropy.fraction() / 10.0),
+            not_after: signed.not_after,
         }
-    }
-
-    /// Renewed at half of its life, give or take, as [`Issuer::keep`] does.
-    fn timed(&self, new: NewKey, not_after: OffsetDateTime, now: OffsetDateTime) -> NewKey {
-        let renew_at = now + (not_after - now) * (0.45 + self.entropy.fraction() / 10.0);
-        NewKey { renew_at, not_after, ..new }
     }
 
     /// Looks again, writes down, and only then holds the key. Its process is what it is tied to, whatever the entry binds
@@ -390,9 +397,9 @@ impl Issuer {
         peer: &PeerConn,
         acting: &Acting,
         identity: &Identity,
-        kind: ledger::Kind,
         new: NewKey,
     ) -> Result<Arc<HeldCredential>, Refusal> {
+        let kind = new.holds.kind();
         let entitled = &acting.entitled;
         let tie = self.bonds.tie(&acting.instance, &entitled.attested, Bind::Process).await?;
         acting.look()?;
@@ -416,6 +423,7 @@ impl Issuer {
             spiffe_id: held.spiffe_id().to_string(),
             entry: held.entry().to_string(),
             serial: held.id().to_owned(),
+            binding: held.binding(),
             not_after: held.not_after(),
         });
         Ok(held)
@@ -444,10 +452,6 @@ fn caller_of(instance: &Instance, acting: &Acting) -> Caller {
         instance.look().map_or(u32::MAX, |facts| facts.uid)
     };
     Caller { instance: instance.id().to_string(), pid: instance.pid(), uid }
-}
-
-fn is_of(key: &HeldCredential, identity: &Identity) -> bool {
-    key.entry() == identity.entry.id() && *key.spiffe_id() == identity.spiffe_id
 }
 
 /// What an entry says of certificates; see `same_certificate`.

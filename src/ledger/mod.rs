@@ -43,6 +43,9 @@ use crate::sys::BootId;
 /// Records are on disk at the latest this long after they were written.
 pub const SYNC_WITHIN: Duration = Duration::from_millis(100);
 
+/// So many credentials are looked at before others have their turn.
+const AT_A_TIME: usize = 256;
+
 /// Why the ledger could not do what was asked. Nothing may be released then.
 #[derive(Debug, Error)]
 pub enum LedgerError {
@@ -258,15 +261,18 @@ impl Ledger {
         self.show(&state.index, &key, state.index.get(&key)?)
     }
 
-    /// Shows every credential that has not ended by itself to `visit`, in no order.
-    pub fn each(&self, mut visit: impl FnMut(Credential)) {
+    /// Shows every credential that has not ended by itself to `visit`, in no order: those that are there when it begins,
+    /// each as it is when its turn comes.
+    pub fn each(&self, visit: impl FnMut(Credential)) {
         let now = self.now();
-        let state = self.lock();
-        for (key, row) in state.index.iter().filter(|(_, row)| row.not_after >= now) {
-            if let Some(credential) = self.show(&state.index, key, row) {
-                visit(credential);
-            }
-        }
+        let keys: Vec<Key> = self.lock().index.iter().map(|(key, _)| *key).collect();
+        // A few at a time: whoever issues waits for no more than these.
+        let few = |keys: &[Key]| {
+            let state = self.lock();
+            let row = |key: &Key| state.index.get(key).filter(|row| row.not_after >= now);
+            keys.iter().filter_map(|key| self.show(&state.index, key, row(key)?)).collect::<Vec<_>>()
+        };
+        keys.chunks(AT_A_TIME).flat_map(few).for_each(visit);
     }
 
     /// The credentials that `wanted` names, the newest first.

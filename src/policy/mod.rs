@@ -361,11 +361,12 @@ mod tests {
 
     #[test]
     fn the_smallest_cap_of_a_tokens_audiences_counts_and_the_star_stands_for_those_without_one() {
-        let seconds = |caps: &[(&str, u64)]| -> AudienceCaps {
+        type Caps<'a> = &'a [(&'a str, u64)];
+        let seconds = |caps: Caps<'_>| -> AudienceCaps {
             caps.iter().map(|(audience, seconds)| ((*audience).to_owned(), Duration::from_secs(*seconds))).collect()
         };
         let some = [("pay", 30), ("mail", 120)];
-        let table: &[(&[(&str, u64)], &[&str], Option<u64>)] = &[
+        let table: &[(Caps<'_>, &[&str], Option<u64>)] = &[
             (&[], &["pay"], None),
             (&some, &["other"], None),
             (&some, &["pay"], Some(30)),

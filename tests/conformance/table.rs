@@ -38,11 +38,13 @@ pub enum Shown {
     NotOurs(&'static str),
 }
 
-/// Every id of the checklist's sections 2 to 4, 6 to 8 and 11: prefix, and the highest number.
-const SECTIONS: [(&str, &str, usize); 7] = [
+/// Every id of the checklist's sections 1 to 8 and 11: prefix, and the highest number.
+const SECTIONS: [(&str, &str, usize); 9] = [
+    ("What is incubating", "STA", 3),
     ("SPIFFE ID", "ID", 18),
     ("X509-SVID", "X509", 30),
     ("JWT-SVID", "JWT", 22),
+    ("WIT-SVID", "WIT", 32),
     ("Workload Endpoint", "EP", 21),
     ("Workload API", "WL", 48),
     ("SPIFFE bundle and bundle map", "BUN", 20),
@@ -51,12 +53,15 @@ const SECTIONS: [(&str, &str, usize); 7] = [
 
 /// All rules, in the order of the checklist.
 pub fn rules() -> impl Iterator<Item = &'static Rule> {
-    let parts: [&[Rule]; 11] = [
+    let parts: [&[Rule]; 14] = [
+        rules::incubating::RULES,
         rules::id::RULES,
         rules::x509_issuer::RULES,
         rules::x509_validator::RULES,
         rules::jwt_issuer::RULES,
         rules::jwt_validator::RULES,
+        rules::wit_issuer::RULES,
+        rules::wit_validator::RULES,
         rules::endpoint::RULES,
         rules::workload::RULES,
         rules::stream::RULES,
@@ -152,7 +157,8 @@ checklist this project derives from the SPIFFE specifications (commit 665a28f): 
 validator, `end` an endpoint, `pub` a publisher of bundles, `cli` a client.
 
 The Workload API has no call that validates an X509-SVID, so those rules are shown on `tether::x509::verify`, the
-one function that believes a certificate. Their certificates are made by another implementation (rcgen).
+one function that believes a certificate. Their certificates are made by another implementation (rcgen). Nor has it one
+that validates a WIT-SVID: those rules are shown on `tether::wit::validate`, with tokens that the test signs itself.
 
 Client rules run `tether::client` over a socket against a server that says what the test tells it to.
 

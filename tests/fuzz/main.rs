@@ -11,11 +11,12 @@ use serde_json::json;
 use tether::bundle::{Bundle, fuzz_bundle};
 use tether::client::Endpoint;
 use tether::id::{SpiffeId, TrustDomain};
-use tether::jwt::{JwtAuthorities, JwtSigner, fuzz_token, validate};
+use tether::jwt::{Jwk, JwtAuthorities, JwtSigner, fuzz_token, private_jwk, read_private_jwk, validate};
 use tether::registry::{
     ImportOptions, Mistake, Parents, Rules, Source, Template, parse_entries, parse_entry, spire_entries,
 };
 use tether::selector::Selector;
+use tether::wit::{Confirmation, WIT_TYPE, WitAuthorities, WitClaims, WitSigner, fuzz_wit};
 use tether::x509::{
     Certificate, Chain, Issuer, KeyType, LeafParams, PrivateKey, Serial, Validity, X509Authorities, fuzz_chain,
     self_signed_root, verify,
@@ -145,11 +146,63 @@ fn tokens_and_nobody_but_the_issuer_makes_one_that_is_believed() {
 }
 
 #[test]
+fn wits_and_nobody_but_the_issuer_makes_one_that_is_believed() {
+    let sign = || {
+        let signer = WitSigner::new(&key()).unwrap();
+        let cnf = Confirmation::of(Jwk::from_spki(key().public_key()).unwrap());
+        let (sub, exp) = (SpiffeId::parse(WORKLOAD).unwrap(), NOW + Duration::from_secs(300));
+        let token = signer.sign(&WitClaims { sub: &sub, exp, iat: NOW, jti: "one", cnf: &cnf }).unwrap();
+        (token, WitAuthorities::new(domain(), [(signer.key_id().to_owned(), signer.public_key().clone())]))
+    };
+    let ((good, authorities), (strange, _)) = (sign(), sign());
+    assert!(fuzz_wit(good.as_bytes(), &authorities, NOW));
+    fuzz(&texts(&[&good, &strange, "eyJhbGciOiJub25lIn0.e30.", "a.b.c.d.e"]), |bytes| {
+        assert!(!fuzz_wit(bytes, &authorities, NOW) || bytes == good.as_bytes(), "another WIT is believed");
+    });
+}
+
+#[test]
+fn claims_of_wits_whoever_signs_them() {
+    let signer = JwtSigner::with_type(&key(), WIT_TYPE).unwrap();
+    let authorities = WitAuthorities::new(domain(), [(signer.key_id().to_owned(), signer.public_key().clone())]);
+    let mut jwk = serde_json::Value::Object(signer.public_key().to_json());
+    jwk["alg"] = json!("ES256");
+    let now = NOW.unix_timestamp();
+    let good = json!({"sub": WORKLOAD, "exp": now + 300, "nbf": now, "iat": now, "cnf": {"jwk": jwk}}).to_string();
+    let wrong =
+        r#"{"sub":"spiffe://fuzz.test/","exp":1e300,"aud":[],"cnf":{"jwk":{"kty":"RSA","n":"","e":""},"jku":1}}"#;
+    fuzz(&texts(&[&good, wrong]), |bytes| {
+        if let Ok(claims) = serde_json::from_slice::<serde_json::Value>(bytes) {
+            fuzz_wit(signer.sign(&claims).unwrap().as_bytes(), &authorities, NOW);
+        }
+    });
+}
+
+#[test]
+fn private_keys_as_json() {
+    let keys: Vec<String> = [KeyType::EcP256, KeyType::EcP384, KeyType::Rsa2048]
+        .map(|kind| private_jwk(&PrivateKey::generate(kind).unwrap()).unwrap().expose().clone())
+        .into();
+    let corpus: Vec<&str> = keys.iter().map(String::as_str).collect();
+    fuzz(&texts(&corpus), |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return };
+        if let Ok((key, algorithm)) = read_private_jwk(text) {
+            assert!(Jwk::from_spki(key.public_key()).unwrap().fits(algorithm));
+            let (again, _) = read_private_jwk(private_jwk(&key).unwrap().expose()).unwrap();
+            assert_eq!(again.public_key(), key.public_key());
+        }
+    });
+}
+
+#[test]
 fn bundles() {
     let (authorities, _) = authority_and_chain();
     let signer = JwtSigner::new(&key()).unwrap();
     let jwt = JwtAuthorities::new(domain(), [(signer.key_id().to_owned(), signer.public_key().clone())]);
-    let bundle = Bundle::new(authorities, jwt).with_sequence(7).with_refresh_hint(Duration::from_secs(300));
+    let wit_key = Jwk::from_spki(key().public_key()).unwrap();
+    let wit = WitAuthorities::new(domain(), [(wit_key.thumbprint(), wit_key)]);
+    let bundle =
+        Bundle::new(authorities, jwt).with_wit(wit).with_sequence(7).with_refresh_hint(Duration::from_secs(300));
     let rsa = r#"{"keys":[{"kty":"RSA","use":"jwt-svid","kid":"r","n":"AQAB","e":"AQAB"},{"kty":"oct","use":"x"}]}"#;
     let empty = r#"{"keys":[],"spiffe_sequence":1.5e300,"spiffe_refresh_hint":-1}"#;
     fuzz(&texts(&[&bundle.to_json().unwrap(), &bundle.jwt_jwks(), rsa, empty]), fuzz_bundle);

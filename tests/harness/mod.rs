@@ -84,7 +84,13 @@ impl TestAgent {
 
     /// An agent without the built-in entry: nobody has an identity until entries are written.
     pub async fn without_entries() -> Self {
+        Self::without_entries_and(|_| ()).await
+    }
+
+    /// The same with other settings.
+    pub async fn without_entries_and(configure: impl FnOnce(&mut Config)) -> Self {
         Self::configured(|config| {
+            configure(config);
             config.dev = false;
             let dir = config.state_dir.parent().unwrap().to_owned();
             std::fs::create_dir(&dir).unwrap();

@@ -10,6 +10,7 @@ mod credentials;
 mod delegate;
 mod handshake;
 mod held;
+mod kept;
 mod operations;
 mod program;
 mod prove;

@@ -61,6 +61,15 @@ impl AgentProcess {
         Self::run(shell, dir, &[], &[])
     }
 
+    /// Starts it as a service manager does that kept a file for it (sd_listen_fds(3)), which is open at `kept`.
+    pub fn with_kept(dir: &Path, name: &str, kept: &Path, env: &[(&str, &str)]) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "exec 3<\"$KEPT\" && LISTEN_PID=$$ exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_tether")]);
+        let kept = kept.to_str().expect("a path of ours");
+        let handed = [("KEPT", kept), ("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", name)];
+        Self::run(shell, dir, &[], &[&handed[..], env].concat())
+    }
+
     fn run(mut command: Command, dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = dir.join("agent");
         command

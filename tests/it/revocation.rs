@@ -18,14 +18,14 @@ const TETHER: &str = env!("CARGO_BIN_EXE_tether");
 const SECOND: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Another process that holds an X.509-SVID whose key somebody copied.
-struct Victim {
+pub struct Victim {
     child: Child,
     svid: Value,
 }
 
 impl Victim {
     /// Starts it; what it is issued ends with it.
-    async fn of(agent: &TestAgent) -> Self {
+    pub async fn of(agent: &TestAgent) -> Self {
         let socket = format!("unix://{}", agent.socket().display());
         let work = tokio::task::spawn_blocking(move || {
             let mut child = Command::new(TETHER)
@@ -49,7 +49,8 @@ impl Victim {
         self.svid[field].as_str().unwrap()
     }
 
-    fn serial(&self) -> Serial {
+    /// What its certificate has on a list.
+    pub fn serial(&self) -> Serial {
         Serial::from_hex(self.text("serial")).unwrap()
     }
 
@@ -57,12 +58,13 @@ impl Victim {
         Chain::from_pem(self.text("x509_svid_pem").as_bytes()).unwrap()
     }
 
-    fn stolen(&self) -> Credentials {
+    /// What a thief has.
+    pub fn stolen(&self) -> Credentials {
         Credentials::from_pem(self.text("x509_svid_pem"), self.text("x509_svid_key_pem"))
     }
 
     /// Kills it and waits until the agent has noticed.
-    async fn die(&mut self, agent: &TestAgent) {
+    pub async fn die(&mut self, agent: &TestAgent) {
         let before = agent.state().crls().current().await.revoked();
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -82,7 +84,8 @@ impl Drop for Victim {
     }
 }
 
-async fn agent() -> TestAgent {
+/// An agent that gives each process of `tether` the identity `/victim`.
+pub async fn agent() -> TestAgent {
     let agent = TestAgent::start().await;
     let entry = format!(
         "[[entry]]\nid = \"victim\"\nspiffe_id = \"spiffe://dev.tether.internal/victim\"\nbind = \"process\"\n\

@@ -4,18 +4,23 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use rustls::{AlertDescription, CertificateError, ClientConfig, Error, ServerConfig};
 use tether::client::Endpoint;
 use tether::client::tls::{
     Authorize, Changes, Custody, Standing, X509Source, X509State, client_config, peer_id, server_config, unnamed,
 };
 use tether::id::SpiffeId;
+use tether::proto::session::HoldX509Request;
+use tether::proto::workload::X509svidRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use crate::harness::{TestAgent, uid, within};
+use crate::handshake::{handshake, is_revoked};
+use crate::harness::{TestAgent, next, uid, within};
+use crate::revocation::{self, Victim};
 
-const BOTH: [Custody; 1] = [Custody::Program];
+const BOTH: [Custody; 2] = [Custody::Tether, Custody::Program];
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn entry(name: &str) -> String {
@@ -185,4 +190,50 @@ async fn a_source_recovers_from_a_restart_of_the_agent_and_says_so_while_it_is_a
         assert!(connect(&configs).await.is_ok(), "{custody:?}");
         open.still_works().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_key_is_refused_by_a_running_server_once_its_process_has_ended() {
+    let agent = revocation::agent().await;
+    for custody in BOTH {
+        let source = source(&agent, custody).await;
+        let server = server_config(&source, Authorize::Anyone);
+        let mut victim = Victim::of(&agent).await;
+        handshake(server.clone(), &victim.stolen()).expect("its process lives");
+
+        let mut changes = source.changes();
+        // The last list was announced a second ago or more, so the next one is announced at once.
+        agent.clock().advance(Duration::from_secs(1));
+        victim.die(&agent).await;
+        state(&mut changes, |state| state.bundles().crls.iter().any(|list| list.revokes(&victim.serial()))).await;
+        let refused = handshake(server, &victim.stolen()).expect_err("its process is gone");
+        assert!(is_revoked(&refused), "{custody:?}: {refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_that_was_taken_back_is_not_presented_any_more() {
+    let agent = two_identities().await;
+    let sources = [source(&agent, BOTH[0]).await, source(&agent, BOTH[1]).await];
+    let mut changes = sources.each_ref().map(X509Source::changes);
+    agent.remove_entries("client.toml").await;
+    for (source, changes) in sources.iter().zip(&mut changes) {
+        state(changes, |state| state.identity(Some(&id("client"))).is_none()).await;
+        let [_, by_server] = connect(&each_other(source)).await.err().unwrap();
+        assert_eq!(by_server, Some(Error::NoCertificatesPresented));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_private_key_crosses_the_socket_for_held_identities() {
+    // How every private key on P-256 begins (RFC 5915, section 3): version 1, and an octet string of 32 bytes.
+    const EC_PRIVATE_KEY: [u8; 5] = [2, 1, 1, 4, 32];
+    let has_key = |message: Vec<u8>| message.windows(5).any(|window| window == EC_PRIVATE_KEY);
+    let agent = two_identities().await;
+    let mut fetched = agent.workload().await.fetch_x509svid(X509svidRequest {}).await.unwrap().into_inner();
+    assert!(has_key(next(&mut fetched).await.unwrap().encode_to_vec()), "this is where keys are");
+    let mut held = agent.sessions().await.hold_x509(HoldX509Request::default()).await.unwrap().into_inner();
+    let held = next(&mut held).await.unwrap();
+    assert_eq!(held.svids.len(), 3);
+    assert!(!has_key(held.encode_to_vec()));
 }

@@ -145,6 +145,11 @@ async fn a_process_that_was_moved_is_tied_to_where_it_is_and_the_former_tie_ends
     assert!(matches!(late, Err(BondError::Moved)), "what was attested is no longer so: {late:?}");
     let after = bonds.tie_now(&instance, Bind::Unit).await.expect("tied");
     assert!(matches!(&after, Tie::Cgroup { id, .. } if *id == second.id()), "{after}");
+    let attested_after = attested(&instance).await;
+    let root = first.dir.parent().expect("it has one");
+    put(root, &workload);
+    let late = bonds.tie(&instance, &attested_after, Bind::Unit).await;
+    assert!(matches!(late, Err(BondError::Moved)), "{late:?}");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::attest::{UnitChanges, UnitFacts};
+use crate::peer::{Limits, Listener, ListenerConfig};
 
 /// A systemd that nobody should ask.
 pub struct NoUnits;
@@ -160,4 +161,37 @@ async fn a_systemd_that_does_not_answer_binds_nothing_and_ends_nothing() {
     scene.units.fall_silent();
     assert!(matches!(scene.bonds.hold(&tie).await, Err(Unheld::Systemd(_))));
     assert!(hold.ended().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn the_tie_of_a_connected_process_is_not_asked_for_again_while_its_unit_is_held() {
+    let booted = tempfile::tempdir().expect("a directory");
+    let (units, asked) = (Arc::new(Units::default()), Arc::new(AtomicUsize::new(0)));
+    units.set(Some(FIRST));
+    let bonds = counting(Kernel::probe(), booted.path().into(), Played(billing(), asked.clone()), units.clone());
+    let path = booted.path().join("s");
+    let config = ListenerConfig {
+        instances: bonds.0.instances.clone(),
+        limits: Limits::default(),
+        observer: Arc::new(|_, _| ()),
+        entropy: Entropy::system(),
+    };
+    let listener = Listener::bind(&path, 0o600, config).expect("listening");
+    let _client = std::os::unix::net::UnixStream::connect(&path).expect("connected");
+    let stream = listener.accept().await.expect("accepted");
+    let ourselves = stream.conn().instance().clone();
+    if ourselves.look().expect("we live").cgroup_id.is_some_and(|id| id != cgroup::ROOT_ID) {
+        eprintln!("skipped: this test does not run in the root cgroup");
+        return;
+    }
+    let tie = bonds.tie_now(&ourselves, Bind::Unit).await.expect("tied");
+    let hold = bonds.hold(&tie).await.expect("it runs");
+    for _ in 0..3 {
+        assert_eq!(bonds.tie_now(&ourselves, Bind::Unit).await.expect("tied"), tie);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    units.set(None);
+    assert_eq!(hold.ended().await, End::UnitStopped);
+    bonds.tie_now(&ourselves, Bind::Unit).await.expect("tied");
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "what has ended is asked for again");
 }

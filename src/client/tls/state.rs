@@ -1,6 +1,5 @@
 //! What a source knows: identities and whom to believe, read from the agent's messages.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,21 +9,19 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, alg_id};
 use rustls::sign::SigningKey;
 use time::OffsetDateTime;
 
-use super::super::ClientError;
-use super::super::workload::{
-    malformed, no_bundle, read_crls, read_hint, read_id, read_x509, read_x509_bundles, without_repeated_hints,
-};
-use crate::id::{SpiffeId, TrustDomain};
+use super::super::workload::{malformed, read_hint, read_id, read_x509, without_repeated_hints};
+use super::super::{ClientError, X509Bundles};
+use crate::id::SpiffeId;
 use crate::proto::session::{HeldX509, HoldX509Response};
-use crate::proto::workload::{X509BundlesResponse, X509svidResponse};
+use crate::proto::workload::X509svidResponse;
+use crate::x509::Chain;
 use crate::x509::der::{Reader, tag};
-use crate::x509::{Chain, Crl, X509Authorities};
 
 /// Everything a source has at one moment. It never changes: a newer one takes its place.
 #[derive(Clone, Debug, Default)]
 pub struct X509State {
     pub(super) identities: Arc<[X509Identity]>,
-    pub(super) trust: Arc<Trust>,
+    pub(super) bundles: Arc<X509Bundles>,
 }
 
 impl X509State {
@@ -41,14 +38,9 @@ impl X509State {
         }
     }
 
-    /// The authorities of a trust domain: the own one, or one it federates with.
-    pub fn bundle(&self, domain: &TrustDomain) -> Option<&X509Authorities> {
-        self.trust.bundles.get(domain)
-    }
-
-    /// The revocation lists of all those authorities.
-    pub fn crls(&self) -> &[Crl] {
-        &self.trust.crls
+    /// What peers are judged by: the authorities of each trust domain, and the revocation lists.
+    pub fn bundles(&self) -> &X509Bundles {
+        &self.bundles
     }
 }
 
@@ -94,23 +86,6 @@ pub(super) enum Key {
     Held { name: Arc<str>, scheme: SignatureScheme },
     /// In this program.
     Own(Arc<dyn SigningKey>),
-}
-
-/// Whom to believe.
-#[derive(Debug, Default)]
-pub(super) struct Trust {
-    bundles: BTreeMap<TrustDomain, X509Authorities>,
-    crls: Vec<Crl>,
-}
-
-impl Trust {
-    pub(super) fn read(message: X509BundlesResponse) -> Result<Arc<Self>, ClientError> {
-        let bundles = read_x509_bundles(message.bundles)?;
-        if bundles.is_empty() {
-            return Err(no_bundle());
-        }
-        Ok(Arc::new(Self { bundles, crls: read_crls(&message.crl)? }))
-    }
 }
 
 /// The identities of a message with keys in it.

@@ -254,7 +254,7 @@ async fn a_revoked_peer_is_refused_from_the_moment_the_list_says_so_and_no_sessi
     }
 
     site.agent.believe(&[&td], vec![td.crl(&[2])]);
-    assert_eq!(changes.next().await.expect("the source is there").crls().len(), 1);
+    assert_eq!(changes.next().await.expect("the source is there").bundles().crls.len(), 1);
     let [at_client, by_server] = refusals(connect(&client, &server).await);
     assert_eq!(
         (by_server, at_client),

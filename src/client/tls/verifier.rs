@@ -11,18 +11,16 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::{Authorize, X509Source};
-use crate::id::{SpiffeId, TrustDomain};
-use crate::x509::{Chain, VerifiedSvid, X509Error, verify};
+use crate::id::SpiffeId;
+use crate::x509::{Chain, VerifiedSvid, X509Error};
 
 /// Why a peer was refused.
 #[derive(Debug, Error)]
 pub enum PeerError {
-    /// What it presented is no X509-SVID, or nobody we believe signed it, or it no longer stands.
+    /// What it presented is no X509-SVID, or no authority of its trust domain that we know signed it, or it no longer
+    /// stands.
     #[error("the peer's certificate is not believed")]
     Certificate(#[from] X509Error),
-    /// It is of a trust domain of which there is no bundle.
-    #[error("`{0}` is of a trust domain of which there is no bundle")]
-    UnknownTrustDomain(SpiffeId),
     /// It is who it says, but not one of those this program talks to.
     #[error("`{0}` is not authorised")]
     NotAuthorised(SpiffeId),
@@ -33,6 +31,10 @@ pub enum PeerError {
 /// The peer's certificate is judged as an X509-SVID by the bundle of its own trust domain, against the revocation
 /// lists, all as they are at that moment; then [`Authorize`] decides. Names in DNS play no part: the server name of a
 /// connection is not looked at.
+///
+/// Why a peer was refused is logged with everything that is known ([`PeerError`], at the level info). The error that
+/// rustls returns says less: it is what decides the alert, and an unauthorised peer is an
+/// `ApplicationVerificationFailure` there.
 #[derive(Clone, Debug)]
 pub struct PeerVerifier {
     source: X509Source,
@@ -53,11 +55,7 @@ impl PeerVerifier {
     /// The first rule that does not hold.
     pub fn judge(&self, certificates: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<VerifiedSvid, PeerError> {
         let chain = Chain::from_certificates(certificates)?;
-        let claimed = chain.leaf().svid_id()?;
-        let state = self.source.state();
-        let domain: TrustDomain = claimed.trust_domain();
-        let bundle = state.bundle(&domain).ok_or(PeerError::UnknownTrustDomain(claimed))?;
-        let peer = verify(&chain, bundle, now, state.crls())?;
+        let peer = self.source.state().bundles().verify_peer(&chain, now)?;
         if !self.authorize.allows(peer.spiffe_id()) {
             return Err(PeerError::NotAuthorised(peer.spiffe_id().clone()));
         }
@@ -93,7 +91,6 @@ fn certificate_error(error: PeerError) -> CertificateError {
     use X509Error as E;
     let error = match error {
         PeerError::NotAuthorised(_) => return CertificateError::ApplicationVerificationFailure, // access_denied
-        PeerError::UnknownTrustDomain(_) => return CertificateError::UnknownIssuer,             // unknown_ca
         PeerError::Certificate(error) => error,
     };
     match error {
@@ -211,7 +208,8 @@ mod tests {
         let certificate = PeerError::Certificate;
         let cases = [
             (PeerError::NotAuthorised(id()), Alert::AccessDenied),
-            (PeerError::UnknownTrustDomain(id()), Alert::UnknownCA),
+            (certificate(X509Error::NoBundle(id().trust_domain())), Alert::UnknownCA),
+            (certificate(X509Error::StaleCrl(epoch)), Alert::UnknownCA),
             (certificate(X509Error::UnknownAuthority), Alert::UnknownCA),
             (certificate(X509Error::Expired(epoch)), Alert::CertificateExpired),
             (certificate(X509Error::NotYetValid(epoch)), Alert::CertificateExpired),

@@ -20,14 +20,14 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
 use super::super::watch::Watch;
-use super::super::workload::MAX_ANSWER_BYTES;
-use super::super::{ClientError, Endpoint, SecurityHeader, WorkloadApi, channel, with_header};
+use super::super::workload::{Client, MAX_ANSWER_BYTES};
+use super::super::{ClientError, Endpoint, SecurityHeader, WorkloadApi, X509Bundles, channel, with_header};
 use super::source::{Custody, Standing};
-use super::state::{Trust, X509Identity, X509State, read_held, read_own};
+use super::state::{X509Identity, X509State, read_held, read_own};
 use crate::base::clock::Clock;
 use crate::proto::session::sessions_client::SessionsClient;
 use crate::proto::session::{HoldX509Request, SignTlsRequest};
-use crate::proto::workload::{X509BundlesRequest, X509svidRequest};
+use crate::proto::workload::X509svidRequest;
 
 /// How long a handshake waits for a signature, in the agent and on the way. It takes well under a millisecond from an
 /// agent that works; one that hangs must not hold up the program's threads for long.
@@ -80,22 +80,22 @@ pub(super) fn start(
 /// A message of one of the two streams.
 enum News {
     Identities(Arc<[X509Identity]>),
-    Trust(Arc<Trust>),
+    Bundles(Arc<X509Bundles>),
 }
 
 /// The two streams; each is away or not.
 #[derive(Clone, Copy)]
 enum Part {
     Identities,
-    Trust,
+    Bundles,
 }
 
 #[derive(Default)]
 struct Received {
     identities: Option<Arc<[X509Identity]>>,
-    trust: Option<Arc<Trust>>,
-    /// Why a stream gives nothing now, by [`Part`].
-    failing: [Option<String>; 2],
+    bundles: Option<Arc<X509Bundles>>,
+    /// Whether a stream gives nothing now, by [`Part`].
+    failing: [bool; 2],
 }
 
 struct Worker {
@@ -132,12 +132,12 @@ impl Worker {
     fn accept(&mut self, part: Part, news: News) {
         match news {
             News::Identities(identities) => self.received.identities = Some(identities),
-            News::Trust(trust) => self.received.trust = Some(trust),
+            News::Bundles(bundles) => self.received.bundles = Some(bundles),
         }
-        self.received.failing[part as usize] = None;
-        let (Some(identities), Some(trust)) = (&self.received.identities, &self.received.trust) else { return };
-        let state = X509State { identities: identities.clone(), trust: trust.clone() };
-        let live = self.received.failing.iter().all(Option::is_none);
+        self.received.failing[part as usize] = false;
+        let (Some(identities), Some(bundles)) = (&self.received.identities, &self.received.bundles) else { return };
+        let state = X509State { identities: identities.clone(), bundles: bundles.clone() };
+        let live = self.received.failing == [false; 2];
         self.publish.send_modify(|view| {
             if view.complete && live && view.standing != Standing::Live {
                 tracing::info!("the agent is back");
@@ -152,9 +152,8 @@ impl Worker {
     }
 
     fn miss(&mut self, part: Part, error: &ClientError) {
-        let reason = error.to_string();
-        self.received.failing[part as usize] = Some(reason.clone());
-        let now = self.clock.now();
+        self.received.failing[part as usize] = true;
+        let (reason, now) = (error.to_string(), self.clock.now());
         self.publish.send_modify(|view| {
             let since = match &view.standing {
                 Standing::Away { since, .. } => *since,
@@ -181,35 +180,36 @@ type Stream = BoxStream<'static, (Part, Result<News, ClientError>)>;
 
 /// Both streams in one, each reconnecting by itself.
 fn open(endpoint: &Endpoint, custody: Custody, api: &WorkloadApi, sessions: &Sessions) -> Stream {
-    let bundles = Watch::new(
-        api,
-        |mut client| Box::pin(async move { client.fetch_x509_bundles(X509BundlesRequest {}).await }),
-        |message| Trust::read(message).map(News::Trust),
-    );
+    let bundles = follow(Part::Bundles, api.watch_x509_bundles(), |bundles| News::Bundles(Arc::new(bundles)));
     let identities = match custody {
-        Custody::Program => follow(
-            Part::Identities,
-            Watch::new(
-                api,
-                |mut client| Box::pin(async move { client.fetch_x509svid(X509svidRequest {}).await }),
-                |message| read_own(message).map(News::Identities),
-            ),
-        ),
+        Custody::Program => {
+            let fetch =
+                |mut client: Client| Box::pin(async move { client.fetch_x509svid(X509svidRequest {}).await }) as _;
+            follow(Part::Identities, Watch::new(api, fetch, read_own), News::Identities)
+        }
         Custody::Tether => {
             let sessions = sessions.clone();
-            let open = move || {
+            let hold = move || {
                 let mut sessions = sessions.clone();
                 Box::pin(async move { sessions.hold_x509(HoldX509Request::default()).await }) as _
             };
-            follow(Part::Identities, Watch::of(endpoint, open, |message| read_held(message).map(News::Identities)))
+            follow(Part::Identities, Watch::of(endpoint, hold, read_held), News::Identities)
         }
     };
-    stream::select(identities, follow(Part::Trust, bundles)).boxed()
+    stream::select(identities, bundles).boxed()
 }
 
 /// A watch as a stream: its state survives when somebody stops waiting for the next item.
-fn follow<M: prost::Message + Default + 'static>(part: Part, watch: Watch<M, News>) -> Stream {
-    stream::unfold(watch, move |mut watch| async move { Some(((part, watch.next().await), watch)) }).boxed()
+fn follow<M, T>(part: Part, watch: Watch<M, T>, news: fn(T) -> News) -> Stream
+where
+    M: prost::Message + Default + 'static,
+    T: 'static,
+{
+    stream::unfold(watch, move |mut watch| async move {
+        let next = watch.next().await.map(news);
+        Some(((part, next), watch))
+    })
+    .boxed()
 }
 
 async fn sign(mut sessions: Sessions, endpoint: Endpoint, job: Job) {

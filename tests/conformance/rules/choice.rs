@@ -20,7 +20,7 @@ pub const RULES: &[Rule] = &[
         id: "AMB-02",
         binds: "pub",
         says: "no wit-svid keys are published while WIT is off",
-        shown: Shown::As("BUN-11"),
+        shown: Shown::As("STA-01"),
     },
     Rule {
         id: "AMB-03",
@@ -32,7 +32,7 @@ pub const RULES: &[Rule] = &[
         id: "AMB-04",
         binds: "end",
         says: "a profile that is switched off is Unimplemented",
-        shown: Shown::NotOurs("only WIT can be off (WL-40); the mandatory profiles have no switch"),
+        shown: Shown::As("WL-40"),
     },
     Rule {
         id: "AMB-05",

@@ -87,7 +87,9 @@ pub const RULES: &[Rule] = &[
         id: "WL-25",
         binds: "cli",
         says: "X.509 bundles authenticate X509-SVIDs only",
-        shown: Shown::Review("`x509::verify` takes `X509Authorities` and `jwt::validate` takes `JwtAuthorities`"),
+        shown: Shown::Review(
+            "`x509::verify` takes `X509Authorities`, `jwt::validate` `JwtAuthorities`, `wit::validate` `WitAuthorities`",
+        ),
     },
     Rule {
         id: "WL-37",
@@ -107,13 +109,13 @@ pub const RULES: &[Rule] = &[
         id: "WL-41",
         binds: "cli",
         says: "a client that is told Unimplemented stops using the WIT profile",
-        shown: Shown::NotOurs("`tether::client` does not use the WIT profile"),
+        shown: Shown::Test(|| run(wit_is_not_offered())),
     },
     Rule {
         id: "WL-48",
         binds: "cli",
         says: "WIT bundles authenticate WIT-SVIDs only",
-        shown: Shown::NotOurs("`tether::client` does not use the WIT profile"),
+        shown: Shown::Review("the types as in WL-25: `fetch_wit_bundles` gives `WitAuthorities`"),
     },
 ];
 
@@ -130,9 +132,19 @@ async fn header() {
         client.fetch_jwt(&[AUDIENCE.to_owned()], None).await.expect_err("no answer");
         client.fetch_jwt_bundles().await.expect_err("no answer");
         client.validate_jwt(AUDIENCE, "token").await.expect_err("no answer");
+        client.fetch_wit().await.expect_err("no answer");
+        client.fetch_wit_bundles().await.expect_err("no answer");
     })
     .await;
-    let methods = ["FetchX509SVID", "FetchX509Bundles", "FetchJWTSVID", "FetchJWTBundles", "ValidateJWTSVID"];
+    let methods = [
+        "FetchX509SVID",
+        "FetchX509Bundles",
+        "FetchJWTSVID",
+        "FetchJWTBundles",
+        "ValidateJWTSVID",
+        "FetchWITSVID",
+        "FetchWITBundles",
+    ];
     let expected = methods.map(|method| Seen { method, header: vec!["true".to_owned()] });
     assert_eq!(*mock.seen.lock().unwrap(), expected);
 }
@@ -154,6 +166,18 @@ async fn retries() {
     let nobody = WorkloadApi::new(Endpoint::Unix(dir.path().join("nobody.sock")));
     let error = within(nobody.fetch_x509()).await.expect_err("nobody is there");
     assert!(error.is_retryable() && matches!(error, ClientError::Unreachable { .. }), "{error:?}");
+}
+
+async fn wit_is_not_offered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mock = Mock::default();
+    let client = mock.serve(dir.path());
+    let (mut wits, mut bundles) = (client.watch_wit(), client.watch_wit_bundles());
+    for error in [within(wits.next()).await.unwrap_err(), within(bundles.next()).await.unwrap_err()] {
+        assert!(matches!(error, ClientError::NotOffered(_)) && !error.is_retryable(), "{error:?}");
+    }
+    assert_eq!(mock.seen.lock().unwrap().len(), 2, "nobody asks again by himself");
+    // A program that watches goes by that word, as `tether fetch wit --watch` does: it ends.
 }
 
 /// A sound message, from a real agent, with two SVIDs.

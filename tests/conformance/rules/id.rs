@@ -157,9 +157,9 @@ pub const RULES: &[Rule] = &[
     Rule {
         id: "ID-18",
         binds: "val",
-        says: "only X.509 and JWT documents are taken as SVIDs",
+        says: "only X.509, JWT and WIT documents are taken as SVIDs",
         shown: Shown::Review(
-            "`SpiffeId`s that were proven come only from `x509::VerifiedSvid` and `jwt::JwtSvid`, whose constructors are private",
+            "`SpiffeId`s that were proven come only from `x509::VerifiedSvid`, `jwt::JwtSvid` and `wit::WitSvid`, whose constructors are private",
         ),
     },
 ];

@@ -16,12 +16,10 @@ use crate::support::foreign::{Foreign, federate_with};
 use crate::support::forge::{decode, members};
 use crate::support::raw::{self, RPCS};
 use crate::support::{
-    AUDIENCE, DOMAIN, DOMAIN_ID, create, entry, jwt, jwt_bundles, names, published, refused, run, set_bundle, validate,
+    AUDIENCE, DOMAIN, DOMAIN_ID, create, entry, jwt, jwt_bundles, names, published, refused, run, validate,
     validate_for, x509, x509_bundles,
 };
 use crate::table::{Rule, Shown};
-
-const WIT: Shown = Shown::NotOurs("the WIT profile is incubating and not offered (WL-40)");
 
 pub const RULES: &[Rule] = &[
     Rule {
@@ -180,18 +178,6 @@ pub const RULES: &[Rule] = &[
         says: "every JWK for workloads has a kid and only RFC 7517 members",
         shown: Shown::Test(|| run(plain_jwks())),
     },
-    Rule {
-        id: "WL-40",
-        binds: "end",
-        says: "both WIT calls are Unimplemented, after the header was checked",
-        shown: Shown::Test(|| run(wit())),
-    },
-    Rule { id: "WL-42", binds: "end", says: "FetchWITSVID streams WIT-SVIDs", shown: WIT },
-    Rule { id: "WL-43", binds: "end", says: "WIT-SVIDs have ID, token and key", shown: WIT },
-    Rule { id: "WL-44", binds: "end", says: "a WIT-SVID's key is a private JWK", shown: WIT },
-    Rule { id: "WL-45", binds: "end", says: "without an identity there are no WIT-SVIDs", shown: WIT },
-    Rule { id: "WL-46", binds: "end", says: "FetchWITBundles has JWK Sets of WIT keys", shown: WIT },
-    Rule { id: "WL-47", binds: "end", says: "WIT-SVIDs are renewed before they expire", shown: WIT },
 ];
 
 /// The path of each identity, in order.
@@ -497,13 +483,4 @@ async fn plain_jwks() {
             assert_eq!(members(key), BTreeSet::from(["crv", "kid", "kty", "x", "y"]));
         }
     }
-}
-
-async fn wit() {
-    let agent = TestAgent::start().await;
-    for method in &RPCS[5..] {
-        refused(raw::call_agent(&agent, method, &["true"]).await, Code::Unimplemented, "WIT");
-        refused(raw::call_agent(&agent, method, &[]).await, Code::InvalidArgument, "workload.spiffe.io");
-    }
-    refused(set_bundle(&agent, "wit.example", "{\"keys\":null}").await, Code::InvalidArgument, "bundle");
 }

@@ -5,6 +5,7 @@ pub mod forge;
 pub mod mock;
 pub mod other_user;
 pub mod raw;
+pub mod wit;
 
 use tether::proto::admin::{CreateEntryRequest, SetBundleRequest, ShowBundlesRequest};
 use tether::proto::workload::{
