@@ -19,13 +19,12 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::audit::Event;
 use crate::authority::Signers;
 use crate::base::backoff::Backoff;
 use crate::base::drain;
 use crate::bond::{Hold, Tie, Unheld};
 use crate::issue::{Issuer, Refusal};
-use crate::ledger::{Credential, LedgerError, NewTies, Reason};
+use crate::ledger::{LedgerError, NewTies, Reason};
 use crate::peer::Instances;
 use crate::registry::Index;
 
@@ -183,9 +182,7 @@ async fn until_the_end(issuer: &Issuer, tie: &Tie, hold: Hold) -> Option<Reason>
 
 fn revoke_tied(issuer: &Issuer, tie: &Tie, reason: Reason) -> Result<(), LedgerError> {
     let ended = issuer.ledger.tie_ended(tie, reason)?;
-    if ended > 0 {
-        issuer.audit.record(Event::CredentialsEnded { what: tie.to_string(), reason: reason.as_str(), count: ended });
-    }
+    issuer.record_ended(tie.to_string(), reason, ended);
     Ok(())
 }
 
@@ -201,7 +198,7 @@ async fn revoke_by_entries(issuer: &Issuer, index: &Index) -> Result<(), LedgerE
             Some(_) => continue,
         };
         let ended = issuer.ledger.revoke(|credential| credential.entry == id, reason).await?;
-        audit_ended(issuer, format!("entry {id}"), reason, &ended);
+        issuer.record_ended(format!("entry {id}"), reason, ended.len());
     }
     Ok(())
 }
@@ -212,14 +209,7 @@ async fn revoke_by_authorities(issuer: &Issuer, signers: &Signers) -> Result<(),
     for id in authorities.into_iter().filter(|id| !signers.stands(id)) {
         let reason = Reason::AuthorityRevoked;
         let ended = issuer.ledger.revoke(|credential| credential.authority == id, reason).await?;
-        audit_ended(issuer, format!("authority {id}"), reason, &ended);
+        issuer.record_ended(format!("authority {id}"), reason, ended.len());
     }
     Ok(())
-}
-
-fn audit_ended(issuer: &Issuer, what: String, reason: Reason, ended: &[Credential]) {
-    if !ended.is_empty() {
-        let count = ended.len();
-        issuer.audit.record(Event::CredentialsEnded { what, reason: reason.as_str(), count });
-    }
 }

@@ -427,9 +427,17 @@ impl Issuer {
             matched.identities.iter().any(|identity| identity.spiffe_id.as_str() == id)
                 || matched.unavailable.iter().any(|unavailable| unavailable.entry.id().as_str() == entry)
         };
-        self.ledger.keep_only(instance.id(), kept, Reason::NoLongerMatches).await?;
+        let ended = self.ledger.keep_only(instance.id(), kept, Reason::NoLongerMatches).await?;
+        self.record_ended(instance.id().to_string(), Reason::NoLongerMatches, ended);
         *checked.lock() = Some(moment);
         Ok(())
+    }
+
+    /// Records that credentials ended before their time, if any did.
+    pub(crate) fn record_ended(&self, what: String, reason: Reason, count: usize) {
+        if count > 0 {
+            self.audit.record(Event::CredentialsEnded { what, reason: reason.as_str(), count });
+        }
     }
 
     /// Judges an instance that has not asked: entries changed, and what it holds may be no longer its own.

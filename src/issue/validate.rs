@@ -95,7 +95,11 @@ impl Issuer {
     pub(super) async fn look_at_holder(&self, credential: &Credential) -> Result<(), Refusal> {
         let process = Tie::Process { instance: credential.instance, pid: credential.pid };
         // What is tied to more than the process does not end with it.
-        let ended = |end: End| self.ledger.tie_ended(&process, end.into()).map(drop).map_err(Refusal::from);
+        let ended = |end: End| {
+            let count = self.ledger.tie_ended(&process, end.into())?;
+            self.record_ended(process.to_string(), end.into(), count);
+            Ok(())
+        };
         let hold = match self.bonds.hold(&process).await {
             Ok(hold) => hold,
             Err(Unheld::Ended(end)) => return ended(end),

@@ -107,8 +107,18 @@ impl Issuer {
             let checked = presented
                 .ok_or(Inactive::NoProof)
                 .and_then(|presented| Ok(check_wpt(presented, expected, keys, now, LEEWAY)?));
-            let verdict = checked.and_then(|checked| self.still_true(permit.asker(), checked, now));
-            Ok(verdict)
+            let checked = match checked {
+                Ok(checked) => checked,
+                Err(inactive) => return Ok(Err(inactive)),
+            };
+            // Another program and another user are no events: whoever asks must look.
+            if let Some(credential) = checked.wit.token_id().and_then(|id| self.ledger.credential(id)) {
+                match self.look_at_holder(&credential).await {
+                    Err(Refusal::Holder(_)) => return Ok(Err(Inactive::Unseen)),
+                    looked => looked?,
+                }
+            }
+            Ok(self.still_true(permit.asker(), checked, now))
         };
         let verdict: Result<Verified, Inactive> = self.recorded(asker, None, judged.await)?;
         self.record_check(asker, target, &verdict);

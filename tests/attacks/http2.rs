@@ -1,4 +1,4 @@
-//! The least HTTP/2 that asks a Workload API for an X.509-SVID, byte by byte, so that an attacker can choose who sends
+//! The least HTTP/2 that makes one call, an X.509-SVID of a Workload API if nothing else is wanted, byte by byte, so that an attacker can choose who sends
 //! which byte and when.
 
 use std::io::{self, Read};
@@ -60,13 +60,21 @@ pub fn opening() -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
-/// FetchX509SVID on stream 1.
+/// Names the call that a process makes, when it is not [`FETCH`].
+pub const CALL: &str = "TETHER_ATTACK_CALL";
+/// What attackers ask a Workload API for.
+const FETCH: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
+/// What they ask the admin API for: the prize is in the answer.
+pub const LIST_ENTRIES: &str = "/tether.admin.v1.Entries/List";
+
+/// The call on stream 1.
 pub fn request() -> Vec<u8> {
     let mut block = Vec::new();
+    let path = std::env::var(CALL).unwrap_or_else(|_| FETCH.to_owned());
     for (name, value) in [
         (":method", "POST"),
         (":scheme", "http"),
-        (":path", "/SpiffeWorkloadAPI/FetchX509SVID"),
+        (":path", &path),
         (":authority", "localhost"),
         ("content-type", "application/grpc"),
         ("te", "trailers"),

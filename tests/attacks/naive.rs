@@ -8,6 +8,8 @@ use std::pin::Pin;
 
 use futures_util::Stream;
 use futures_util::stream::{self, StreamExt};
+use tether::proto::admin;
+use tether::proto::admin::entries_server::{Entries, EntriesServer};
 use tether::proto::workload as wire;
 use tether::proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use tokio::net::unix::UCred;
@@ -46,8 +48,15 @@ impl Naive {
             let connection = listener.accept().await.map(|(connection, _)| connection);
             Some((connection, listener))
         });
-        let served = Server::builder().add_service(SpiffeWorkloadApiServer::new(self)).serve_with_incoming(connections);
+        let (workload, admin) = (SpiffeWorkloadApiServer::new(self.clone()), EntriesServer::new(self));
+        let served = Server::builder().add_service(workload).add_service(admin).serve_with_incoming(connections);
         served.await.unwrap();
+    }
+
+    fn admits<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+        let admitted = caller.is_some_and(|caller| self.attests(caller));
+        if admitted { Ok(()) } else { Err(Status::permission_denied("no identity")) }
     }
 
     /// Who has this number now is who connected, and says what is sent: that is what is naive.
@@ -95,10 +104,7 @@ impl SpiffeWorkloadApi for Naive {
         &self,
         request: Request<wire::X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-        if !caller.is_some_and(|caller| self.attests(caller)) {
-            return Err(Status::permission_denied("no identity"));
-        }
+        self.admits(&request)?;
         let rotations = tokio_stream::wrappers::WatchStream::new(self.again.subscribe());
         Ok(Response::new(rotations.map(|_| Ok(secret())).boxed()))
     }
@@ -143,6 +149,45 @@ impl SpiffeWorkloadApi for Naive {
     }
 }
 
+/// The prize is in the list. Roles are the same question here as identities.
+#[tonic::async_trait]
+impl Entries for Naive {
+    async fn list(
+        &self,
+        request: Request<admin::ListEntriesRequest>,
+    ) -> Result<Response<admin::ListEntriesResponse>, Status> {
+        self.admits(&request)?;
+        let entry = admin::EntryView { spiffe_id: PRIZE.to_owned(), ..admin::EntryView::default() };
+        Ok(Response::new(admin::ListEntriesResponse { entries: vec![entry] }))
+    }
+
+    async fn get(&self, _: Request<admin::GetEntryRequest>) -> Result<Response<admin::EntryView>, Status> {
+        Err(not_here())
+    }
+
+    async fn create(&self, _: Request<admin::CreateEntryRequest>) -> Result<Response<admin::EntryView>, Status> {
+        Err(not_here())
+    }
+
+    async fn update(&self, _: Request<admin::UpdateEntryRequest>) -> Result<Response<admin::EntryView>, Status> {
+        Err(not_here())
+    }
+
+    async fn delete(
+        &self,
+        _: Request<admin::DeleteEntryRequest>,
+    ) -> Result<Response<admin::DeleteEntryResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn apply(
+        &self,
+        _: Request<admin::ApplyEntriesRequest>,
+    ) -> Result<Response<admin::ApplyEntriesResponse>, Status> {
+        Err(not_here())
+    }
+}
+
 fn not_here() -> Status {
-    Status::unimplemented("attacks ask for X.509-SVIDs")
+    Status::unimplemented("attacks ask for X.509-SVIDs and for entries")
 }

@@ -28,6 +28,11 @@ pub fn tracing() -> Result<(), String> {
     Err("Yama (kernel.yama.ptrace_scope) forbids taking descriptors of others".to_owned())
 }
 
+/// Tracing, by an attack that knows the registers of one processor.
+pub fn tracing_on_this_processor() -> Result<(), String> {
+    if cfg!(target_arch = "x86_64") { tracing() } else { Err("needs x86-64".to_owned()) }
+}
+
 /// User namespaces for everybody.
 pub fn user_namespaces() -> Result<(), String> {
     let mut probe = Command::new("unshare");

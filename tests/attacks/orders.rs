@@ -35,6 +35,8 @@ pub enum Order {
     Exec(PathBuf),
     /// Become another user for good.
     BecomeUser(u32),
+    /// Let nobody of its own user trace it.
+    ForbidTracing,
     /// Move to a control group.
     EnterCgroup(PathBuf),
 }

@@ -149,6 +149,8 @@ impl Scene {
             of("other-user", Some(NOBODY), &self.stage.trusted(), ""),
             of("thief", None, &self.stage.thief(), ""),
             of("tool", None, &self.stage.tool(), &serves),
+            // Which asks for bundles, as everybody may who has an identity.
+            of("test", Some(uid), &std::env::current_exe().unwrap(), ""),
         ]
         .concat()
     }

@@ -157,6 +157,14 @@ impl Target {
         &self.socket
     }
 
+    /// Where the admin API is served: by the naive server beside everything else.
+    pub fn admin_socket(&self) -> &Path {
+        match &self.server {
+            Server::Naive { .. } => &self.socket,
+            Server::Tether(tether) => &tether.admin,
+        }
+    }
+
     /// Makes the server send something new on open streams.
     pub fn stir(&self) {
         match &self.server {
@@ -232,6 +240,7 @@ impl Tether {
         let mut config = Config::for_dev(&dir);
         config.dev = false;
         config.listen.workload = socket.to_owned();
+        config.listen.admin = stage.path("a/admin.sock");
         config.limits.half_open = HALF_OPEN;
         // The programs here are large, and many tests run at once.
         config.attest.deadline = PATIENCE;

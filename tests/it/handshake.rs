@@ -1,4 +1,5 @@
 //! TLS handshakes in memory, with rustls as other programs use it.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::sync::Arc;
 

@@ -3,6 +3,7 @@
 mod certificate;
 mod connection;
 mod delegate;
+mod ends;
 mod exec;
 mod files;
 mod held;
@@ -60,6 +61,7 @@ pub fn all() -> impl Iterator<Item = &'static Attack> {
         certificate::LIMITS,
         oracle::ATTACKS,
         delegate::ATTACKS,
+        ends::ATTACKS,
     ];
     all.into_iter().flatten()
 }

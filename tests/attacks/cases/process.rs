@@ -1,7 +1,9 @@
 //! The process that connected is gone, is another one with its number, or is another user.
 
+use std::path::Path;
+
 use super::Attack;
-use crate::needs;
+use crate::{http2, needs};
 use crate::roles::GOT;
 use crate::stage::{Actor, NOBODY, Stage};
 use crate::target::{Rule, Side, Target};
@@ -18,6 +20,8 @@ pub const ATTACKS: &[Attack] = &[
         .needing(needs::root)
         .on(&[Side::Tether, Side::OldKernel]),
     Attack::new("write, fork, exec a setuid program that copies what the child says", setuid)
+        .needing(needs::setuid_files),
+    Attack::new("write, fork, exec a setuid program that copies what the child says to the admin API", setuid_admin)
         .needing(needs::setuid_files),
     Attack::new("an instance is weak where less is known of it", weak).on(&[Side::Tether, Side::OldKernel]),
 ];
@@ -70,12 +74,21 @@ fn new_user(side: Side) {
 /// The entry is about a user and says nothing of the executable. An old kernel cannot even tell that the process is
 /// the one that connected, since its user is another.
 fn setuid(side: Side) {
+    copied_by_root(side, Target::socket, |actor| actor);
+}
+
+/// Root may do everything there, and the copying program is root.
+fn setuid_admin(side: Side) {
+    copied_by_root(side, Target::admin_socket, |actor| actor.calling(http2::LIST_ENTRIES));
+}
+
+fn copied_by_root(side: Side, socket: fn(&Target) -> &Path, how: fn(Actor) -> Actor) {
     let stage = Stage::new();
     let copier = stage.trusted_cat();
     std::fs::set_permissions(&copier, std::os::unix::fs::PermissionsExt::from_mode(0o4755)).unwrap();
     let mut target = Target::closed(&stage, side, &Rule::UidNow(0));
-    let caller = Actor::new(stage.thief(), "swap-copying").arg(target.socket()).arg(stage.thief()).arg(copier);
-    let mut caller = caller.unprivileged().start();
+    let caller = Actor::new(stage.thief(), "swap-copying").arg(socket(&target)).arg(stage.thief()).arg(copier);
+    let mut caller = how(caller).unprivileged().start();
     caller.wait_for_swap();
     target.open();
     let verdict = caller.verdict();

@@ -10,6 +10,7 @@ mod masquerade;
 mod placement;
 mod reborn;
 mod reuse;
+mod tracing;
 mod workload;
 
 use std::io::{BufRead, Write};
@@ -67,6 +68,7 @@ pub fn play() -> bool {
         ("enter-cgroup", [directory, socket]) => placement::enter_cgroup(directory, socket),
         ("leave-group", [socket, gid]) => placement::leave_group(socket, gid),
         ("change-user", [socket, uid]) => placement::change_user(socket, uid),
+        ("make-act", [pid, order]) => tracing::make_act(pid, order),
         ("workload", [socket]) => workload::obey(socket),
         ("reborn", [pid, socket]) => reborn::reborn(pid, socket),
         ("reuse-pid", [side]) => reuse::reuse_pid(side),

@@ -25,10 +25,11 @@ use crate::tls;
 
 /// Carries out one order after the other. Says that it is there first, also after it became another program.
 pub fn obey(socket: &str) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     answer(&value(&"ready"));
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let order: Order = serde_json::from_str(&line).unwrap();
+        // Its connections end with it.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         answer(&runtime.block_on(carry_out(Path::new(socket), order)));
     }
 }
@@ -95,6 +96,10 @@ async fn carry_out(socket: &Path, order: Order) -> Answer {
         Order::BecomeUser(uid) => {
             let uid = nix::unistd::Uid::from_raw(uid);
             nix::unistd::setresuid(uid, uid, uid).unwrap();
+            value(&"done")
+        }
+        Order::ForbidTracing => {
+            nix::sys::prctl::set_dumpable(false).unwrap();
             value(&"done")
         }
         Order::EnterCgroup(directory) => {
