@@ -72,7 +72,8 @@ async fn revoke(args: RevokeArgs, context: &mut Context) -> Result<(), Failure> 
     context.output.note(&format!("{verb} {total} {}{before}", plural(*total)));
     if *total > 0 {
         context.output.note(
-            "a process that still matches its entry is issued anew: `tether entry update ID --disabled true` stops that",
+            "a process that still matches its entry is issued anew; to stop that, end the process, or switch the entry off: \
+             `disabled = true` in its file, or `tether entry update ID --disabled true`",
         );
     }
     Ok(())
@@ -109,6 +110,7 @@ fn standing(view: &CredentialView, now: OffsetDateTime) -> String {
     let ago = |text: &str| at(text).map(|at| relative(at, now)).unwrap_or_default();
     match view.standing.as_str() {
         "stands" => ago(&view.not_after),
+        "ended" if view.reason == "operator" => format!("revoked {}", ago(&view.ended_at)),
         "ended" => format!("{} {}", view.reason, ago(&view.ended_at)),
         other => other.to_owned(),
     }

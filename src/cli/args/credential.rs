@@ -28,8 +28,9 @@ pub enum CredentialCommand {
     ///
     /// Streams of a revoked SVID end, verifiers that ask tether refuse it, and the serial number of a certificate
     /// whose key the workload has goes onto the revocation list. This ends what was issued, not what will be: a
-    /// process that still matches its entry gets a new one when it asks. To stop that, switch the entry off (`tether
-    /// entry update ID --disabled true`) or end the process. --dry-run shows what would be revoked.
+    /// process that still matches its entry gets a new one when it asks. To stop that, end the process, or switch the
+    /// entry off: `disabled = true` in its file, or `tether entry update ID --disabled true`. --dry-run shows what
+    /// would be revoked.
     #[command(group = ArgGroup::new("which").required(true).multiple(true).args(
         ["id", "serial", "jti", "spiffe_id", "pid", "entry", "owner", "kind"]
     ))]
