@@ -55,7 +55,10 @@ impl Sessions for NaiveKeys {
         Ok(Response::new(stream::iter([Ok(answer)]).boxed()))
     }
 
-    async fn sign_tls(&self, request: Request<wire::SignTlsRequest>) -> Result<Response<wire::SignTlsResponse>, Status> {
+    async fn sign_tls(
+        &self,
+        request: Request<wire::SignTlsRequest>,
+    ) -> Result<Response<wire::SignTlsResponse>, Status> {
         let request = request.into_inner();
         let signature = self.find(&request.key)?.sign(&request.content).unwrap();
         Ok(Response::new(wire::SignTlsResponse { signature: signature.into() }))

@@ -22,10 +22,9 @@ pub const ATTACKS: &[Attack] = &[
         .needing(needs::network_namespaces),
 ];
 
-pub const LIMITS: &[Attack] = &[
-    Attack::new("KNOWN LIMIT: a copied X.509 key works anywhere while its process lives", alive)
-        .needing(needs::network_namespaces),
-];
+pub const LIMITS: &[Attack] =
+    &[Attack::new("KNOWN LIMIT: a copied X.509 key works anywhere while its process lives", alive)
+        .needing(needs::network_namespaces)];
 
 /// The agent, what was copied, and the thief: on another network, where it still reaches the server.
 struct Theft {

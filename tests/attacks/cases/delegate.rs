@@ -2,7 +2,7 @@
 
 use super::Attack;
 use crate::needs;
-use crate::orders::{Held, Headers, Named, Order, Refused};
+use crate::orders::{Headers, Held, Named, Order, Refused};
 use crate::scene::{Process, Scene, Setup, URI};
 use crate::stage::Actor;
 use crate::target::Side;
@@ -22,11 +22,8 @@ pub const ATTACKS: &[Attack] = &[
 ];
 
 /// The tool is the delegate, for the victim alone.
-const DELEGATE: Setup<'static> = Setup {
-    victim: "",
-    tool: "may_act_for = [\"spiffe://dev.tether.internal/victim\"]",
-    root: None,
-};
+const DELEGATE: Setup<'static> =
+    Setup { victim: "", tool: "may_act_for = [\"spiffe://dev.tether.internal/victim\"]", root: None };
 
 fn hold(delegate: &mut Process, other: Named) -> Result<Held, Refused> {
     delegate.order(&Order::HoldWit(Some(other)))

@@ -21,10 +21,9 @@ pub const ATTACKS: &[Attack] = &[
     Attack::new("JWT-SVID and WIT are shown after they expired", expired).on(BOTH),
 ];
 
-pub const LIMITS: &[Attack] = &[
-    Attack::new("KNOWN LIMIT: a JWT-SVID works for whoever has it, anywhere, while its process lives", bearer)
-        .needing(needs::network_namespaces),
-];
+pub const LIMITS: &[Attack] =
+    &[Attack::new("KNOWN LIMIT: a JWT-SVID works for whoever has it, anywhere, while its process lives", bearer)
+        .needing(needs::network_namespaces)];
 
 /// Whom tokens are shown to. All of them were issued by tether: what is naive is the verifier.
 pub struct Verifier {

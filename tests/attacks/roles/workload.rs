@@ -87,9 +87,7 @@ async fn carry_out(socket: &Path, order: Order) -> Answer {
         }
         Order::Handshake { at, chain, key } => match tls::connect(&at, &chain, &key) {
             Ok(()) => value(&"accepted"),
-            Err(error) => {
-                Err(Refused { code: "tls".to_owned(), denial: String::new(), message: error.to_string() })
-            }
+            Err(error) => Err(Refused { code: "tls".to_owned(), denial: String::new(), message: error.to_string() }),
         },
         Order::Exec(program) => {
             let error = Command::new(program).arg(socket).env(ROLE, "workload").exec();
