@@ -12,7 +12,10 @@ use super::slot::State;
 use super::*;
 use crate::base::clock::ManualClock;
 use crate::policy::{Lifetimes, Policy};
-use crate::x509::{Certificate, Chain, PrivateKey, Serial, Validity, X509Authorities, self_signed_root, verify};
+use crate::x509::{
+    Certificate, Chain, Crl, PrivateKey, RevocationReason, Revoked, Serial, Validity, X509Authorities, X509Error,
+    self_signed_root, verify,
+};
 
 const NODE: &str = "00112233445566778899aabbccddeeff";
 const START: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
@@ -197,6 +200,25 @@ async fn nodes_with_the_same_files_believe_each_other() {
     assert!(one.believes(first.roots(), &other.leaf(&second).await));
     assert!(other.believes(second.roots(), &one.leaf(&first).await));
     assert_ne!(first.slots(), second.slots(), "their signing CAs are their own");
+}
+
+#[tokio::test]
+async fn every_ca_of_this_node_has_a_revocation_list_and_a_root_from_files_has_none_of_ours() {
+    for (bench, expected) in [(Bench::embedded(), 2), (Bench::new(|dir| write_root(dir, "root")), 1)] {
+        let (_authority, signers) = bench.open().await.unwrap();
+        let authorities: Vec<_> = signers.crl_authorities(bench.clock.now()).collect();
+        assert_eq!(authorities.len(), expected);
+        let leaf = bench.leaf(&signers).await;
+        let line = Revoked {
+            serial: leaf.leaf().serial().clone(),
+            at: bench.clock.now(),
+            reason: RevocationReason::CessationOfOperation,
+        };
+        let signing = authorities.last().unwrap();
+        let list = Crl::from_der(&signing.sign(&[line], bench.clock.now(), 1).unwrap().der).unwrap();
+        let roots = X509Authorities::new(bench.config.domain.clone(), signers.roots().iter().cloned()).unwrap();
+        assert!(matches!(verify(&leaf, &roots, bench.clock.now(), &[list]), Err(X509Error::Revoked)));
+    }
 }
 
 #[tokio::test]

@@ -89,12 +89,7 @@ impl Units {
 
     /// Waits for the end of a start. While systemd does not answer nothing is known to have ended.
     pub async fn ended(&self, running: &Running) -> End {
-        let mut backoff = Backoff::new(FIRST_REST, LONGEST_REST);
-        while let Err(error) = self.follow(&running.start, &mut backoff).await {
-            let rest = backoff.delay(&self.entropy);
-            tracing::warn!(unit = running.start.unit, %error, ?rest, "the end of a unit cannot be seen until systemd answers");
-            tokio::time::sleep(rest).await;
-        }
+        self.over(&running.start).await;
         lock(&running.held).remove(&running.start);
         End::UnitStopped
     }
@@ -104,23 +99,35 @@ impl Units {
         let mut known = self.invocation_of(unit).await.ok().flatten();
         loop {
             group.emptied().await;
-            let Ok(mut changes) = self.changes(unit).await else { return End::CgroupEmpty };
-            // Asked after we began to listen: nothing is missed in between.
-            let Ok(now) = self.invocation_of(unit).await else { return End::CgroupEmpty };
-            // While the directory stands it is that of the start that was in it: systemd removes it between two.
-            let same = match (&known, &now) {
-                (Some(known), Some(now)) => known == now,
-                (None, Some(_)) => group.population().is_ok_and(|population| population != Population::Removed),
-                (_, None) => false,
+            let start = match self.going_on(unit, known, group).await {
+                Ok(start) => start,
+                Err(end) => return end,
             };
-            if !same {
-                return End::UnitStopped;
-            }
-            known = now;
             tokio::select! {
-                _ = changes.next() => {}
-                _ = group.changed() => {}
+                () = self.over(&start) => return End::UnitStopped,
+                () = group.populated() => known = Some(start.invocation),
             }
+        }
+    }
+
+    /// The start of the unit that was in the group, which is empty, if systemd says that it goes on. Not knowing is
+    /// not a yes: the kernel says that nobody is there.
+    async fn going_on(&self, unit: &str, known: Option<String>, group: &WatchedGroup) -> Result<Start, End> {
+        let now = self.invocation_of(unit).await.map_err(|_| End::CgroupEmpty)?.ok_or(End::UnitStopped)?;
+        let same = match known {
+            Some(known) => known == now,
+            // While the directory stands it is that of the start that was in it: systemd removes it between two.
+            None => group.population().is_ok_and(|population| population != Population::Removed),
+        };
+        if same { Ok(Start { unit: unit.to_owned(), invocation: now }) } else { Err(End::UnitStopped) }
+    }
+
+    async fn over(&self, start: &Start) {
+        let mut backoff = Backoff::new(FIRST_REST, LONGEST_REST);
+        while let Err(error) = self.follow(start, &mut backoff).await {
+            let rest = backoff.delay(&self.entropy);
+            tracing::warn!(unit = start.unit, %error, ?rest, "the end of a unit cannot be seen until systemd answers");
+            tokio::time::sleep(rest).await;
         }
     }
 

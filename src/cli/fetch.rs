@@ -50,20 +50,57 @@ pub(super) async fn run(command: FetchCommand, context: &mut Context) -> Result<
 
 async fn x509(wanted: Option<&SpiffeId>, delivery: &Delivery, context: &mut Context) -> Result<(), Failure> {
     let api = context.workload_api()?;
+    if let (true, Some(dir)) = (delivery.watch, &delivery.write) {
+        return keep_x509_files(&api, wanted, delivery, dir, context).await;
+    }
     let mut watch = api.watch_x509();
     loop {
         let update = if delivery.watch { watch.next().await } else { within(watch.next(), api.endpoint()).await? };
         match update {
-            Ok(update) => {
-                let svids = chosen(update.svids, wanted, |svid| &svid.id)?;
-                deliver_x509(&X509Context { svids, ..update }, delivery, context)?;
-            }
+            Ok(update) => deliver_x509(&of_wanted(update, wanted)?, delivery, context)?,
             Err(error) => retry_or_fail(error, delivery, context)?,
         }
         if !delivery.watch {
             return Ok(());
         }
     }
+}
+
+/// Keeps files fresh: those of the SVID when there is a new one, and revocation lists as soon as they change.
+async fn keep_x509_files(
+    api: &WorkloadApi,
+    wanted: Option<&SpiffeId>,
+    delivery: &Delivery,
+    dir: &Path,
+    context: &mut Context,
+) -> Result<(), Failure> {
+    let (mut svids, mut bundles) = (api.watch_x509(), api.watch_x509_bundles());
+    // Lists from here on come from the stream that has them first, so that none is replaced by an older one.
+    let (mut has_svid, mut has_lists) = (false, false);
+    loop {
+        tokio::select! {
+            update = svids.next() => match update {
+                Ok(update) => {
+                    let crls = if has_lists { Vec::new() } else { update.crls.clone() };
+                    write_x509(&X509Context { crls, ..of_wanted(update, wanted)? }, dir, context)?;
+                    has_svid = true;
+                }
+                Err(error) => retry_or_fail(error, delivery, context)?,
+            },
+            // When this fails so does the other, which says so.
+            Ok(bundles) = bundles.next(), if has_svid => {
+                has_lists = true;
+                if !write_crls(&bundles.crls, dir)?.is_empty() {
+                    context.output.note(&format!("wrote crl.pem to `{}`", dir.display()));
+                }
+            }
+        }
+    }
+}
+
+fn of_wanted(update: X509Context, wanted: Option<&SpiffeId>) -> Result<X509Context, Failure> {
+    let svids = chosen(update.svids, wanted, |svid| &svid.id)?;
+    Ok(X509Context { svids, ..update })
 }
 
 /// Of all identities the wanted one; all when none is.

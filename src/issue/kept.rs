@@ -145,11 +145,14 @@ impl Document for KeyedWit {
     }
 }
 
+/// Documents of one kind by what gave them and for whom they are.
+type ByIdentity<D> = BTreeMap<(EntryId, SpiffeId), Arc<InstanceSvid<D>>>;
+
 /// What of one kind stays with an instance between calls.
 #[derive(Debug)]
 struct InstanceCache<D> {
     /// Locked while signing: callers that want the same document at once wait for one signature.
-    kept: Mutex<BTreeMap<(EntryId, SpiffeId), Arc<InstanceSvid<D>>>>,
+    kept: Mutex<ByIdentity<D>>,
 }
 
 impl<D> Default for InstanceCache<D> {

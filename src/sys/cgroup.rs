@@ -117,8 +117,13 @@ impl WatchedGroup {
         while self.population().is_ok_and(|population| population == Population::Some) && self.changed().await {}
     }
 
+    /// Returns when there are processes in the group or below. In one that was removed there never are.
+    pub async fn populated(&self) {
+        while self.population().is_ok_and(|population| population != Population::Some) && self.changed().await {}
+    }
+
     /// Returns when there may be another answer; `false` when nothing is heard any more, for the runtime shuts down.
-    pub async fn changed(&self) -> bool {
+    async fn changed(&self) -> bool {
         let ready = self.0.ready(Interest::PRIORITY).await;
         ready.map(|mut ready| ready.clear_ready()).is_ok()
     }

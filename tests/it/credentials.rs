@@ -12,6 +12,7 @@ use tether::proto::admin::{
     CredentialFilter, CredentialView, ListCredentialsRequest, RevokeAuthorityRequest, RevokeCredentialsRequest,
     RevokeCredentialsResponse, ShowAuthoritiesRequest, ShowCredentialRequest,
 };
+use tether::proto::session::HoldWitRequest;
 use tether::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tether::proto::workload::{JwtsvidRequest, ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509svidRequest};
 use tonic::{Code, Status};
@@ -147,7 +148,9 @@ fn holder() {
 async fn a_single_use_token_is_accepted_once_and_any_other_as_often_as_it_is_shown() {
     let agent = agent_with(&(entry("once", "single_use = true") + &entry("often", ""))).await;
     let mut client = agent.workload().await;
+    let mut events = agent.audit();
     let (once, often) = (token_of(&mut client, "once").await, token_of(&mut client, "often").await);
+    event(&mut events, |event| matches!(event, Event::SvidIssued { kind: "jwt", binding: 0, .. })).await;
     for _ in 0..3 {
         validate(&mut client, &often).await.expect("valid");
     }
@@ -352,6 +355,16 @@ async fn a_credential_is_shown_with_what_its_theft_is_worth() {
     let of_key = list(&agent, CredentialFilter { kind: "jwt".to_owned(), ..of_entry("b") }, true).await;
     assert_eq!(of_key[0].authority, key.id);
     assert!(of_key[0].blast_radius.as_ref().unwrap().trusted_by.is_empty(), "no bundle vouches for it any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_whose_key_tether_holds_is_shown_as_one() {
+    let agent = agent_with(&entry("held", "")).await;
+    let held = agent.sessions().await.hold_wit(HoldWitRequest::default()).await.unwrap().into_inner();
+    let [wit] = list(&agent, CredentialFilter::default(), false).await.try_into().expect("one");
+    assert_eq!((wit.kind.as_str(), wit.custody.as_str(), wit.spiffe_id.as_str()), ("wit", "tether", &*held.spiffe_id));
+    assert_eq!(wit.binding.expect("said").level, held.binding);
+    assert!(wit.blast_radius.expect("said").trusted_by.is_empty(), "its keys are in no bundle: [wit] is off");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,3 +19,4 @@ mod revocation;
 mod rotation;
 mod streams;
 mod tls;
+mod wit;

@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use rustls::pki_types::CertificateRevocationListDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use tether::id::TrustDomain;
 use tether::proto::admin::{RevokeAuthorityRequest, RotateAuthorityRequest, ShowAuthoritiesRequest};
@@ -19,7 +21,7 @@ const SECOND: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Another process that holds an X.509-SVID whose key somebody copied.
 pub struct Victim {
-    child: Child,
+    child: KilledInTheEnd,
     svid: Value,
 }
 
@@ -28,7 +30,7 @@ impl Victim {
     pub async fn of(agent: &TestAgent) -> Self {
         let socket = format!("unix://{}", agent.socket().display());
         let work = tokio::task::spawn_blocking(move || {
-            let mut child = Command::new(TETHER)
+            let child = Command::new(TETHER)
                 .env("SPIFFE_ENDPOINT_SOCKET", socket)
                 .args(["fetch", "x509", "--watch", "--output", "json", "--spiffe-id"])
                 .arg("spiffe://dev.tether.internal/victim")
@@ -37,8 +39,9 @@ impl Victim {
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
+            let mut child = KilledInTheEnd(child);
             let mut line = String::new();
-            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
             let mut document: Value = serde_json::from_str(&line).expect("one object a line");
             Self { child, svid: document["svids"][0].take() }
         });
@@ -66,8 +69,8 @@ impl Victim {
     /// Kills it and waits until the agent has noticed.
     pub async fn die(&mut self, agent: &TestAgent) {
         let before = agent.state().crls().current().await.revoked();
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.child.0.kill().unwrap();
+        self.child.0.wait().unwrap();
         within(async {
             while agent.state().crls().current().await.revoked() == before {
                 tokio::task::yield_now().await;
@@ -77,10 +80,13 @@ impl Victim {
     }
 }
 
-impl Drop for Victim {
+/// A process that does not outlive its test.
+struct KilledInTheEnd(Child);
+
+impl Drop for KilledInTheEnd {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -212,6 +218,40 @@ async fn revocations_reach_bundle_streams_at_most_once_a_second_and_wake_no_svid
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watched_directory_has_a_revocation_without_a_new_svid() {
+    let agent = agent().await;
+    let mut victim = Victim::of(&agent).await;
+    let dir = agent.dir().join("files");
+    let keeper = Command::new(TETHER)
+        .env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", agent.socket().display()))
+        .args(["fetch", "x509", "--watch", "--write"])
+        .arg(&dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut keeper = KilledInTheEnd(keeper);
+    let (told, mut said) = tokio::sync::mpsc::unbounded_channel();
+    let stderr = BufReader::new(keeper.0.stderr.take().unwrap());
+    std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|line| drop(told.send(line))));
+    let mut says = async |wanted: &str| {
+        let line = async { while !said.recv().await.expect("it goes on").contains(wanted) {} };
+        within(line).await;
+    };
+    says("svid.pem").await;
+    says("wrote crl.pem").await;
+    let svid = std::fs::read(dir.join("svid.pem")).unwrap();
+    agent.clock().advance(SECOND);
+    victim.die(&agent).await;
+    says("wrote crl.pem").await;
+    let lists = std::fs::read(dir.join("crl.pem")).unwrap();
+    let lists = CertificateRevocationListDer::pem_slice_iter(&lists).map(Result::unwrap).collect::<Vec<_>>();
+    assert!(revokes(&lists, &victim));
+    assert_eq!(std::fs::read(dir.join("svid.pem")).unwrap(), svid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lists_outlive_the_rotation_of_their_ca_and_end_with_its_revocation() {
     let agent = agent().await;
     let mut victim = Victim::of(&agent).await;
@@ -245,8 +285,8 @@ async fn after_a_restart_nothing_revoked_comes_back_and_the_numbers_of_lists_hav
     };
     let before = bundles(&agent).await;
     agent.stop().await;
-    died_meanwhile.child.kill().unwrap();
-    died_meanwhile.child.wait().unwrap();
+    died_meanwhile.child.0.kill().unwrap();
+    died_meanwhile.child.0.wait().unwrap();
     agent.restart().await;
     let after = bundles(&agent).await;
     for victim in [&victim, &died_meanwhile] {

@@ -231,7 +231,9 @@ impl Admin {
         let index = self.parts.registry.index();
         let view = |credential: Credential| {
             let entry = index.entry(&credential.entry);
-            let vouches = trust.signers().stands(&credential.authority);
+            // WIT-SVIDs of a node that does not publish their keys are believed by whoever asks it, and by no bundle.
+            let published = credential.kind != Kind::Wit || !trust.own().wit().is_empty();
+            let vouches = published && trust.signers().stands(&credential.authority);
             let federates = entry.into_iter().flat_map(|entry| entry.federates_with());
             let blast_radius = wire::BlastRadius {
                 audiences: credential.audience.clone(),

@@ -189,6 +189,8 @@ async fn between_two_commands_of_one_start_of_a_unit_nothing_ends() {
     group.take(&main);
     assert_eq!(bonds.end_of(&tie).await, None);
     main.end();
+    assert!(ended.as_mut().now_or_never().is_none());
+    assert_eq!(bonds.end_of(&tie).await, None, "it is active with nothing to run, as some units are");
     units.set(None);
     assert_eq!(ended.await, End::UnitStopped);
 }
