@@ -52,7 +52,7 @@ fn table(text: &str) -> impl Iterator<Item = &str> {
 /// The references in a text, such as `(a)`.
 fn letters(text: &str) -> Vec<&str> {
     let inside = text.split('(').skip(1).filter_map(|rest| rest.split_once(')').map(|(inside, _)| inside));
-    inside.filter(|inside| inside.len() == 1 && inside.chars().all(|letter| letter.is_ascii_lowercase())).collect()
+    inside.filter(|inside| inside.len() == 1 && inside.chars().all(|letter| letter.is_ascii_alphanumeric())).collect()
 }
 
 /// What the list below the table says: each letter with the names of its tests.
