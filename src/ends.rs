@@ -4,7 +4,8 @@
 //! |---|---|
 //! | a process, a cgroup, a unit | whoever holds the tie is told by the kernel or by systemd |
 //! | a program (exec) | when anybody looks at the process: at every release, and when a verifier asks |
-//! | an entry, by its source, its expiry or an edit | the next snapshot of entries |
+//! | an entry, by its source or an edit | the next snapshot of entries |
+//! | an entry, by its expiry | the clock |
 //! | an authority | the next snapshot of trust |
 //!
 //! The ledger is told, and everything else follows from it: streams end or renew, verifiers that ask are refused,
@@ -17,6 +18,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
 use crate::authority::Signers;
@@ -38,6 +40,8 @@ pub struct Ends {
     instances: Instances,
     new_ties: NewTies,
     held: Vec<(Tie, Option<Hold>)>,
+    /// When the entries were last gone through: what expires after this is still to be noticed.
+    looked_at: OffsetDateTime,
 }
 
 impl Ends {
@@ -56,7 +60,8 @@ impl Ends {
                 }
             }
         }
-        let ends = Self { issuer, instances, new_ties, held };
+        let looked_at = issuer.clock.now();
+        let ends = Self { issuer, instances, new_ties, held, looked_at };
         let entries = ends.issuer.registry.borrow().clone();
         revoke_by_entries(&ends.issuer, &entries).await?;
         let trust = ends.issuer.trust.current();
@@ -79,6 +84,7 @@ impl Ends {
         loop {
             // What could not be written is tried again until it can.
             let retry = pending.then(|| backoff.delay(&self.issuer.entropy));
+            let expiry = before.next_expiry(self.looked_at).filter(|_| !pending);
             tokio::select! {
                 () = drain.draining() => break,
                 tie = self.new_ties.recv() => match tie {
@@ -94,13 +100,15 @@ impl Ends {
                     if changed.is_err() { break }
                     pending = true;
                 }
+                () = self.issuer.clock.sleep_until(expiry.unwrap_or(self.looked_at)), if expiry.is_some() => pending = true,
                 () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
             }
             if pending {
                 let now = entries.borrow_and_update().clone();
+                let looked_at = self.issuer.clock.now();
                 match self.changed(&before, &now).await {
                     Ok(()) => {
-                        (before, pending) = (now, false);
+                        (before, pending, self.looked_at) = (now, false, looked_at);
                         backoff.reset();
                     }
                     Err(error) => tracing::error!(error = %error, "credentials cannot be revoked, trying again"),

@@ -9,6 +9,7 @@ mod harness;
 #[path = "../it/handshake.rs"]
 mod handshake;
 
+mod agent_process;
 mod cases;
 mod http2;
 mod kernel;
@@ -19,6 +20,7 @@ mod needs;
 mod orders;
 mod roles;
 mod scene;
+mod security;
 mod stage;
 mod target;
 mod tls;
@@ -49,7 +51,8 @@ fn main() -> ExitCode {
             }
         })
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    let all = trials.chain([security::trial()]);
+    libtest_mimic::run(&Arguments::from_args(), all.collect()).exit_code()
 }
 
 fn name(attack: &cases::Attack, side: Side) -> String {

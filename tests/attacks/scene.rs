@@ -114,7 +114,7 @@ impl Scene {
                 config.authority.key_file = Some(dir.join("root_key.pem"));
             }
         };
-        let entries = self.entries(setup);
+        let entries = entries(&self.stage, setup);
         let (agent, events) = self.runtime.block_on(async {
             let agent = TestAgent::configured(configure).await;
             agent.write_entries("all.toml", &entries).await;
@@ -130,29 +130,6 @@ impl Scene {
             (agent, events)
         });
         (self.agent, self.events) = (Some(agent), Some(events));
-    }
-
-    /// Everybody has an identity: what a thief lacks is the victim's.
-    fn entries(&self, setup: Setup<'_>) -> String {
-        let uid = nix::unistd::geteuid().as_raw();
-        let of = |name: &str, uid: Option<u32>, program: &Path, more: &str| {
-            let uid = uid.map(|uid| format!("\"unix:uid:{uid}\", ")).unwrap_or_default();
-            format!(
-                "[[entry]]\nid = \"{name}\"\nspiffe_id = \"{DOMAIN}/{name}\"\nowner = \"team\"\naudiences = [\"*\"]\n\
-                 match = [{uid}\"unix:path:{}\"]\n{more}\n",
-                program.display()
-            )
-        };
-        let serves = format!("serves = [\"https://tool.example.com/\"]\n{}", setup.tool);
-        [
-            of("victim", Some(uid), &self.stage.trusted(), setup.victim),
-            of("other-user", Some(NOBODY), &self.stage.trusted(), ""),
-            of("thief", None, &self.stage.thief(), ""),
-            of("tool", None, &self.stage.tool(), &serves),
-            // Which asks for bundles, as everybody may who has an identity.
-            of("test", Some(uid), &std::env::current_exe().unwrap(), ""),
-        ]
-        .concat()
     }
 
     /// Another process of the program that has the victim's identity, which nothing was stolen from.
@@ -292,6 +269,29 @@ impl Scene {
         let request = SetBundleRequest { trust_domain: "dev.tether.internal".to_owned(), content };
         self.wait(async { self.agent().bundles().await.set(request).await.unwrap() });
     }
+}
+
+/// Everybody has an identity: what a thief lacks is the victim's.
+pub fn entries(stage: &Stage, setup: Setup<'_>) -> String {
+    let uid = nix::unistd::geteuid().as_raw();
+    let of = |name: &str, uid: Option<u32>, program: &Path, more: &str| {
+        let uid = uid.map(|uid| format!("\"unix:uid:{uid}\", ")).unwrap_or_default();
+        format!(
+            "[[entry]]\nid = \"{name}\"\nspiffe_id = \"{DOMAIN}/{name}\"\nowner = \"team\"\naudiences = [\"*\"]\n\
+             match = [{uid}\"unix:path:{}\"]\n{more}\n",
+            program.display()
+        )
+    };
+    let serves = format!("serves = [\"https://tool.example.com/\"]\n{}", setup.tool);
+    [
+        of("victim", Some(uid), &stage.trusted(), setup.victim),
+        of("other-user", Some(NOBODY), &stage.trusted(), ""),
+        of("thief", None, &stage.thief(), ""),
+        of("tool", None, &stage.tool(), &serves),
+        // Which asks for bundles, as everybody may who has an identity.
+        of("test", Some(uid), &std::env::current_exe().unwrap(), ""),
+    ]
+    .concat()
 }
 
 /// A root for several hosts.

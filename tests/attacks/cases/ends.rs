@@ -9,20 +9,20 @@ use tether::proto::admin::{
 };
 
 use super::Attack;
+use crate::agent_process::AgentProcess;
 use crate::needs::{self, cgroup_root};
 use crate::orders::{Headers, Held, Order, X509};
-use crate::scene::{Process, Scene, Setup, serial};
-use crate::stage::NOBODY;
+use crate::scene::{self, Process, Scene, Setup, serial};
+use crate::stage::{Actor, NOBODY, Stage};
 use crate::target::Side;
 
 const TETHER: &[Side] = &[Side::Tether, Side::OldKernel];
 
 pub const ATTACKS: &[Attack] = &[
-    Attack::new("what a process was issued is used after it exited, and after the agent was restarted", exit).on(TETHER),
-    Attack::new("what a process was issued is used after it executed another program", exec).on(TETHER),
-    Attack::new("what a process was issued is used after it became another user", user)
-        .needing(needs::root)
+    Attack::new("what a process was issued is used after it exited, and after the agent was restarted", exit)
         .on(TETHER),
+    Attack::new("what a process was issued is used after it executed another program", exec).on(TETHER),
+    Attack::new("what a process was issued is used after it became another user", user).needing(needs::root).on(TETHER),
     Attack::new("what a unit was issued is used after its last process exited", cgroup)
         .needing(needs::cgroups)
         .on(TETHER),
@@ -32,6 +32,8 @@ pub const ATTACKS: &[Attack] = &[
     Attack::new("what a process was issued is used after an operator revoked it", operator).on(TETHER),
     Attack::new("what an authority signed is used after it was revoked", authority).on(TETHER),
     Attack::new("what a process was issued is used after it exited while there was no agent", meanwhile).on(TETHER),
+    Attack::new("what a process was issued is used after it exited, and the agent was killed before or after", killed)
+        .on(&[Side::Tether]),
 ];
 
 /// One of everything that a process can have.
@@ -96,7 +98,8 @@ impl Theft {
         for credential in self.ledger() {
             assert_eq!(credential.standing, "ended", "{credential:?}");
             // A held key is its process's alone: it ends with it whatever the entry is bound to, and with the agent.
-            let own_ends: &[_] = if credential.custody == "tether" { &["process_exited", "agent_restart"] } else { &[] };
+            let own_ends: &[_] =
+                if credential.custody == "tether" { &["process_exited", "agent_restart"] } else { &[] };
             let expected = credential.reason == reason || own_ends.contains(&credential.reason.as_str());
             assert!(expected, "{credential:?}");
         }
@@ -163,8 +166,7 @@ fn user(side: Side) {
 /// The entry binds to the unit: the process that asked may go, as long as somebody of the unit is there.
 fn cgroup(side: Side) {
     let group = Group::new(side);
-    let mut theft =
-        Theft::of(side, "bind = \"unit\"", |victim| group.take(victim));
+    let mut theft = Theft::of(side, "bind = \"unit\"", |victim| group.take(victim));
     let mut other = theft.scene.victim();
     group.take(&mut other);
     theft.victim.end();
@@ -239,6 +241,37 @@ fn meanwhile(side: Side) {
     theft.victim.end();
     theft.scene.restart();
     theft.refused_by_all("process_exited");
+}
+
+/// The agent is a process of its own, and SIGKILL leaves it no time for anything.
+fn killed(_: Side) {
+    let stage = Stage::new();
+    let (dir, entries) = (stage.path("agent"), scene::entries(&stage, Setup::default()));
+    let agent = AgentProcess::start(&dir, &entries);
+    let start = |program| Process::start(Actor::new(program, "workload"), &agent.socket());
+    let (mut tool, mut before) = (start(stage.tool()), start(stage.trusted()));
+    let (mut meanwhile, mut alive) = (start(stage.trusted()), start(stage.trusted()));
+    let loots = [&mut before, &mut meanwhile, &mut alive].map(Loot::of);
+    for loot in &loots {
+        tool.validate(&loot.jwt).expect("it stands");
+    }
+    before.end();
+    tool.validate(&loots[0].jwt).expect_err("its process is gone");
+
+    drop(agent);
+    meanwhile.end();
+    let agent = AgentProcess::start(&dir, &entries);
+    let lists = tokio::runtime::Runtime::new().unwrap().block_on(agent.lists());
+    let listed = |loot: &Loot| lists.iter().any(|list| list.revokes(&serial(&loot.x509.chain)));
+    for (loot, ended) in loots.iter().zip([true, true, false]) {
+        assert_eq!(listed(loot), ended, "{ended}");
+        assert_eq!(tool.validate(&loot.jwt).is_err(), ended);
+        // What was held was in the memory of the agent.
+        assert!(!tool.check(&loot.proven).active);
+    }
+    alive.prove(&loots[2].wit.key).expect_err("the key is gone");
+    let anew = alive.hold_wit();
+    alive.prove(&anew.key).expect("and there is a new one for who is still there");
 }
 
 /// A control group.

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::Attack;
-use crate::{http2, needs};
 use crate::roles::GOT;
 use crate::stage::{Actor, NOBODY, Stage};
 use crate::target::{Rule, Side, Target};
+use crate::{http2, needs};
 
 pub const ATTACKS: &[Attack] = &[
     Attack::new("the caller dies before it is accepted and leaves its connection to a child", dead),

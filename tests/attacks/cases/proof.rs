@@ -26,6 +26,7 @@ pub const ATTACKS: &[Attack] = &[
     Attack::new("a proof is shown after its process exited", after_exit),
     Attack::new("a proof is shown after its process executed another program", after_exec),
     Attack::new("a proof is shown after an operator revoked what it stands on", after_revocation).on(BOTH),
+    Attack::new("a copied WIT key makes proofs after its process exited", copied_key_after_exit),
     Attack::new("a proof is shown with the WIT of another", other_wit).on(&[Side::Tether]),
     Attack::new("a proof is shown on another host of the trust domain", other_host).on(&[Side::Tether]),
     Attack::new("a proof is shown that was made before the agent was started", before_start).on(&[Side::Tether]),
@@ -99,6 +100,18 @@ fn after_revocation(side: Side) {
     let anew = victim.hold_wit();
     let anew = victim.prove(&anew.key).unwrap();
     verifier.accepts_request(&anew);
+}
+
+/// The key was in the workload, which is what `FetchWITSVID` is for. The thief goes on making proofs with it.
+fn copied_key_after_exit(side: Side) {
+    let mut verifier = Verifier::on(side);
+    let mut victim = verifier.scene.victim();
+    let thief = Forger::new(victim.fetch_wit());
+    let now = verifier.scene.agent().clock().now().unix_timestamp();
+    let request = |jti: &str| thief.request(&thief.named_proof(now, jti));
+    verifier.accepts_request(&request("while the process lives"));
+    victim.end();
+    verifier.refuses_request(&request("after it ended"), OVER);
 }
 
 fn other_wit(side: Side) {
@@ -206,7 +219,13 @@ impl Forger {
 
     /// One that has no fault.
     fn proof(&self, now: i64) -> String {
-        self.sign(&json!({ "typ": "wpt+jwt", "alg": "ES256" }), &self.claims(now))
+        self.named_proof(now, "forged")
+    }
+
+    fn named_proof(&self, now: i64, jti: &str) -> String {
+        let mut claims = self.claims(now);
+        claims["jti"] = json!(jti);
+        self.sign(&json!({ "typ": "wpt+jwt", "alg": "ES256" }), &claims)
     }
 
     fn sign(&self, header: &Value, claims: &Value) -> String {
