@@ -3,6 +3,7 @@
 //! The order of rows is that of the `pub mod` lines in `src/lib.rs`; there is no second list. Test code is exempt:
 //! a test may look at everything its subject is used with.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -128,6 +129,29 @@ fn every_test_that_security_md_names_is_there() {
         }
     }
     assert!(named > 20, "the list is read: {named}");
+}
+
+#[test]
+fn every_cell_of_the_table_in_security_md_names_its_tests() {
+    let text = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("SECURITY.md"));
+    let rows = text.lines().skip_while(|line| !line.starts_with("| the thief has")).skip(2);
+    let rows = rows.take_while(|line| line.starts_with('|'));
+    let cells = rows.flat_map(|row| row.trim_matches('|').split('|').skip(1).map(str::trim));
+    let mut used = BTreeSet::new();
+    for cell in cells.filter(|cell| !cell.is_empty() && !cell.starts_with('–') && !cell.starts_with("out of scope")) {
+        let named = references(cell);
+        assert!(!named.is_empty(), "no test stands behind this cell: {cell}");
+        used.extend(named);
+    }
+    let listed = text.lines().filter_map(|line| line.strip_prefix("- ")).filter(|line| line.starts_with('('));
+    let listed: BTreeSet<&str> = listed.filter_map(|line| references(line).first().copied()).collect();
+    assert_eq!(used, listed, "the table and the list have the same references");
+}
+
+/// What a text refers to, as in `(a)`.
+fn references(text: &str) -> Vec<&str> {
+    let inside = text.split('(').skip(1).filter_map(|rest| rest.split_once(')').map(|(inside, _)| inside));
+    inside.filter(|inside| inside.len() == 1).collect()
 }
 
 /// A row of `src/lib.rs`.

@@ -20,7 +20,6 @@ mod needs;
 mod orders;
 mod roles;
 mod scene;
-mod security;
 mod stage;
 mod target;
 mod tls;
@@ -51,8 +50,7 @@ fn main() -> ExitCode {
             }
         })
     });
-    let all = trials.chain([security::trial()]);
-    libtest_mimic::run(&Arguments::from_args(), all.collect()).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
 fn name(attack: &cases::Attack, side: Side) -> String {
