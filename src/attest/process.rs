@@ -151,7 +151,7 @@ impl Attestation {
     /// Attestors are asked only when the instance's credentials or cgroup, or what is wanted, are not what they were;
     /// otherwise this costs one look at the process.
     pub async fn attest(&self, instance: &Arc<Instance>, wanted: &Arc<Wanted>) -> Result<Attested, AttestationError> {
-        let memory = instance.attached::<Memory>();
+        let memory = instance.remembered::<Memory>();
         let mut known = memory.known.lock().await;
         let mut moment = Moment::of(instance, wanted)?;
         if let Some(last) = known.last.as_ref().filter(|last| self.holds(last, &moment, wanted)) {
@@ -183,7 +183,7 @@ impl Attestation {
     /// who asks, not of the process.
     pub async fn explain(&self, instance: &Arc<Instance>, asker: u32) -> Result<Attested, AttestationError> {
         let facts = instance.look()?;
-        let path = instance.attached::<Memory>().known.lock().await.path.clone();
+        let path = instance.remembered::<Memory>().known.lock().await.path.clone();
         let _turn = self.turns.turn(asker).await;
         let evidence = self.ask(instance, facts, path, &Wanted::everything()).await?;
         Ok(attested(instance.look()?, Arc::new(evidence)))

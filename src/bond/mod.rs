@@ -217,7 +217,7 @@ impl Bonds {
 
     async fn tie_of_unit(&self, instance: &Arc<Instance>, attested: &Attested) -> Result<Tie, BondError> {
         let (uid, cgroup) = (attested.uid(), attested.cgroup_id());
-        let memory = instance.attached::<Memory>();
+        let memory = instance.remembered::<Memory>();
         let known = memory.get().filter(|known| (known.uid, known.cgroup) == (uid, cgroup));
         if let Some(known) = known.as_ref().filter(|known| known.paths.is_none()) {
             return Ok(known.tie.clone());

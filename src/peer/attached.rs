@@ -1,4 +1,4 @@
-//! What other parts keep with an instance, for as long as it has a connection.
+//! What other parts keep with an instance: for as long as it has a connection, or as it is held.
 
 use std::any::{Any, TypeId};
 use std::collections::BTreeMap;
@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Values = BTreeMap<TypeId, Arc<dyn Any + Send + Sync>>;
 
-/// One value of each type. They go with the last connection of the instance, not with its last holder: the ledger
-/// holds instances that have left, and what is kept here may be a private key.
+/// One value of each type and kind. Those that are attached go with the last connection of the instance, not with its
+/// last holder: the ledger holds instances that have left, and what is attached may be a private key. Those that are
+/// remembered go with the instance.
 #[derive(Default)]
 pub(super) struct Attached(Mutex<State>);
 
@@ -16,6 +17,7 @@ pub(super) struct Attached(Mutex<State>);
 struct State {
     connections: usize,
     values: Values,
+    remembered: Values,
 }
 
 impl Attached {
@@ -25,8 +27,12 @@ impl Attached {
         if state.connections == 0 {
             return Arc::default();
         }
-        let value = state.values.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default())).clone();
-        value.downcast().expect("a value is kept under its own type")
+        value_in(&mut state.values)
+    }
+
+    /// The value of type `T` that stays, made when it is first asked for.
+    pub(super) fn remembered<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
+        value_in(&mut self.lock().remembered)
     }
 
     /// Notes one more connection.
@@ -47,6 +53,11 @@ impl Attached {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn value_in<T: Any + Default + Send + Sync>(values: &mut Values) -> Arc<T> {
+    let value = values.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default())).clone();
+    value.downcast().expect("a value is kept under its own type")
 }
 
 impl fmt::Debug for Attached {

@@ -210,6 +210,12 @@ impl Instance {
         self.attached.get()
     }
 
+    /// What the part that defined `T` remembers of this instance for as long as anybody holds it; made when it is first
+    /// asked for. The ledger holds instances whose connections are gone: nothing secret belongs here.
+    pub fn remembered<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        self.attached.remembered()
+    }
+
     /// Counts it in `quota` as a process of `uid`, for as long as anybody holds it: also without a connection it takes
     /// descriptors. It counts once.
     pub(super) fn count(&self, quota: &Quota, uid: u32) -> Result<(), Full> {

@@ -136,20 +136,28 @@ async fn a_process_that_was_moved_is_tied_to_where_it_is_and_the_former_tie_ends
     let workload = Workload::start();
     first.take(&workload);
     let instance = bonds.instance(workload.pid());
-    let attested_before = attested(&instance).await;
-    let before = bonds.tie(&instance, &attested_before, Bind::Unit).await.expect("tied");
+    let before = bonds.tie_now(&instance, Bind::Unit).await.expect("tied");
     let hold = bonds.hold(&before).await.expect("in use");
     second.take(&workload);
     assert_eq!(hold.ended().await, End::CgroupEmpty);
-    let late = bonds.tie(&instance, &attested_before, Bind::Unit).await;
-    assert!(matches!(late, Err(BondError::Moved)), "what was attested is no longer so: {late:?}");
     let after = bonds.tie_now(&instance, Bind::Unit).await.expect("tied");
     assert!(matches!(&after, Tie::Cgroup { id, .. } if *id == second.id()), "{after}");
-    let attested_after = attested(&instance).await;
+}
+
+#[tokio::test]
+async fn a_process_that_is_moved_after_it_was_attested_is_tied_to_nothing() {
+    let (Some(first), Some(second)) = (Made::new(".service"), Made::new(".scope")) else { return };
+    let bonds = plain(Kernel::probe());
     let root = first.dir.parent().expect("it has one");
-    put(root, &workload);
-    let late = bonds.tie(&instance, &attested_after, Bind::Unit).await;
-    assert!(matches!(late, Err(BondError::Moved)), "{late:?}");
+    for place in [second.dir.as_path(), root] {
+        let workload = Workload::start();
+        first.take(&workload);
+        let instance = bonds.instance(workload.pid());
+        let attested = attested(&instance).await;
+        put(place, &workload);
+        let late = bonds.tie(&instance, &attested, Bind::Unit).await;
+        assert!(matches!(late, Err(BondError::Moved)), "what was attested is no longer so: {late:?}");
+    }
 }
 
 #[tokio::test]

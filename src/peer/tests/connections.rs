@@ -344,6 +344,7 @@ async fn what_is_attached_to_an_instance_goes_with_its_last_connection_although_
     let (_second_client, second) = (fixture.connect(), fixture.accept().await);
     let held = first.conn().instance().clone();
     assert!(Arc::ptr_eq(&held, second.conn().instance()));
+    *held.remembered::<Mutex<i32>>().lock().expect("unpoisoned") = 7;
     let (here, mut gone) = tokio::sync::oneshot::channel();
     *held.attached::<Kept>().0.lock().expect("unpoisoned") = Some(here);
 
@@ -360,6 +361,7 @@ async fn what_is_attached_to_an_instance_goes_with_its_last_connection_although_
     assert!(held.attached::<Kept>().0.lock().expect("unpoisoned").is_none(), "nothing is kept without a connection");
     let (_third_client, _third) = (fixture.connect(), fixture.accept().await);
     assert!(held.attached::<Kept>().0.lock().expect("unpoisoned").is_none(), "nor is it there for the next one");
+    assert_eq!(*held.remembered::<Mutex<i32>>().lock().expect("unpoisoned"), 7, "what is only remembered stays");
 }
 
 #[tokio::test]
