@@ -14,7 +14,7 @@ use tether::base::clock::Clock;
 use tether::base::entropy::Entropy;
 use tether::bond::Tie;
 use tether::id::{SpiffeId, TrustDomain};
-use tether::ledger::{Issued, Kind, Ledger, Reason};
+use tether::ledger::{Issued, Kind, Ledger, Limits, Reason};
 use tether::peer::{Instance, Instances};
 use tether::registry::{Entry, Rules, Source, parse_entry};
 use tether::sys::Kernel;
@@ -25,6 +25,8 @@ use crate::support::report::{Figure, Report};
 use crate::support::stats::{Rounds, micros, percentile};
 use crate::{Effort, allocations, throughput};
 
+/// No limit is in the way of a million.
+const LIMITS: Limits = Limits { credentials_per_uid: usize::MAX, certificates_per_uid: usize::MAX };
 const ISSUED: usize = 1_000_000;
 const HOLDERS: usize = 64;
 const ENTRIES: usize = 100;
@@ -75,7 +77,7 @@ impl Desk {
     }
 
     fn open(&self, dir: &Path) -> Result<Ledger> {
-        let (ledger, _) = Ledger::open(dir, &self.node, self.instances.boot(), Clock::system())?;
+        let (ledger, _) = Ledger::open(dir, &self.node, self.instances.boot(), Clock::system(), LIMITS)?;
         Ok(ledger)
     }
 

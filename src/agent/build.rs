@@ -1,6 +1,5 @@
 //! From a configuration to an agent that listens.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -72,7 +71,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let trust = Arc::new(Trust::open(config.trust_domain.clone(), signers, config.wit.enabled, store.clone()).await?);
 
     let (registry, unusable) = open_registry(&config, &store, &deps).await?;
-    let (ledger, new_ties) = open_ledger(config.state_dir.join("ledger"), &node, &instances, &deps).await?;
+    let (ledger, new_ties) = open_ledger(&config, &node, &instances, &deps).await?;
     let systemd = config.attestation().systemd;
     let bonds = Bonds::of_host(instances.clone(), &systemd, &deps.clock, &deps.entropy).map_err(StartError::Kernel)?;
     let revocations = Arc::new(ledger.clone());
@@ -231,13 +230,14 @@ async fn node_id(store: &Store, deps: &Deps) -> Result<String, StoreError> {
 
 /// The ledger, read in whole; what must be watched for it.
 async fn open_ledger(
-    dir: PathBuf,
+    config: &Config,
     node: &str,
     instances: &Instances,
     deps: &Deps,
 ) -> Result<(Ledger, NewTies), StartError> {
+    let (dir, limits) = (config.state_dir.join("ledger"), config.ledger_limits());
     let (node, boot, clock) = (node.to_owned(), instances.boot(), deps.clock.clone());
-    let opened = tokio::task::spawn_blocking(move || Ledger::open(&dir, &node, boot, clock)).await;
+    let opened = tokio::task::spawn_blocking(move || Ledger::open(&dir, &node, boot, clock, limits)).await;
     Ok(opened.map_err(|_| LedgerError::Stopping)??)
 }
 

@@ -170,6 +170,11 @@ settings! {
         attestations: u32 = 64;
         /// Of these, how many one uid may cause.
         attestations_per_uid: u32 = 16;
+        /// Credentials of one uid that have not expired. Each takes some 200 bytes of memory.
+        credentials_per_uid: u32 = 1_000_000;
+        /// Certificates of one uid that have not expired, with keys in workloads: each can come to stand on a revocation
+        /// list, which travels with every bundle.
+        certificates_per_uid: u32 = 16_384;
         /// How long a connection may take to show who sends on it before it is closed.
         half_open: Duration = Duration::from_secs(10);
         /// How long open calls may go on after the agent was told to stop.

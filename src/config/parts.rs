@@ -6,7 +6,7 @@ use crate::api::serve;
 use crate::authority::{self, DiskFiles};
 use crate::base::quota::{Quota, Turns};
 use crate::sys::Kernel;
-use crate::{attest, peer, registry};
+use crate::{attest, ledger, peer, registry};
 
 use super::{AuthorityKind, Config, KernelInterfaces};
 
@@ -86,6 +86,14 @@ impl Config {
             connections: index(self.limits.connections),
             connections_per_uid: index(self.limits.connections_per_uid),
             half_open: self.limits.half_open,
+        }
+    }
+
+    /// How much of the ledger one user may have.
+    pub fn ledger_limits(&self) -> ledger::Limits {
+        ledger::Limits {
+            credentials_per_uid: index(self.limits.credentials_per_uid),
+            certificates_per_uid: index(self.limits.certificates_per_uid),
         }
     }
 

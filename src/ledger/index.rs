@@ -17,14 +17,6 @@ const GRACE: i64 = 120;
 /// Rows are dropped together with those that end in the same so many seconds.
 const BUCKET: i64 = 30;
 
-/// Who holds a credential.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) struct Holder {
-    pub(super) instance: InstanceId,
-    pub(super) pid: i32,
-    pub(super) uid: u32,
-}
-
 /// What a credential was issued by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Grant {
@@ -42,7 +34,10 @@ pub(super) struct Row {
     pub(super) binding: u8,
     pub(super) held: bool,
     pub(super) used: bool,
+    /// The number of the instance that holds it.
     pub(super) holder: u32,
+    pub(super) pid: i32,
+    pub(super) uid: u32,
     pub(super) tie: u32,
     pub(super) grant: u32,
     pub(super) authority: u32,
@@ -51,6 +46,9 @@ pub(super) struct Row {
     pub(super) issued_at: i64,
     pub(super) not_after: i64,
     pub(super) ended: Option<(Reason, i64)>,
+    /// Its end is written and not synced yet: nobody sees it, and a copy of the row must not be without it.
+    #[serde(skip)]
+    pub(super) ending: Option<(Reason, i64)>,
     /// When a verifier last asked about it. Not written down.
     #[serde(skip)]
     pub(super) last_asked: i64,
@@ -106,6 +104,11 @@ impl<T: Eq + Hash> Table<T> {
         self.items.get(&number).map(|item| &item.value)
     }
 
+    /// Every value that a row names.
+    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+        self.items.values().map(|item| &*item.value)
+    }
+
     fn number(&self, value: &T) -> Option<u32> {
         self.numbers.get(value).copied()
     }
@@ -155,14 +158,25 @@ impl<T: Eq + Hash> Table<T> {
     }
 }
 
+/// What one user has of the ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Share {
+    /// Rows.
+    pub(super) all: usize,
+    /// Those that can come to stand on a CRL.
+    pub(super) certificates: usize,
+}
+
 /// Everything that is known, for as long as it matters.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     rows: HashMap<Key, Row>,
-    pub(super) holders: Table<Holder>,
+    pub(super) holders: Table<InstanceId>,
     pub(super) ties: Table<Tie>,
     pub(super) grants: Table<Grant>,
+    pub(super) authorities: Table<String>,
     pub(super) words: Table<Vec<String>>,
+    by_uid: HashMap<u32, Share>,
     by_end: BTreeMap<i64, Vec<Key>>,
     /// Ended certificates whose keys are not held, for CRLs.
     revoked: HashSet<Key>,
@@ -191,12 +205,20 @@ impl Index {
     }
 
     /// Puts a row in, or in the place of the same one from an older file.
-    pub(super) fn insert(&mut self, key: Key, row: Row) {
+    pub(super) fn insert(&mut self, key: Key, mut row: Row) {
+        if let Some(former) = self.rows.get(&key) {
+            // What ended does not come back by being written again.
+            row.ended = former.ended.or(row.ended);
+            row.used |= former.used;
+        }
         let rows = &self.rows;
         self.holders.link_key(row.holder, key, rows);
         self.ties.link_key(row.tie, key, rows);
         self.grants.link(row.grant);
-        self.words.link(row.authority);
+        self.authorities.link(row.authority);
+        let share = self.by_uid.entry(row.uid).or_default();
+        share.all += 1;
+        share.certificates += usize::from(row.is_on_crl());
         self.words.link(row.audience);
         if let Some(delegate) = row.delegate {
             self.words.link(delegate);
@@ -216,6 +238,7 @@ impl Index {
         self.holders.forget_all_unused();
         self.ties.forget_all_unused();
         self.grants.forget_all_unused();
+        self.authorities.forget_all_unused();
         self.words.forget_all_unused();
     }
 
@@ -223,7 +246,14 @@ impl Index {
         self.holders.release(row.holder);
         self.ties.release(row.tie);
         self.grants.release(row.grant);
-        self.words.release(row.authority);
+        self.authorities.release(row.authority);
+        if let Some(share) = self.by_uid.get_mut(&row.uid) {
+            share.all = share.all.saturating_sub(1);
+            share.certificates = share.certificates.saturating_sub(usize::from(row.is_on_crl()));
+            if share.all == 0 {
+                self.by_uid.remove(&row.uid);
+            }
+        }
         self.words.release(row.audience);
         if let Some(delegate) = row.delegate {
             self.words.release(delegate);
@@ -261,11 +291,16 @@ impl Index {
         self.revoked.iter().filter_map(|key| Some((key, self.rows.get(key)?)))
     }
 
+    /// What a user has of it.
+    pub(super) fn share(&self, uid: u32) -> Share {
+        self.by_uid.get(&uid).copied().unwrap_or_default()
+    }
+
     /// The standing rows of an instance.
     pub(super) fn held_by(&self, instance: &InstanceId) -> Vec<Key> {
-        let numbers = self.holders.numbers.iter().filter(|(holder, _)| holder.instance == *instance);
-        let keys = numbers.flat_map(|(_, number)| self.holders.keys(*number).iter().copied());
-        keys.filter(|key| self.rows.get(key).is_some_and(|row| row.ended.is_none())).collect()
+        let Some(number) = self.holders.number(instance) else { return Vec::new() };
+        let standing = |key: &&Key| self.rows.get(key).is_some_and(|row| row.ended.is_none());
+        self.holders.keys(number).iter().filter(standing).copied().collect()
     }
 
     /// The standing rows of a tie, and the end of the last of them.

@@ -15,11 +15,11 @@ use crate::bond::Tie;
 use crate::sys::BootId;
 
 /// A file is left alone once it has so many bytes, and a new one begun.
-const FILE_BYTES: u64 = 8 * 1024 * 1024;
-/// Files may have so many bytes in all beyond what their living rows need.
-const SLACK_BYTES: u64 = 2 * FILE_BYTES;
-/// What a living row needs, generously.
-const ROW_BYTES: u64 = 128;
+const FILE_BYTES: u64 = 1024 * 1024;
+/// Files may have so many bytes in all, and twice what is alive in them.
+const SLACK_BYTES: u64 = 8 * FILE_BYTES;
+/// How many rows of the oldest file one record carries over at most: nobody waits for a whole file.
+const CARRIED_AT_ONCE: usize = 64;
 /// No file is larger, by far.
 const MAX_FILE: u64 = 64 * FILE_BYTES;
 const SUFFIX: &str = ".log";
@@ -37,6 +37,15 @@ pub(super) struct Log {
     files: VecDeque<File>,
     unsynced: Vec<Syncer>,
     buffer: Vec<u8>,
+    /// What is left to look at in the oldest file, while its rows are carried over.
+    carrying: Vec<Key>,
+}
+
+/// What a sync is to do: files to sync, and then files to remove, whose rows are dead or in the former.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    pub(super) files: Vec<Syncer>,
+    pub(super) dead: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -53,6 +62,7 @@ struct Declared {
     holders: HashSet<u32>,
     ties: HashSet<u32>,
     grants: HashSet<u32>,
+    authorities: HashSet<u32>,
     words: HashSet<u32>,
 }
 
@@ -86,7 +96,7 @@ impl Log {
         let number = numbers.last().map_or(1, |last| last + 1);
         let (file, begin) = begin(dir, number, node, boot)?;
         files.push_back(begin);
-        let mut log = Self {
+        let log = Self {
             dir: dir.to_owned(),
             node: node.to_owned(),
             boot,
@@ -96,8 +106,8 @@ impl Log {
             declared: Declared::default(),
             files,
             buffer: Vec::new(),
+            carrying: Vec::new(),
         };
-        log.drop_dead()?;
         let of_other_boot =
             |row: &Row| index.ties.get(row.tie).and_then(|tie| tie.boot()).is_some_and(|tied| tied != boot);
         let rebooted = index.iter().filter(|(_, row)| row.ended.is_none() && of_other_boot(row));
@@ -107,19 +117,31 @@ impl Log {
 
     /// Writes that a credential was issued; `row` gets the number of the file it is in.
     pub(super) fn issued(&mut self, index: &Index, key: Key, row: &mut Row) -> Result<(), LedgerError> {
-        self.declare(index, row);
-        Record::Issued { key, row: row.clone() }.write(&mut self.buffer);
+        self.roll_when_full()?;
+        self.put(index, key, row);
         self.append()?;
+        self.row_came(key);
+        Ok(())
+    }
+
+    /// Puts a row into the buffer.
+    fn put(&mut self, index: &Index, key: Key, row: &mut Row) {
+        self.declare(index, row);
         row.file = self.number;
+        Record::Issued { key, row: row.clone() }.write(&mut self.buffer);
+    }
+
+    /// A row is in the newest file.
+    fn row_came(&mut self, key: Key) {
         if let Some(file) = self.files.back_mut() {
             file.keys.push(key);
             file.living += 1;
         }
-        Ok(())
     }
 
     /// Writes that credentials ended.
     pub(super) fn ended(&mut self, keys: Vec<Key>, reason: Reason, at: i64) -> Result<(), LedgerError> {
+        self.roll_when_full()?;
         Record::Ended { keys, reason, at }.write(&mut self.buffer);
         self.append()
     }
@@ -132,6 +154,7 @@ impl Log {
         reason: Reason,
         at: i64,
     ) -> Result<(), LedgerError> {
+        self.roll_when_full()?;
         let number = index.ties.intern(tie.clone());
         self.declare_tie(index, number);
         Record::TieEnded { tie: number, reason, at }.write(&mut self.buffer);
@@ -140,6 +163,7 @@ impl Log {
 
     /// Writes that a single-use credential was used.
     pub(super) fn used(&mut self, key: Key) -> Result<(), LedgerError> {
+        self.roll_when_full()?;
         Record::Used { key }.write(&mut self.buffer);
         self.append()
     }
@@ -152,35 +176,64 @@ impl Log {
         }
     }
 
-    /// Keeps the files few: removes those at the old end in which nothing lives, and when there is still too much, carries
-    /// what lives in the oldest over into the newest.
-    pub(super) fn tidy(&mut self, index: &mut Index) -> Result<(), LedgerError> {
-        self.drop_dead()?;
-        let bytes: u64 = self.files.iter().map(|file| file.bytes).sum();
-        if bytes <= SLACK_BYTES + index.len() as u64 * ROW_BYTES || self.files.len() < 2 {
-            return Ok(());
-        }
-        let Some(oldest) = self.files.front_mut() else { return Ok(()) };
-        let (number, keys) = (oldest.number, std::mem::take(&mut oldest.keys));
-        for key in keys {
-            let Some(row) = index.get(&key).filter(|row| row.file == number) else { continue };
-            let mut row = row.clone();
-            self.issued(index, key, &mut row)?;
-            self.row_left(number);
-            if let Some(kept) = index.get_mut(&key) {
-                kept.file = row.file;
-            }
-        }
-        // What carries over an end must be on disk before the record of the end goes.
-        self.file.syncer().sync()?;
-        self.drop_dead()
+    /// Keeps the files few: when more than half of what is there is dead, carries what lives in the oldest file over into
+    /// the newest, a few rows at a time. A file in which nothing lives is removed by the next sync.
+    pub(super) fn carry_over(&mut self, index: &mut Index) -> Result<(), LedgerError> {
+        if self.carrying.is_empty() && !self.is_wasteful() { Ok(()) } else { self.carry_the_oldest(index) }
     }
 
-    /// What is to be synced so that everything written so far survives a loss of power.
-    pub(super) fn take_unsynced(&mut self) -> Vec<Syncer> {
-        let all = std::mem::take(&mut self.unsynced);
+    /// Carries over the next rows of the oldest file that has any.
+    pub(super) fn carry_the_oldest(&mut self, index: &mut Index) -> Result<(), LedgerError> {
+        if self.carrying.is_empty() {
+            let oldest = self.files.iter().find(|file| file.living > 0 && file.number != self.number);
+            self.carrying = oldest.map(|file| file.keys.clone()).unwrap_or_default();
+        }
+        self.roll_when_full()?;
+        let first = self.carrying.len().saturating_sub(CARRIED_AT_ONCE);
+        let mut carried = Vec::new();
+        for key in self.carrying.drain(first..).collect::<Vec<_>>() {
+            let Some(row) = index.get(&key).filter(|row| row.file != self.number) else { continue };
+            let (from, mut row) = (row.file, row.clone());
+            // The record of an end that nobody sees yet may be in a file that goes.
+            row.ended = row.ended.or(row.ending);
+            self.put(index, key, &mut row);
+            carried.push((key, from));
+        }
+        self.append()?;
+        for (key, from) in carried {
+            self.row_left(from);
+            self.row_came(key);
+            if let Some(row) = index.get_mut(&key) {
+                row.file = self.number;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether more than half of the files, beyond some, is about what is dead.
+    fn is_wasteful(&self) -> bool {
+        let (mut bytes, mut living) = (0, 0);
+        for file in self.files.iter().skip_while(|file| file.living == 0) {
+            bytes += file.bytes;
+            living += file.bytes * file.living as u64 / file.keys.len().max(1) as u64;
+        }
+        bytes > SLACK_BYTES + 2 * living
+    }
+
+    /// What is to be done so that everything written so far survives a loss of power.
+    pub(super) fn take_unsynced(&mut self) -> Unsynced {
+        let files = std::mem::take(&mut self.unsynced);
         self.unsynced.push(self.file.syncer());
-        all
+        let mut dead = Vec::new();
+        while self.files.len() > 1 && self.files.front().is_some_and(|file| file.living == 0) {
+            dead.extend(self.files.pop_front().map(|file| path(&self.dir, file.number)));
+        }
+        Unsynced { files, dead }
+    }
+
+    /// The sync failed: the next one does it.
+    pub(super) fn still_unsynced(&mut self, files: Vec<Syncer>) {
+        self.unsynced.splice(0..0, files);
     }
 
     /// How many bytes the files have.
@@ -188,20 +241,11 @@ impl Log {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
-    fn drop_dead(&mut self) -> Result<(), LedgerError> {
-        while self.files.len() > 1 && self.files.front().is_some_and(|file| file.living == 0) {
-            if let Some(dead) = self.files.pop_front() {
-                durable::remove(&path(&self.dir, dead.number))?;
-            }
-        }
-        Ok(())
-    }
-
     fn declare(&mut self, index: &Index, row: &Row) {
         if self.declared.holders.insert(row.holder)
-            && let Some(holder) = index.holders.get(row.holder)
+            && let Some(instance) = index.holders.get(row.holder)
         {
-            Record::Holder { number: row.holder, holder: (**holder).clone() }.write(&mut self.buffer);
+            Record::Holder { number: row.holder, instance: **instance }.write(&mut self.buffer);
         }
         self.declare_tie(index, row.tie);
         if self.declared.grants.insert(row.grant)
@@ -209,7 +253,12 @@ impl Log {
         {
             Record::Grant { number: row.grant, grant: (**grant).clone() }.write(&mut self.buffer);
         }
-        for number in [Some(row.authority), Some(row.audience), row.delegate].into_iter().flatten() {
+        if self.declared.authorities.insert(row.authority)
+            && let Some(id) = index.authorities.get(row.authority)
+        {
+            Record::Authority { number: row.authority, id: (**id).clone() }.write(&mut self.buffer);
+        }
+        for number in [Some(row.audience), row.delegate].into_iter().flatten() {
             if self.declared.words.insert(number)
                 && let Some(words) = index.words.get(number)
             {
@@ -238,13 +287,15 @@ impl Log {
         if let Some(file) = self.files.back_mut() {
             file.bytes = self.file.length();
         }
-        if self.file.length() >= FILE_BYTES {
-            self.roll()?;
-        }
         Ok(())
     }
 
-    fn roll(&mut self) -> Result<(), LedgerError> {
+    /// Begins a new file when this one has enough. Before anything is written, so that a row is in the file it says.
+    fn roll_when_full(&mut self) -> Result<(), LedgerError> {
+        if self.file.length() < FILE_BYTES { Ok(()) } else { self.begin_anew() }
+    }
+
+    pub(super) fn begin_anew(&mut self) -> Result<(), LedgerError> {
         let number = self.number + 1;
         let (file, begin) = begin(&self.dir, number, &self.node, self.boot)?;
         self.unsynced.push(file.syncer());
@@ -258,10 +309,14 @@ impl Log {
 
 /// A new file with its first record.
 fn begin(dir: &Path, number: u64, node: &str, boot: BootId) -> Result<(Appender, File), LedgerError> {
-    let mut file = Appender::create(&path(dir, number))?;
     let mut buffer = Vec::new();
     Record::Begin { version: VERSION, node: node.to_owned(), boot: boot.to_string() }.write(&mut buffer);
-    file.append(&buffer)?;
+    let path = path(dir, number);
+    let begun = Appender::create(&path).and_then(|mut file| file.append(&buffer).map(|()| file));
+    let file = begun.inspect_err(|_| {
+        // Half a file would be in the way of the next try. Where it was not made, there is nothing to remove.
+        let _ = durable::remove(&path);
+    })?;
     let bytes = file.length();
     Ok((file, File { number, bytes, keys: Vec::new(), living: 0 }))
 }
@@ -331,7 +386,12 @@ impl Reader<'_> {
         let find = |names: &HashMap<u32, u32>, number| names.get(&number).copied();
         match record {
             Record::Begin { .. } => return None,
-            Record::Holder { number, holder } => drop(names.holders.insert(number, self.index.holders.intern(holder))),
+            Record::Holder { number, instance } => {
+                names.holders.insert(number, self.index.holders.intern(instance));
+            }
+            Record::Authority { number, id } => {
+                names.authorities.insert(number, self.index.authorities.intern(id));
+            }
             Record::Tie { number, tie } => drop(names.ties.insert(number, self.index.ties.intern(tie))),
             Record::Grant { number, grant } => drop(names.grants.insert(number, self.index.grants.intern(grant))),
             Record::Words { number, words } => drop(names.words.insert(number, self.index.words.intern(words))),
@@ -339,7 +399,7 @@ impl Reader<'_> {
                 row.holder = find(&names.holders, row.holder)?;
                 row.tie = find(&names.ties, row.tie)?;
                 row.grant = find(&names.grants, row.grant)?;
-                row.authority = find(&names.words, row.authority)?;
+                row.authority = find(&names.authorities, row.authority)?;
                 row.audience = find(&names.words, row.audience)?;
                 row.delegate = match row.delegate {
                     Some(number) => Some(find(&names.words, number)?),
@@ -379,5 +439,6 @@ struct Names {
     holders: HashMap<u32, u32>,
     ties: HashMap<u32, u32>,
     grants: HashMap<u32, u32>,
+    authorities: HashMap<u32, u32>,
     words: HashMap<u32, u32>,
 }

@@ -30,11 +30,11 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub use self::credential::{Credential, Issued, Kind, Reason, RevokedCertificate, Standing};
-use self::index::{Grant, Holder, Index, Row};
-use self::log::Log;
+use self::index::{Grant, Index, Row};
+use self::log::{Log, Unsynced};
 use crate::base::clock::Clock;
 use crate::base::drain;
-use crate::base::durable::{DurableError, Syncer};
+use crate::base::durable::{self, DurableError, Syncer};
 use crate::base::entropy::hex;
 use crate::bond::Tie;
 use crate::peer::{Instance, InstanceId};
@@ -83,6 +83,21 @@ pub enum LedgerError {
     /// The id is not one that this node makes.
     #[error("BUG: `{0}` is not an id of this node")]
     Id(String),
+    /// A user has as many credentials as it may have.
+    #[error(
+        "user {uid} has {limit} {what} that have not expired, which is the limit (`limits.{setting}`): let some expire, or \
+         fetch fewer"
+    )]
+    Full {
+        /// The user.
+        uid: u32,
+        /// How many.
+        limit: usize,
+        /// Of what.
+        what: &'static str,
+        /// The setting that says so.
+        setting: &'static str,
+    },
     /// A task ended early.
     #[error("the agent is stopping")]
     Stopping,
@@ -113,6 +128,16 @@ struct Shared {
     /// Counts changes of what CRLs say.
     crl: watch::Sender<u64>,
     new_ties: mpsc::UnboundedSender<Tie>,
+    limits: Limits,
+}
+
+/// How much of the ledger one user may have. What has not expired counts, whether it stands or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Credentials.
+    pub credentials_per_uid: usize,
+    /// Certificates with keys in workloads, which can come to stand on revocation lists.
+    pub certificates_per_uid: usize,
 }
 
 #[derive(Debug)]
@@ -123,13 +148,35 @@ struct State {
     watched: HashSet<Tie>,
 }
 
+impl Limits {
+    /// Whether a user may have one more.
+    fn check(&self, index: &Index, issued: &Issued<'_>) -> Result<(), LedgerError> {
+        let (uid, share) = (issued.uid, index.share(issued.uid));
+        if share.all >= self.credentials_per_uid {
+            let (limit, what, setting) = (self.credentials_per_uid, "credentials", "credentials_per_uid");
+            return Err(LedgerError::Full { uid, limit, what, setting });
+        }
+        if issued.kind == Kind::X509 && !issued.held && share.certificates >= self.certificates_per_uid {
+            let (limit, what, setting) = (self.certificates_per_uid, "certificates", "certificates_per_uid");
+            return Err(LedgerError::Full { uid, limit, what, setting });
+        }
+        Ok(())
+    }
+}
+
 /// Ties that got their first credential and must be watched. What stood at the start is among them.
 pub type NewTies = mpsc::UnboundedReceiver<Tie>;
 
 impl Ledger {
     /// Reads what is there and begins to write. What an earlier boot left standing has ended, unless it is tied to the
     /// node. Blocks.
-    pub fn open(dir: &Path, node: &str, boot: BootId, clock: Clock) -> Result<(Self, NewTies), LedgerError> {
+    pub fn open(
+        dir: &Path,
+        node: &str,
+        boot: BootId,
+        clock: Clock,
+        limits: Limits,
+    ) -> Result<(Self, NewTies), LedgerError> {
         let now = clock.now().unix_timestamp();
         let mut index = Index::default();
         let (log, rebooted) = Log::open(dir, node, boot, now, &mut index)?;
@@ -143,6 +190,7 @@ impl Ledger {
             revocations: watch::Sender::new(0),
             crl: watch::Sender::new(0),
             new_ties,
+            limits,
         }));
         if !rebooted.is_empty() {
             ledger.lock().log.ended(rebooted.clone(), Reason::Rebooted, now)?;
@@ -164,12 +212,15 @@ impl Ledger {
         let mut state = self.lock();
         let State { index, log, watched } = &mut *state;
         index.expire(now, |file| log.row_left(file));
+        self.0.limits.check(index, issued)?;
         let mut row = Row {
             kind: issued.kind,
             binding: issued.binding,
             held: issued.held,
             used: false,
-            holder: index.holders.intern(Holder { instance: *instance.id(), pid: instance.pid(), uid: issued.uid }),
+            holder: index.holders.intern(*instance.id()),
+            pid: instance.pid(),
+            uid: issued.uid,
             tie: index.ties.intern(tie.clone()),
             grant: index.grants.intern(Grant {
                 spiffe_id: issued.spiffe_id.to_string(),
@@ -178,12 +229,13 @@ impl Ledger {
                 bind: issued.entry.bind(),
                 single_use: issued.single_use,
             }),
-            authority: index.words.intern(vec![issued.authority.to_owned()]),
+            authority: index.authorities.intern(issued.authority.to_owned()),
             audience: index.words.intern(issued.audience.to_vec()),
             delegate: issued.delegate.map(|delegate| index.words.intern(vec![delegate.to_string()])),
             issued_at: issued.issued_at.unix_timestamp(),
             not_after: issued.not_after.unix_timestamp(),
             ended: None,
+            ending: None,
             last_asked: 0,
             file: 0,
         };
@@ -192,9 +244,9 @@ impl Ledger {
             return Err(error);
         }
         index.insert(key, row);
-        // It is written: whether older files could be removed says nothing about it.
-        if let Err(error) = log.tidy(index) {
-            tracing::warn!(error = %error, "old files of the ledger cannot be removed, trying again later");
+        // It is written: whether an older one could be written again says nothing about it.
+        if let Err(error) = log.carry_over(index) {
+            tracing::warn!(%error, "old files of the ledger cannot be given up, trying again later");
         }
         if watched.insert(tie.clone()) {
             // Without a receiver the agent is stopping, and the next start watches it.
@@ -246,7 +298,7 @@ impl Ledger {
         let key = self.key(id)?;
         let state = self.lock();
         let row = state.index.get(&key)?;
-        Some(state.index.holders.get(row.holder)?.instance)
+        Some(**state.index.holders.get(row.holder)?)
     }
 
     /// Whether this node made an id, whatever became of it.
@@ -265,14 +317,23 @@ impl Ledger {
     /// each as it is when its turn comes.
     pub fn each(&self, visit: impl FnMut(Credential)) {
         let now = self.now();
-        let keys: Vec<Key> = self.lock().index.iter().map(|(key, _)| *key).collect();
-        // A few at a time: whoever issues waits for no more than these.
-        let few = |keys: &[Key]| {
-            let state = self.lock();
-            let row = |key: &Key| state.index.get(key).filter(|row| row.not_after >= now);
-            keys.iter().filter_map(|key| self.show(&state.index, key, row(key)?)).collect::<Vec<_>>()
+        let show = |index: &Index, key: &Key, row: &Row| {
+            if row.not_after >= now { self.show(index, key, row) } else { None }
         };
-        keys.chunks(AT_A_TIME).flat_map(few).for_each(visit);
+        self.in_small_steps(show).for_each(visit);
+    }
+
+    /// What `pick` makes of every row, a few at a time: whoever issues meanwhile waits for no more than these.
+    fn in_small_steps<T>(&self, pick: impl Fn(&Index, &Key, &Row) -> Option<T>) -> impl Iterator<Item = T> {
+        let keys: Vec<Key> = self.lock().index.iter().map(|(key, _)| *key).collect();
+        let mut rest = keys.into_iter();
+        let few = move || {
+            let some: Vec<Key> = rest.by_ref().take(AT_A_TIME).collect();
+            let state = self.lock();
+            let picked = some.iter().filter_map(|key| pick(&state.index, key, state.index.get(key)?));
+            (!some.is_empty()).then(|| picked.collect::<Vec<T>>())
+        };
+        std::iter::from_fn(few).flatten()
     }
 
     /// The credentials that `wanted` names, the newest first.
@@ -319,30 +380,21 @@ impl Ledger {
         Ok(ended)
     }
 
-    /// The registration entries and the authorities of what stands.
+    /// The registration entries and the authorities of everything that has not expired, whether it stands or not.
     pub fn standing_on(&self) -> (HashSet<String>, HashSet<String>) {
         let state = self.lock();
-        let index = &state.index;
-        let mut numbers: (HashSet<u32>, HashSet<u32>) = Default::default();
-        for (_, row) in index.iter().filter(|(_, row)| row.ended.is_none()) {
-            numbers.0.insert(row.grant);
-            numbers.1.insert(row.authority);
-        }
-        let entries = numbers.0.into_iter().filter_map(|number| Some(index.grants.get(number)?.entry.clone()));
-        let authorities = numbers.1.into_iter().filter_map(|number| index.words.get(number)?.first().cloned());
-        (entries.collect(), authorities.collect())
+        let entries = state.index.grants.values().map(|grant| grant.entry.clone()).collect();
+        (entries, state.index.authorities.values().cloned().collect())
     }
 
     /// The instances that hold something that stands and was issued by one of these entries, with their process numbers.
     pub fn holders_of(&self, entries: &HashSet<String>) -> HashMap<InstanceId, i32> {
-        let state = self.lock();
-        let index = &state.index;
-        let of_them = |row: &Row| {
+        let of_them = |index: &Index, _: &Key, row: &Row| {
             let grant = index.grants.get(row.grant)?;
             let holder = index.holders.get(row.holder)?;
-            (row.ended.is_none() && entries.contains(&grant.entry)).then_some((holder.instance, holder.pid))
+            (row.ended.is_none() && entries.contains(&grant.entry)).then_some((**holder, row.pid))
         };
-        index.iter().filter_map(|(_, row)| of_them(row)).collect()
+        self.in_small_steps(of_them).collect()
     }
 
     /// Ends everything that is tied to this, because it ended. Seen at once: see the module's promises.
@@ -386,8 +438,7 @@ impl Ledger {
         let now = self.now();
         let state = self.lock();
         let of_it = |row: &Row| {
-            let name = state.index.words.get(row.authority).and_then(|words| words.first());
-            row.not_after >= now && name.is_some_and(|name| name == authority)
+            row.not_after >= now && state.index.authorities.get(row.authority).is_some_and(|name| **name == authority)
         };
         let line = |(key, row): (&Key, &Row)| {
             let (reason, since) = row.ended.filter(|_| of_it(row))?;
@@ -439,7 +490,15 @@ impl Ledger {
             return Ok(());
         }
         let now = self.now();
-        self.lock().log.ended(keys.clone(), reason, now)?;
+        {
+            let mut state = self.lock();
+            state.log.ended(keys.clone(), reason, now)?;
+            for key in &keys {
+                if let Some(row) = state.index.get_mut(key) {
+                    row.ending = Some((reason, now));
+                }
+            }
+        }
         self.sync_now().await?;
         self.end(&mut self.lock(), &keys, reason, now);
         Ok(())
@@ -463,9 +522,18 @@ impl Ledger {
     }
 
     async fn sync_now(&self) -> Result<(), LedgerError> {
-        let unsynced = self.lock().log.take_unsynced();
-        let synced = tokio::task::spawn_blocking(move || unsynced.iter().try_for_each(Syncer::sync)).await;
-        Ok(synced.map_err(|_| LedgerError::Stopping)??)
+        let Unsynced { files, dead } = self.lock().log.take_unsynced();
+        let sync = move || {
+            let synced = files.iter().try_for_each(Syncer::sync);
+            // Only now: what was carried over from them is on disk.
+            let removed = synced.and_then(|()| dead.iter().try_for_each(|path| durable::remove(path)));
+            (files, removed)
+        };
+        let (files, synced) = tokio::task::spawn_blocking(sync).await.map_err(|_| LedgerError::Stopping)?;
+        if synced.is_err() {
+            self.lock().log.still_unsynced(files);
+        }
+        Ok(synced?)
     }
 
     fn show(&self, index: &Index, key: &Key, row: &Row) -> Option<Credential> {
@@ -478,15 +546,15 @@ impl Ledger {
             entry: grant.entry.clone(),
             owner: grant.owner.clone(),
             audience: (**index.words.get(row.audience)?).clone(),
-            instance: holder.instance,
-            pid: holder.pid,
-            uid: holder.uid,
+            instance: **holder,
+            pid: row.pid,
+            uid: row.uid,
             binding: row.binding,
             bind: grant.bind,
             tie: (**index.ties.get(row.tie)?).clone(),
             held: row.held,
             single_use: grant.single_use,
-            authority: index.words.get(row.authority)?.first()?.clone(),
+            authority: (**index.authorities.get(row.authority)?).clone(),
             issued_at: at(row.issued_at),
             not_after: at(row.not_after),
             standing: standing(row),

@@ -5,9 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::index::{Grant, Holder, Row};
+use super::index::{Grant, Row};
 use super::{Key, Reason};
 use crate::bond::Tie;
+use crate::peer::InstanceId;
 
 /// The format that is written and the only one that is read.
 pub(super) const VERSION: u8 = 1;
@@ -19,12 +20,14 @@ pub(super) enum Record {
     /// The first of each file.
     Begin { version: u8, node: String, boot: String },
     /// Declares who holds credentials.
-    Holder { number: u32, holder: Holder },
+    Holder { number: u32, instance: InstanceId },
     /// Declares whose end revokes.
     Tie { number: u32, tie: Tie },
     /// Declares what credentials were issued by.
     Grant { number: u32, grant: Grant },
-    /// Declares a list of words: the audiences of a token, or one authority.
+    /// Declares an authority.
+    Authority { number: u32, id: String },
+    /// Declares a list of words: the audiences of a token, or the name of a delegate.
     Words { number: u32, words: Vec<String> },
     /// A credential was issued, or is carried over from an older file with what became of it since.
     Issued { key: Key, row: Row },
