@@ -9,7 +9,7 @@ use crate::audit::{Caller, Event};
 use crate::held::{HeldCredential, HeldError, Holds, NewKey, Shape};
 use crate::id::SpiffeId;
 use crate::jwt::Jwk;
-use crate::ledger::{self, Standing};
+use crate::ledger::{self, Reason, Standing};
 use crate::metrics::{Issued, Kind, Outcome};
 use crate::peer::{Instance, InstanceId, LookError, PeerConn};
 use crate::policy::Denial;
@@ -270,6 +270,10 @@ impl Issuer {
         let mut identities = acting.entitled.identities.iter();
         let identity = identities.find(|identity| key.is_for(identity.entry.id(), &identity.spiffe_id));
         let identity = identity.ok_or_else(|| Refusal::NotGranted(key.spiffe_id().clone()))?;
+        // The ledger is told of a revoked authority a moment later.
+        if !acting.entitled.trust.signers().stands(key.authority()) {
+            return Err(Refusal::Revoked(Reason::AuthorityRevoked));
+        }
         match self.ledger.standing(key.id()) {
             Standing::Stands => Ok(identity),
             Standing::Ended { reason, .. } => Err(Refusal::Revoked(reason)),

@@ -97,10 +97,11 @@ impl Scene {
     }
 
     fn start_agent(&mut self, side: Side, setup: Setup<'_>) {
+        let entries = entries(&self.stage, setup);
         let configure = |config: &mut Config| {
             config.dev = false;
-            std::fs::create_dir(config.state_dir.parent().unwrap()).unwrap();
-            std::fs::create_dir(&config.entries_dir).unwrap();
+            std::fs::create_dir_all(&config.entries_dir).unwrap();
+            std::fs::write(config.entries_dir.join("all.toml"), &entries).unwrap();
             config.listen.workload = self.socket.clone();
             config.wit.enabled = true;
             // The programs here are large, and many tests run at once.
@@ -114,16 +115,10 @@ impl Scene {
                 config.authority.key_file = Some(dir.join("root_key.pem"));
             }
         };
-        let entries = entries(&self.stage, setup);
         let (agent, events) = self.runtime.block_on(async {
             let agent = TestAgent::configured(configure).await;
-            agent.write_entries("all.toml", &entries).await;
-            assert_eq!(
-                agent.state().registry().last_load().mistakes.len(),
-                0,
-                "{:?}",
-                agent.state().registry().last_load()
-            );
+            let mistakes = &agent.state().registry().last_load().mistakes;
+            assert!(mistakes.is_empty(), "{mistakes:?}");
             // Proofs from before the start of an agent are refused.
             agent.clock().advance(Duration::from_secs(2));
             let events = agent.audit();
@@ -268,6 +263,15 @@ impl Scene {
         let content = other.exported().jwks;
         let request = SetBundleRequest { trust_domain: "dev.tether.internal".to_owned(), content };
         self.wait(async { self.agent().bundles().await.set(request).await.unwrap() });
+    }
+}
+
+impl Drop for Scene {
+    /// The agent ends before what it runs on does.
+    fn drop(&mut self) {
+        if let Some(agent) = self.agent.as_mut().filter(|_| !std::thread::panicking()) {
+            self.runtime.block_on(agent.stop());
+        }
     }
 }
 

@@ -218,17 +218,22 @@ fn operator(side: Side) {
 /// All of them: what they signed is in no bundle any more, and what is in no bundle needs no list.
 fn authority(side: Side) {
     let mut theft = Theft::on(side);
-    theft.scene.wait(async {
+    let revoked: Vec<String> = theft.scene.wait(async {
         let mut authorities = theft.scene.agent().authorities().await;
         let shown = authorities.show(ShowAuthoritiesRequest {}).await.unwrap().into_inner().authorities;
-        for authority in shown.iter().filter(|authority| authority.state == "active" && authority.kind != "x509-root") {
-            authorities.revoke(RevokeAuthorityRequest { id: authority.id.clone() }).await.unwrap();
+        let signing = shown.into_iter().filter(|known| known.state == "active" && known.kind != "x509-root");
+        let ids: Vec<String> = signing.map(|known| known.id).collect();
+        for id in &ids {
+            authorities.revoke(RevokeAuthorityRequest { id: id.clone() }).await.unwrap();
         }
+        ids
     });
-    theft.scene.recorded("authority_revoked");
+    theft.keys_are_gone();
+    for _ in revoked {
+        theft.scene.recorded("authority_revoked");
+    }
     assert!(theft.tool.validate(&theft.loot.jwt).is_err());
     assert!(!theft.tool.check(&theft.loot.proven).active);
-    theft.keys_are_gone();
     for credential in theft.ledger() {
         assert_eq!((credential.standing.as_str(), credential.reason.as_str()), ("ended", "authority_revoked"));
     }

@@ -9,6 +9,10 @@ use nix::unistd::Pid;
 
 use super::{BARRED, GOT, say};
 
+/// What an interrupted call returns inside the kernel (`ERESTARTSYS`).
+#[cfg(target_arch = "x86_64")]
+const RESTART: i64 = -512;
+
 /// Makes a process that waits for its next order carry out one that nobody gave it: stops it in its `read`, puts the
 /// order where what is read belongs, and lets `read` say that it came.
 pub fn make_act(pid: &str, order: &str) {
@@ -24,12 +28,19 @@ pub fn make_act(pid: &str, order: &str) {
 #[cfg(target_arch = "x86_64")]
 fn give(process: libc::pid_t, line: &[u8]) -> io::Result<()> {
     trace(libc::PTRACE_SEIZE, process, 0, ptr::null_mut())?;
-    trace(libc::PTRACE_INTERRUPT, process, 0, ptr::null_mut())?;
-    waitpid(Pid::from_raw(process), Some(WaitPidFlag::__WALL))?;
     // SAFETY: registers are numbers, for which all zero is a value.
     let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    trace(libc::PTRACE_GETREGS, process, 0, (&raw mut registers).cast())?;
-    assert_eq!((registers.orig_rax, registers.rdi), (0, 0), "it waits in read(0, ..)");
+    loop {
+        trace(libc::PTRACE_INTERRUPT, process, 0, ptr::null_mut())?;
+        waitpid(Pid::from_raw(process), Some(WaitPidFlag::__WALL))?;
+        trace(libc::PTRACE_GETREGS, process, 0, (&raw mut registers).cast())?;
+        // It has been waiting in read(0, ..), and would begin that again.
+        if (registers.orig_rax, registers.rdi, registers.rax) == (0, 0, RESTART.cast_unsigned()) {
+            break;
+        }
+        trace(libc::PTRACE_CONT, process, 0, ptr::null_mut())?;
+        std::thread::yield_now();
+    }
     let at = usize::try_from(registers.rsi).unwrap();
     // Whole words; what comes after the line was there before and is not said to have been read.
     for (word, bytes) in line.chunks(8).enumerate() {
