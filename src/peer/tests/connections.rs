@@ -369,7 +369,8 @@ async fn a_process_that_is_held_without_a_connection_still_counts_for_its_user()
     let limits = Limits { connections_per_uid: 1, ..Limits::default() };
     let fixture = Fixture::new(Kernel::probe(), limits);
     let mut caller = start_caller("bequeath", &fixture.path);
-    let stream = fixture.accept().await;
+    let mut stream = fixture.accept().await;
+    stream.read_exact(&mut vec![0; PREFACE.len()]).await.expect("it has written");
     let held = stream.conn().instance().clone();
     drop(stream);
     assert_ne!(held.pid(), std::process::id().cast_signed());
