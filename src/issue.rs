@@ -41,6 +41,21 @@ pub use self::verify::{Inactive, Replays, Verified};
 /// How far two hosts' clocks may differ when a token is validated.
 const LEEWAY: Duration = Duration::from_secs(10);
 
+/// How often a credential is made anew because something changed meanwhile, before the caller is told.
+const ATTEMPTS: usize = 3;
+
+/// Counts attempts to make a credential.
+#[derive(Debug, Default)]
+struct Tries(usize);
+
+impl Tries {
+    /// Whether the caller gets this, or there is another attempt.
+    fn are_over<T>(&mut self, made: &Result<T, Refusal>) -> bool {
+        self.0 += 1;
+        self.0 >= ATTEMPTS || !matches!(made, Err(Refusal::Changed))
+    }
+}
+
 /// Binding level: whoever has it can use it.
 const BEARER: u8 = 0;
 /// Binding level: whoever has the key, which is in the workload, can use it.
@@ -92,6 +107,9 @@ pub enum Refusal {
     /// It could not be written down, so it is not released.
     #[error("the ledger cannot be written: {0}")]
     Ledger(#[from] LedgerError),
+    /// Entries, trust or the process changed while a credential was made.
+    #[error("what the credential was to be issued by changed meanwhile: try again")]
+    Changed,
     /// What an open stream had sent was revoked.
     #[error("the credential was revoked ({}): connect again", .0.as_str())]
     Revoked(Reason),
@@ -129,6 +147,7 @@ impl Refusal {
             Self::Key(_) => "key",
             Self::Bond(_) => "bond",
             Self::Ledger(_) => "ledger",
+            Self::Changed => "changed",
             Self::Revoked(_) => "revoked",
             Self::Held(_) => "held",
             Self::NoTargetInode | Self::Target(_) => "target",
@@ -231,6 +250,8 @@ struct Entitled {
     now: OffsetDateTime,
     /// When an entry that takes part ends.
     ends: Option<OffsetDateTime>,
+    /// Of the entries it was matched with.
+    generation: u64,
 }
 
 impl Entitled {
@@ -299,7 +320,14 @@ pub struct Issuer {
 impl Issuer {
     /// The X.509-SVIDs and bundles of a caller.
     pub async fn x509(&self, peer: &PeerConn) -> Result<X509State, Refusal> {
-        self.recorded(peer, Some(Kind::X509), self.x509_inner(peer).await)
+        let mut tries = Tries::default();
+        let made = loop {
+            let made = self.x509_inner(peer).await;
+            if tries.are_over(&made) {
+                break made;
+            }
+        };
+        self.recorded(peer, Some(Kind::X509), made)
     }
 
     async fn x509_inner(&self, peer: &PeerConn) -> Result<X509State, Refusal> {
@@ -310,7 +338,14 @@ impl Issuer {
 
     /// WIT-SVIDs of a caller: for one identity, or for all of them.
     pub async fn wit(&self, peer: &PeerConn, wanted: Option<&SpiffeId>) -> Result<WitState, Refusal> {
-        self.recorded(peer, Some(Kind::Wit), self.wit_inner(peer, wanted).await)
+        let mut tries = Tries::default();
+        let made = loop {
+            let made = self.wit_inner(peer, wanted).await;
+            if tries.are_over(&made) {
+                break made;
+            }
+        };
+        self.recorded(peer, Some(Kind::Wit), made)
     }
 
     async fn wit_inner(&self, peer: &PeerConn, wanted: Option<&SpiffeId>) -> Result<WitState, Refusal> {
@@ -326,7 +361,14 @@ impl Issuer {
         audience: &[String],
         wanted: Option<&SpiffeId>,
     ) -> Result<Vec<(Identity, SignedJwt)>, Refusal> {
-        self.recorded(peer, Some(Kind::Jwt), self.jwt_inner(peer, audience, wanted).await)
+        let mut tries = Tries::default();
+        let made = loop {
+            let made = self.jwt_inner(peer, audience, wanted).await;
+            if tries.are_over(&made) {
+                break made;
+            }
+        };
+        self.recorded(peer, Some(Kind::Jwt), made)
     }
 
     async fn jwt_inner(
@@ -352,7 +394,6 @@ impl Issuer {
         if let (true, Some(denial)) = (tokens.is_empty(), denied) {
             return Err(denial.into());
         }
-        peer.instance().look()?;
         for (identity, signed, tie) in &tokens {
             let issued = ledger::Issued {
                 id: &signed.jti,
@@ -364,7 +405,7 @@ impl Issuer {
                 single_use: identity.entry.is_single_use(),
                 ..entitled.issued(identity)
             };
-            self.record(peer, tie, &issued)?;
+            self.record(peer, &entitled, tie, &issued)?;
         }
         Ok(tokens.into_iter().map(|(identity, signed, _)| (identity, signed)).collect())
     }
@@ -401,7 +442,8 @@ impl Issuer {
             attested.require_executable(held);
         }
         let ends = index.next_expiry(now);
-        Ok(Entitled { attested, identities: matched.identities, trust: self.trust.current(), now, ends })
+        let (generation, trust) = (index.generation(), self.trust.current());
+        Ok(Entitled { attested, identities: matched.identities, trust, now, ends, generation })
     }
 
     async fn attest(&self, peer: &PeerConn, index: &Index) -> Result<Attested, Refusal> {
@@ -454,8 +496,14 @@ impl Issuer {
     }
 
     /// Writes a credential down, before it is released.
-    fn record(&self, peer: &PeerConn, tie: &Tie, issued: &ledger::Issued<'_>) -> Result<(), Refusal> {
-        self.ledger.record(peer.instance(), tie, issued)?;
+    fn record(
+        &self,
+        peer: &PeerConn,
+        entitled: &Entitled,
+        tie: &Tie,
+        issued: &ledger::Issued<'_>,
+    ) -> Result<(), Refusal> {
+        self.write_down(peer.instance(), entitled, tie, issued)?;
         self.metrics.svid_issued.get_or_create(&Issued { r#type: issued.kind.into(), result: Outcome::Ok }).inc();
         let event = || Event::SvidIssued {
             caller: caller(peer),
@@ -473,6 +521,30 @@ impl Issuer {
             ledger::Kind::X509 | ledger::Kind::Wit => self.audit.record(event()),
         }
         Ok(())
+    }
+
+    /// The last step before a credential is released: it is in the ledger, and what it was judged by still holds.
+    ///
+    /// In this order: whoever ends what former entries, authorities or credentials gave searches the ledger after the
+    /// change is visible. Either that search finds this row, or this sees the change.
+    fn write_down(
+        &self,
+        instance: &Instance,
+        entitled: &Entitled,
+        tie: &Tie,
+        issued: &ledger::Issued<'_>,
+    ) -> Result<(), Refusal> {
+        self.ledger.record(instance, tie, issued)?;
+        let looked = instance.look();
+        let holds = looked.as_ref().is_ok_and(|facts| entitled.attested.is_of(facts))
+            && self.registry.borrow().generation() == entitled.generation
+            && self.trust.current().signers().stands(issued.authority);
+        if holds {
+            return Ok(());
+        }
+        self.ledger.withdraw(issued.id, Reason::NoLongerMatches)?;
+        looked?;
+        Err(Refusal::Changed)
     }
 
     /// Counts and audits a refusal on its way out.

@@ -49,9 +49,12 @@ pub fn refused(refusal: &Refusal) -> Status {
         | Refusal::Unavailable { .. }
         | Refusal::Stopping => Code::Unavailable,
         Refusal::Revoked(_) => Code::PermissionDenied,
-        Refusal::Authority(_) | Refusal::Key(_) | Refusal::Bond(_) | Refusal::Holder(_) | Refusal::Ledger(_) => {
-            Code::Unavailable
-        }
+        Refusal::Changed
+        | Refusal::Authority(_)
+        | Refusal::Key(_)
+        | Refusal::Bond(_)
+        | Refusal::Holder(_)
+        | Refusal::Ledger(_) => Code::Unavailable,
         Refusal::Held(error) => held(error),
         Refusal::NoTargetInode => Code::InvalidArgument,
         Refusal::Target(InstanceError::Io { .. }) => Code::Unavailable,

@@ -72,6 +72,11 @@ impl Attested {
         subject(instance, self.facts, None)
     }
 
+    /// Whether a look at the process found what it was attested with.
+    pub fn is_of(&self, facts: &Facts) -> bool {
+        self.facts == *facts
+    }
+
     /// Adds what the connection says of the executable (peer rule 3): it may be no evidence on this connection
     /// although the selectors hold.
     pub fn require_executable(&mut self, held: Result<(), String>) {

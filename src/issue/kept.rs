@@ -200,7 +200,6 @@ impl Issuer {
                 None => {
                     let svid = D::make(self, entitled.trust.signers(), grant, entitled.now).await?;
                     let tie = self.tie(peer, entitled, identity).await?;
-                    peer.instance().look()?;
                     let issued = ledger::Issued {
                         id: svid.id(),
                         kind: D::KIND,
@@ -209,7 +208,7 @@ impl Issuer {
                         not_after: svid.not_after(),
                         ..entitled.issued(identity)
                     };
-                    self.record(peer, &tie, &issued)?;
+                    self.record(peer, entitled, &tie, &issued)?;
                     let svid = Arc::new(self.with_renewal(identity, svid, entitled.now));
                     kept.insert(key, svid.clone());
                     svid

@@ -257,6 +257,15 @@ impl Ledger {
         Ok(())
     }
 
+    /// Ends a credential that was written down and not released.
+    pub fn withdraw(&self, id: &str, reason: Reason) -> Result<(), LedgerError> {
+        let Some(key) = self.key(id) else { return Ok(()) };
+        let now = self.now();
+        let mut state = self.lock();
+        self.end(&mut state, &[key], reason, now);
+        state.log.ended(vec![key], reason, now)
+    }
+
     /// Whether a credential stands.
     pub fn standing(&self, id: &str) -> Standing {
         let Some(key) = self.key(id) else { return Standing::Unknown };
