@@ -13,28 +13,31 @@
 //! It does not watch anything: `ends` tells it what ended. It knows nothing of other nodes.
 
 mod credential;
+mod error;
 mod index;
+mod limits;
 mod log;
 mod record;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub use self::credential::{Credential, Issued, Kind, Reason, RevokedCertificate, Standing};
+pub use self::error::LedgerError;
 use self::index::{Grant, Index, Row};
+pub use self::limits::Limits;
 use self::log::{Log, Unsynced};
 use crate::base::clock::Clock;
 use crate::base::drain;
-use crate::base::durable::{self, DurableError, Syncer};
+use crate::base::durable::{self, Syncer};
 use crate::base::entropy::hex;
 use crate::bond::Tie;
 use crate::peer::{Instance, InstanceId};
@@ -45,63 +48,6 @@ pub const SYNC_WITHIN: Duration = Duration::from_millis(100);
 
 /// So many credentials are looked at before others have their turn.
 const AT_A_TIME: usize = 256;
-
-/// Why the ledger could not do what was asked. Nothing may be released then.
-#[derive(Debug, Error)]
-pub enum LedgerError {
-    /// A file could not be read or written.
-    #[error(transparent)]
-    File(#[from] DurableError),
-    /// The directory cannot be listed.
-    #[error("cannot list the ledger's directory `{}`", path.display())]
-    List {
-        /// The directory.
-        path: PathBuf,
-        /// The refusal.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A file is of another node, or of a version this agent does not read.
-    #[error(
-        "`{}` is not a ledger of this node that this version reads: move it away to go on without it; what was issued \
-         before then no longer stands, so revoke the authorities as well",
-        .0.display()
-    )]
-    Foreign(PathBuf),
-    /// A file contradicts itself.
-    #[error(
-        "`{}` is damaged at byte {at}: restore it from a backup, or move the ledger away to go on without it; what was \
-         issued before then no longer stands, so revoke the authorities as well",
-        path.display()
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Where.
-        at: usize,
-    },
-    /// The id is not one that this node makes.
-    #[error("BUG: `{0}` is not an id of this node")]
-    Id(String),
-    /// A user has as many credentials as it may have.
-    #[error(
-        "user {uid} has {limit} {what} that have not expired, which is the limit (`limits.{setting}`): let some expire, or \
-         fetch fewer"
-    )]
-    Full {
-        /// The user.
-        uid: u32,
-        /// How many.
-        limit: usize,
-        /// Of what.
-        what: &'static str,
-        /// The setting that says so.
-        setting: &'static str,
-    },
-    /// A task ended early.
-    #[error("the agent is stopping")]
-    Stopping,
-}
 
 /// The random part of an id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -131,37 +77,12 @@ struct Shared {
     limits: Limits,
 }
 
-/// How much of the ledger one user may have. What has not expired counts, whether it stands or not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Credentials.
-    pub credentials_per_uid: usize,
-    /// Certificates with keys in workloads, which can come to stand on revocation lists.
-    pub certificates_per_uid: usize,
-}
-
 #[derive(Debug)]
 struct State {
     index: Index,
     log: Log,
     /// The ties that somebody watches.
     watched: HashSet<Tie>,
-}
-
-impl Limits {
-    /// Whether a user may have one more.
-    fn check(&self, index: &Index, issued: &Issued<'_>) -> Result<(), LedgerError> {
-        let (uid, share) = (issued.uid, index.share(issued.uid));
-        if share.all >= self.credentials_per_uid {
-            let (limit, what, setting) = (self.credentials_per_uid, "credentials", "credentials_per_uid");
-            return Err(LedgerError::Full { uid, limit, what, setting });
-        }
-        if issued.kind == Kind::X509 && !issued.held && share.certificates >= self.certificates_per_uid {
-            let (limit, what, setting) = (self.certificates_per_uid, "certificates", "certificates_per_uid");
-            return Err(LedgerError::Full { uid, limit, what, setting });
-        }
-        Ok(())
-    }
 }
 
 /// Ties that got their first credential and must be watched. What stood at the start is among them.

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::base::clock::ManualClock;
 use crate::id::SpiffeId;

@@ -103,6 +103,8 @@ impl TestAgent {
         let deps = Deps { clock: self.clock.clone(), audit: self.audit.clone(), ..Deps::default() };
         let bound = agent::build(self.config.clone(), deps).await.expect("the agent starts");
         let (state, http) = (bound.state.clone(), bound.http);
+        let mut loads = state.registry().loads();
+        loads.mark_unchanged();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             let shutdown = async move {
@@ -110,6 +112,8 @@ impl TestAgent {
             };
             bound.run(shutdown).await.expect("the agent runs until it is stopped");
         });
+        // It reads the entries once more when it begins to watch them: that must not pass for a change of a test's.
+        within(loads.changed()).await.unwrap();
         self.running = Some(Running { state, stop, task, http });
     }
 
