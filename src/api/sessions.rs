@@ -19,8 +19,7 @@ use crate::proto::session as wire;
 use crate::proto::session::prove_request::Scheme;
 use crate::proto::session::sessions_server::Sessions;
 use crate::proto::session::verifier_server::Verifier;
-use crate::stream::{Update, updates_and_crls};
-use crate::trust::CrlSet;
+use crate::stream::{Update, updates};
 
 /// The header that carries a WIT (draft-ietf-wimse-workload-creds).
 const WIT_HEADER: &str = "Workload-Identity-Token";
@@ -41,20 +40,6 @@ impl SessionApi {
     }
 }
 
-/// What a process is entitled to, and the revocation lists it checks peers with.
-#[derive(Clone)]
-struct HeldSvids {
-    state: HeldX509State,
-    crls: Arc<CrlSet>,
-}
-
-impl PartialEq for HeldSvids {
-    fn eq(&self, other: &Self) -> bool {
-        let same_crls = Arc::ptr_eq(&self.crls, &other.crls) || self.crls.der() == other.crls.der();
-        same_crls && self.state == other.state
-    }
-}
-
 #[tonic::async_trait]
 impl Sessions for SessionApi {
     type HoldX509Stream = Updates<wire::HoldX509Response>;
@@ -68,18 +53,13 @@ impl Sessions for SessionApi {
         let wanted = spiffe_id(&request.spiffe_id)?;
         let on_behalf_of = request.on_behalf_of.map(delegate);
         let open = Open::new(&self.issuer, place, "HoldX509");
-        let feed = Arc::new(self.issuer.crls.feed());
-        // A changed list wakes this stream too: whoever asks for held keys checks peers with our library, and takes a list
-        // without making keys anew.
-        let states = updates_and_crls(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
-            let (wanted, feed) = (wanted.clone(), feed.clone());
+        let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
+            let wanted = wanted.clone();
             async move {
-                // First: nothing may be waited for after the last look at the process.
-                let crls = feed.lists().await;
                 let state = issuer.hold_x509(&peer, wanted.as_ref(), on_behalf_of).await?;
                 let renew_at = Some(state.renew_at);
                 let credentials = state.svids.iter().map(|(held, _)| held.id().to_owned()).collect();
-                Ok(Update { state: HeldSvids { state, crls }, renew_at, credentials })
+                Ok(Update { state, renew_at, credentials })
             }
         });
         Ok(respond(states, open, |state| hold_x509_response(&state)))
@@ -191,7 +171,7 @@ fn once<'a>(headers: &'a HashMap<String, String>, name: &str) -> Option<Option<&
     values.next().is_none().then_some(first)
 }
 
-fn hold_x509_response(HeldSvids { state, crls }: &HeldSvids) -> Result<wire::HoldX509Response, Status> {
+fn hold_x509_response(state: &HeldX509State) -> Result<wire::HoldX509Response, Status> {
     x509_bundle(&state.bundles)?;
     let svids = state.svids.iter().map(|(held, hint)| {
         let Holds::X509(chain) = held.holds() else {
@@ -208,7 +188,6 @@ fn hold_x509_response(HeldSvids { state, crls }: &HeldSvids) -> Result<wire::Hol
     Ok(wire::HoldX509Response {
         svids: svids.collect::<Result<_, Status>>()?,
         bundles: x509_map(&state.bundles).collect(),
-        crl: crls.beside_svids().to_vec(),
     })
 }
 

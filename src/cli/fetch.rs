@@ -14,7 +14,7 @@ use crate::base::durable;
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
 use crate::bundle::Bundle;
-use crate::client::{ClientError, JwtSvid, WorkloadApi, X509Bundles, X509Context, X509Svid};
+use crate::client::{ClientError, JwtSvid, Watch, WorkloadApi, X509Bundles, X509Context, X509Svid};
 use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::JwtAuthorities;
 use crate::wit::WitAuthorities;
@@ -53,20 +53,24 @@ async fn x509(wanted: Option<&SpiffeId>, delivery: &Delivery, context: &mut Cont
     if let (true, Some(dir)) = (delivery.watch, &delivery.write) {
         return keep_x509_files(&api, wanted, delivery, dir, context).await;
     }
-    let mut watch = api.watch_x509();
+    let mut svids = api.watch_x509();
+    // People are not shown lists.
+    let gives_lists = delivery.write.is_some() || context.output.is_json();
     loop {
-        let update = if delivery.watch { watch.next().await } else { within(watch.next(), api.endpoint()).await? };
-        match update {
-            Ok(update) => deliver_x509(&of_wanted(update, wanted)?, delivery, context)?,
-            Err(error) => retry_or_fail(error, delivery, context)?,
-        }
+        let update = of_wanted(following(&mut svids, &api, delivery, context).await?, wanted)?;
+        let crls = match gives_lists {
+            true => following(&mut api.watch_x509_bundles(), &api, delivery, context).await?.crls,
+            false => Vec::new(),
+        };
+        deliver_x509(&update, &crls, delivery, context)?;
         if !delivery.watch {
             return Ok(());
         }
     }
 }
 
-/// Keeps files fresh: those of the SVID when there is a new one, and revocation lists as soon as they change.
+/// Keeps files fresh: those of the SVID when there is a new one, and revocation lists as soon as they change. Lists come
+/// from the stream of bundles, which has all of them; beside SVIDs some may be left out.
 async fn keep_x509_files(
     api: &WorkloadApi,
     wanted: Option<&SpiffeId>,
@@ -75,25 +79,42 @@ async fn keep_x509_files(
     context: &mut Context,
 ) -> Result<(), Failure> {
     let (mut svids, mut bundles) = (api.watch_x509(), api.watch_x509_bundles());
-    // Lists from here on come from the stream that has them first, so that none is replaced by an older one.
-    let (mut has_svid, mut has_lists) = (false, false);
+    let first = of_wanted(following(&mut svids, api, delivery, context).await?, wanted)?;
+    let crls = following(&mut bundles, api, delivery, context).await?.crls;
+    write_x509(&first, &crls, dir, context)?;
     loop {
         tokio::select! {
             update = svids.next() => match update {
-                Ok(update) => {
-                    let crls = if has_lists { Vec::new() } else { update.crls.clone() };
-                    write_x509(&X509Context { crls, ..of_wanted(update, wanted)? }, dir, context)?;
-                    has_svid = true;
+                Ok(update) => write_x509(&of_wanted(update, wanted)?, &[], dir, context)?,
+                Err(error) => retry_or_fail(error, delivery, context)?,
+            },
+            update = bundles.next() => match update {
+                Ok(bundles) => {
+                    if !write_crls(&bundles.crls, dir)?.is_empty() {
+                        context.output.note(&format!("wrote crl.pem to `{}`", dir.display()));
+                    }
                 }
                 Err(error) => retry_or_fail(error, delivery, context)?,
             },
-            // When this fails so does the other, which says so.
-            Ok(bundles) = bundles.next(), if has_svid => {
-                has_lists = true;
-                if !write_crls(&bundles.crls, dir)?.is_empty() {
-                    context.output.note(&format!("wrote crl.pem to `{}`", dir.display()));
-                }
-            }
+        }
+    }
+}
+
+/// What a stream has next: waited for as long as it takes by a command that watches, and otherwise for a moment.
+async fn following<M, T>(
+    watch: &mut Watch<M, T>,
+    api: &WorkloadApi,
+    delivery: &Delivery,
+    context: &mut Context,
+) -> Result<T, Failure>
+where
+    M: prost::Message + Default + 'static,
+{
+    loop {
+        let update = if delivery.watch { watch.next().await } else { within(watch.next(), api.endpoint()).await? };
+        match update {
+            Ok(update) => return Ok(update),
+            Err(error) => retry_or_fail(error, delivery, context)?,
         }
     }
 }
@@ -124,12 +145,12 @@ fn retry_or_fail(error: ClientError, delivery: &Delivery, context: &mut Context)
     Ok(())
 }
 
-fn deliver_x509(update: &X509Context, delivery: &Delivery, context: &mut Context) -> Result<(), Failure> {
+fn deliver_x509(update: &X509Context, crls: &[Crl], delivery: &Delivery, context: &mut Context) -> Result<(), Failure> {
     let now = context.host.now();
     match &delivery.write {
-        Some(dir) => write_x509(update, dir, context),
+        Some(dir) => write_x509(update, crls, dir, context),
         None if context.output.is_json() => {
-            let document = X509Document::new(update).map_err(|error| unusable_key(&error))?;
+            let document = X509Document::new(update, crls).map_err(|error| unusable_key(&error))?;
             context.json(&document)
         }
         None => print_x509(update, now, context),
@@ -166,7 +187,7 @@ fn exposed<S: Serializer>(secret: &Secret<String>, serializer: S) -> Result<S::O
 }
 
 impl X509Document {
-    fn new(update: &X509Context) -> Result<Self, KeyError> {
+    fn new(update: &X509Context, crls: &[Crl]) -> Result<Self, KeyError> {
         Ok(Self {
             svids: update.svids.iter().map(X509SvidDocument::new).collect::<Result<_, _>>()?,
             federated_bundles: update
@@ -174,7 +195,7 @@ impl X509Document {
                 .iter()
                 .map(|(domain, set)| (domain.to_string(), set.to_pem()))
                 .collect(),
-            crl_pem: update.crls.iter().map(Crl::to_pem).collect(),
+            crl_pem: crls.iter().map(Crl::to_pem).collect(),
         })
     }
 }
@@ -222,15 +243,16 @@ fn authorities(set: &X509Authorities) -> String {
     format!("{} ({count} {noun})", set.trust_domain())
 }
 
-/// Writes the default identity: the first one.
-fn write_x509(update: &X509Context, dir: &Path, context: &mut Context) -> Result<(), Failure> {
+/// Writes the default identity, the first one, and the revocation lists if there are any: those first, so that nobody
+/// finds a certificate without them.
+fn write_x509(update: &X509Context, crls: &[Crl], dir: &Path, context: &mut Context) -> Result<(), Failure> {
     let Some(svid) = update.svids.first() else { return Ok(()) };
     let key = svid.key.to_pem().map_err(|error| unusable_key(&error))?;
     durable::shared_dir(dir, DIRECTORY)?;
+    let lists = write_crls(crls, dir)?;
     durable::replace(&dir.join("svid_key.pem"), key.expose().as_bytes(), PRIVATE)?;
     durable::replace(&dir.join("svid.pem"), svid.chain.to_pem().as_bytes(), PUBLIC)?;
     durable::replace(&dir.join("bundle.pem"), svid.bundle.to_pem().as_bytes(), PUBLIC)?;
-    let lists = write_crls(&update.crls, dir)?;
     let until = time(svid.chain.leaf().not_after());
     context.output.note(&format!(
         "wrote svid.pem, svid_key.pem and bundle.pem of `{}`{lists} to `{}`; they work for whoever reads them until {until}",

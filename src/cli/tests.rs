@@ -12,7 +12,7 @@ use tonic::Status;
 
 use crate::base::clock::Clock;
 use crate::client::fake::{Documents, FakeWorkloadApi, NOW, Served};
-use crate::proto::workload::{JwtsvidResponse, ValidateJwtsvidResponse, X509svidResponse};
+use crate::proto::workload::{JwtsvidResponse, ValidateJwtsvidResponse, X509BundlesResponse, X509svidResponse};
 
 use super::*;
 
@@ -81,10 +81,30 @@ fn two_identities(td: &Documents) -> X509svidResponse {
     }
 }
 
+fn bundles_with(td: &Documents, lists: &[Vec<u8>]) -> X509BundlesResponse {
+    X509BundlesResponse {
+        bundles: [(td.domain_id(), td.bundle().into())].into(),
+        crl: lists.iter().map(|list| list.clone().into()).collect(),
+    }
+}
+
+#[test]
+fn without_all_revocation_lists_no_certificate_is_written() {
+    let td = Documents::of("example.org");
+    let served = workload(|script| script.x509.push_back(vec![Ok(two_identities(&td))]));
+    let dir = tempfile::tempdir().expect("a directory");
+    let done = tether(&format!("fetch x509 --write {}", dir.path().display()), &served);
+    assert_ne!(done.exit, Exit::Ok);
+    assert_eq!(std::fs::read_dir(dir.path()).expect("there").count(), 0, "{}", done.chatter);
+}
+
 #[test]
 fn fetch_x509_prints_what_scripts_rely_on() {
     let td = Documents::of("example.org");
-    let served = workload(|script| script.x509.push_back(vec![Ok(two_identities(&td))]));
+    let served = workload(|script| {
+        script.x509.push_back(vec![Ok(two_identities(&td))]);
+        script.x509_bundles.push_back(bundles_with(&td, &[td.crl(&[2])]));
+    });
     let done = tether("fetch x509 --output json", &served);
     assert_eq!(done.exit, Exit::Ok, "{}", done.chatter);
     let json = done.json();
@@ -105,6 +125,7 @@ fn fetch_x509_prints_what_scripts_rely_on() {
         assert!(text.starts_with(&format!("-----BEGIN {label}-----\n")), "{text}");
     }
     assert_eq!(keys(&json["federated_bundles"]), ["partner.example"]);
+    assert!(json["crl_pem"][0].as_str().expect("text").starts_with("-----BEGIN X509 CRL-----\n"));
     assert_eq!(done.data.matches('\n').count(), 1, "one object a line");
 }
 
@@ -129,8 +150,11 @@ fn fetch_x509_tells_a_person_id_hint_and_expiry_and_keeps_the_key_to_itself() {
 #[test]
 fn fetch_x509_writes_files_with_their_modes_and_says_how_long_they_work() {
     let td = Documents::of("example.org");
-    let with_lists = X509svidResponse { crl: vec![td.crl(&[2]).into(), td.crl(&[]).into()], ..two_identities(&td) };
-    let served = workload(|script| script.x509.extend([vec![Ok(two_identities(&td))], vec![Ok(with_lists)]]));
+    let incomplete = X509svidResponse { crl: vec![td.crl(&[]).into()], ..two_identities(&td) };
+    let served = workload(|script| {
+        script.x509.extend([vec![Ok(incomplete.clone())], vec![Ok(incomplete)]]);
+        script.x509_bundles.extend([bundles_with(&td, &[]), bundles_with(&td, &[td.crl(&[2]), td.crl(&[])])]);
+    });
     let dir = tempfile::tempdir().expect("a directory");
     let target = dir.path().join("out");
     let line = format!("fetch x509 --spiffe-id spiffe://example.org/b --write {}", target.display());
@@ -143,7 +167,7 @@ fn fetch_x509_writes_files_with_their_modes_and_says_how_long_they_work() {
     let chain = crate::x509::Chain::from_pem(&std::fs::read(target.join("svid.pem")).expect("there")).expect("PEM");
     assert_eq!(chain.leaf().svid_id().expect("an SVID").as_str(), "spiffe://example.org/b");
     assert!(done.chatter.contains("for whoever reads them until 2026-11-22T13:00:00Z"), "{}", done.chatter);
-    assert!(!target.join("crl.pem").exists(), "there was no revocation list");
+    assert!(!target.join("crl.pem").exists(), "the lists are those of FetchX509Bundles, which had none");
     assert_eq!(tether(&line, &served).exit, Exit::Ok);
     let lists = std::fs::read_to_string(target.join("crl.pem")).expect("there");
     assert_eq!(lists.matches("-----BEGIN X509 CRL-----\n").count(), 2);

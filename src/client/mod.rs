@@ -3,7 +3,8 @@
 //!
 //! Promises: documents are parsed before they are handed out, so an [`X509Svid`] has a chain, a key and a bundle that
 //! belong together; a [`Watch`] reconnects by the standard's rules and every update is the whole state. Keys stay in
-//! memory and are wiped when dropped; revocation lists are enforced by [`X509Bundles::verify_peer`].
+//! memory and are wiped when dropped; revocation lists are enforced by [`X509Bundles::verify_peer`],
+//! which alone judges peers: an [`X509Context`] does not, because an agent may leave lists out beside SVIDs.
 //!
 //! Does not: cache, refresh tokens, or write files.
 

@@ -49,14 +49,8 @@ async fn a_peer_is_refused_when_it_is_revoked_when_a_list_is_stale_and_when_its_
         bundles: bundles.clone().into(),
         crl: lists.into_iter().map(Into::into).collect(),
     };
-    let context = X509svidResponse {
-        svids: vec![td.x509("/a", "")],
-        federated_bundles: [(other.domain_id(), other.bundle().into())].into(),
-        crl: vec![td.crl(&[2]).into()],
-    };
     let (_, _served, api) = served(|script| {
         script.x509_bundles.extend([answer(vec![td.crl(&[])]), answer(vec![td.crl(&[2])])]);
-        script.x509.push_back(vec![Ok(context)]);
     });
     let peer = |svid: crate::proto::workload::X509svid| Chain::from_der(&svid.x509_svid).expect("a chain");
     let (peer, partner) = (peer(td.x509("/peer", "")), peer(other.x509("/partner", "")));
@@ -68,11 +62,8 @@ async fn a_peer_is_refused_when_it_is_revoked_when_a_list_is_stale_and_when_its_
     let revoked = api.fetch_x509_bundles().await.expect("bundles");
     assert!(matches!(revoked.verify_peer(&peer, NOW), Err(X509Error::Revoked)));
     let _ = good.verify_peer(&partner, NOW).expect("nobody has a list of the partner's authority");
-
-    let context = api.fetch_x509().await.expect("a context");
-    assert!(matches!(context.verify_peer(&peer, NOW), Err(X509Error::Revoked)));
-    let _ = context.verify_peer(&partner, NOW).expect("believed");
-    let alone = X509Context { federated: Default::default(), ..context };
+    let mut alone = good;
+    alone.authorities.remove(&TrustDomain::parse("partner.example").expect("legal"));
     assert!(matches!(alone.verify_peer(&partner, NOW), Err(X509Error::NoBundle(_))));
 }
 

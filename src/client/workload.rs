@@ -54,15 +54,16 @@ pub fn with_header(channel: Channel) -> InterceptedService<Channel, SecurityHead
     InterceptedService::new(channel, SecurityHeader)
 }
 
-/// Everything X.509 that a workload is given.
+/// Everything X.509 that a workload is given to present, and the authorities that go with it.
+///
+/// It judges nobody: the revocation lists along with SVIDs are neither all there are nor the newest, and are not read.
+/// Peers are judged by [`X509Bundles`], from [`WorkloadApi::watch_x509_bundles`].
 #[derive(Debug)]
 pub struct X509Context {
     /// The identities, the default one first; never empty.
     pub svids: Vec<X509Svid>,
     /// The authorities of other trust domains.
     pub federated: BTreeMap<TrustDomain, X509Authorities>,
-    /// Revocation lists, as they were when this was sent.
-    pub crls: Vec<Crl>,
 }
 
 /// What the X509-SVIDs of peers are judged by.
@@ -70,7 +71,7 @@ pub struct X509Context {
 pub struct X509Bundles {
     /// The authorities of each trust domain that the workload may believe, its own among them.
     pub authorities: BTreeMap<TrustDomain, X509Authorities>,
-    /// Revocation lists, of CAs in any of these trust domains.
+    /// Revocation lists, of CAs in any of these trust domains: all that the agent has.
     pub crls: Vec<Crl>,
 }
 
@@ -89,25 +90,6 @@ impl X509Bundles {
         let domain = chain.leaf().svid_id()?.trust_domain();
         let authorities = self.authorities.get(&domain).ok_or(X509Error::NoBundle(domain))?;
         verify(chain, authorities, now, &self.crls)
-    }
-}
-
-impl X509Context {
-    /// What peers are judged by, as it was when this context was sent.
-    ///
-    /// An agent sends a new context when there are new SVIDs or bundles, and revocation lists go along; that a list
-    /// changed is no reason to send one. Who verifies peers and wants to know of a revocation at once takes the bundles
-    /// from [`WorkloadApi::watch_x509_bundles`] instead, where each change of a list arrives within about a second.
-    pub fn bundles(&self) -> X509Bundles {
-        let own = self.svids.iter().map(|svid| (svid.id.trust_domain(), svid.bundle.clone()));
-        let federated = self.federated.iter().map(|(domain, authorities)| (domain.clone(), authorities.clone()));
-        // Of a domain that is in both, the SVID's own word counts.
-        X509Bundles { authorities: federated.chain(own).collect(), crls: self.crls.clone() }
-    }
-
-    /// Believes the chain a peer presented, or says why not: see [`X509Bundles::verify_peer`].
-    pub fn verify_peer(&self, chain: &Chain, now: OffsetDateTime) -> Result<VerifiedSvid, X509Error> {
-        self.bundles().verify_peer(chain, now)
     }
 }
 
@@ -190,7 +172,7 @@ impl WorkloadApi {
         self.watch_x509_bundles().next().await
     }
 
-    /// X.509 bundles as they change, and revocation lists: from tether, each change of a list within about a second.
+    /// X.509 bundles as they change, with all revocation lists: from tether, each change of a list within about a second.
     pub fn watch_x509_bundles(&self) -> X509BundleWatch {
         let open =
             |mut client: Client| Box::pin(async move { client.fetch_x509_bundles(X509BundlesRequest {}).await }) as _;
@@ -267,7 +249,6 @@ pub(super) fn read_x509(message: X509svidResponse) -> Result<X509Context, Client
     Ok(X509Context {
         svids: svids.into_iter().map(read_x509_svid).collect::<Result<_, _>>()?,
         federated: read_x509_bundles(message.federated_bundles)?,
-        crls: read_crls(&message.crl)?,
     })
 }
 

@@ -213,7 +213,7 @@ async fn revocations_reach_bundle_streams_at_most_once_a_second_and_wake_no_svid
     assert_eq!(told.svids.len(), 2, "the first message since is about the new entry");
     assert!(
         [&first, &second, &third].iter().all(|victim| revokes(&told.crl, victim)),
-        "and has the lists of the moment"
+        "and has the lists that were announced"
     );
 }
 
@@ -239,8 +239,7 @@ async fn a_watched_directory_has_a_revocation_without_a_new_svid() {
         let line = async { while !said.recv().await.expect("it goes on").contains(wanted) {} };
         within(line).await;
     };
-    says("svid.pem").await;
-    says("wrote crl.pem").await;
+    says("and crl.pem, to").await;
     let svid = std::fs::read(dir.join("svid.pem")).unwrap();
     agent.clock().advance(SECOND);
     victim.die(&agent).await;

@@ -4,8 +4,8 @@
 //! one of a runtime. So nothing here depends on the program's runtime: this thread has its own, with its own
 //! connection.
 //!
-//! Revocation lists and bundles come from `FetchX509Bundles` alone, which the agent wakes for each of them; what comes
-//! along with certificates may be older.
+//! Revocation lists and bundles come from `FetchX509Bundles` alone, which has all lists and wakes for each change; what
+//! comes along with certificates may be older, or left out.
 
 use std::io;
 use std::sync::Arc;
