@@ -26,6 +26,8 @@ use crate::trust::CrlSet;
 const MAX_AUDIENCE_BYTES: usize = 2048;
 /// The most audiences one token is made for.
 const MAX_AUDIENCES: usize = 32;
+/// What the audiences of one token may have together: the ledger keeps them for as long as the token lives.
+const MAX_AUDIENCES_BYTES: usize = 4096;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -93,8 +95,8 @@ impl Drop for Open {
     }
 }
 
-/// X.509-SVIDs with the revocation lists of the moment, which make no difference: they go along when something else
-/// does.
+/// X.509-SVIDs with the revocation lists that were signed last, which make no difference: they go along when something
+/// else does.
 #[derive(Clone)]
 struct Svids {
     state: X509State,
@@ -228,6 +230,9 @@ fn audiences(requested: Vec<String>) -> Result<Vec<String>, Status> {
     for audience in &requested {
         check_audience(audience)?;
     }
+    if requested.iter().map(String::len).sum::<usize>() > MAX_AUDIENCES_BYTES {
+        return Err(status::bad_field("audience", format!("has more than {MAX_AUDIENCES_BYTES} bytes in all")));
+    }
     Ok(requested)
 }
 
@@ -253,17 +258,13 @@ impl SpiffeWorkloadApi for Workload {
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         let (peer, place) = caller(&request)?;
         let open = self.open(place, "FetchX509SVID");
-        let feed = Arc::new(self.issuer.crls.feed());
-        let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
-            let feed = feed.clone();
-            async move {
-                // First: nothing may be waited for between the last look at the process and its key.
-                let crls = feed.lists().await;
-                let state = issuer.x509(&peer).await?;
-                let renew_at = Some(state.renew_at);
-                let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.serial.clone()).collect();
-                Ok(Update { state: Svids { state, crls }, credentials, renew_at })
-            }
+        let states = updates(self.issuer.clone(), peer, self.drain.clone(), |issuer, peer| async move {
+            let state = issuer.x509(&peer).await?;
+            // None are signed for this message: who judges peers takes the lists from FetchX509Bundles.
+            let crls = issuer.crls.latest();
+            let renew_at = Some(state.renew_at);
+            let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.serial.clone()).collect();
+            Ok(Update { state: Svids { state, crls }, credentials, renew_at })
         });
         Ok(respond(states, open, x509_response))
     }
@@ -376,4 +377,32 @@ fn to_proto(value: serde_json::Value) -> Value {
         }
     };
     Value { kind: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_list_of_audiences_is_refused_that_is_empty_or_too_long_in_any_way() {
+        let of = |count: usize, bytes: usize| vec!["a".repeat(bytes); count];
+        let two = || of(2, MAX_AUDIENCE_BYTES);
+        for good in [of(1, 1), of(32, 128), two()] {
+            assert_eq!(audiences(good.clone()).unwrap(), good);
+        }
+        for (bad, because) in [
+            (of(0, 0), "is empty"),
+            (of(33, 1), "more than 32 values"),
+            (of(1, 0), "an empty value"),
+            (of(1, 2049), "a value of more than 2048 bytes"),
+            ([two(), of(1, 1)].concat(), "more than 4096 bytes in all"),
+            (of(32, 129), "more than 4096 bytes in all"),
+        ] {
+            let refused = audiences(bad).unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument);
+            assert!(refused.message().contains(because), "{}", refused.message());
+        }
+    }
 }

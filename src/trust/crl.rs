@@ -1,7 +1,7 @@
 //! The revocation lists of this node: one for each of its CAs, made from what the ledger says is revoked.
 //!
-//! Promises: [`Crls::current`] has every serial that was revoked before it was called; lists are signed when somebody
-//! asks and something changed, once for all who ask at that time; the number of a list is greater than that of every
+//! Promises: [`Crls::current`] has every serial that was revoked before it was called; lists are signed once for each
+//! change, however many ask, and what could not be signed is tried again after a second at the earliest; the number of a list is greater than that of every
 //! list before it, over restarts and clocks that are set back too (RFC 5280, section 5.2.3).
 //!
 //! Does not: have lists of other nodes' CAs in the same trust domain, or of foreign ones. A verifier that knows several
@@ -106,7 +106,8 @@ impl CrlSet {
         self.der.iter().map(|der| crl_to_pem(der)).collect()
     }
 
-    /// The lists that go with X.509-SVIDs: all, or none when they are too large for that.
+    /// The lists that go with X.509-SVIDs: all, or none when they are too large for that. A message does not say which,
+    /// so nobody is to be judged by these: our client library does not read them.
     pub fn beside_svids(&self) -> &[Bytes] {
         if self.is_left_out() { &[] } else { &self.der }
     }
@@ -185,8 +186,8 @@ struct Inner {
 #[derive(Debug)]
 struct Signing {
     numbers: Numbers,
-    /// Whether it was reported that lists cannot be signed.
-    failing: bool,
+    /// What could not be signed, and when that was tried last.
+    failed: Option<(MadeFrom, OffsetDateTime)>,
 }
 
 impl Crls {
@@ -208,7 +209,7 @@ impl Crls {
             revocations,
             clock,
             metrics,
-            signing: Mutex::new(Signing { numbers: Numbers::open(store).await?, failing: false }),
+            signing: Mutex::new(Signing { numbers: Numbers::open(store).await?, failed: None }),
             latest: watch::Sender::new(none.clone()),
             announced: watch::Sender::new(none),
         };
@@ -232,18 +233,27 @@ impl Crls {
         if self.is_current(&latest) {
             return latest;
         }
-        let signed = self.sign(&mut signing.numbers).await;
-        let failed_before = std::mem::replace(&mut signing.failing, signed.is_err());
-        signed.unwrap_or_else(|error| {
-            if !failed_before {
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(error, "revocation lists stay as they were, trying again");
+        let (state, now) = (self.state(), self.0.clock.now());
+        // Also for a clock that was set back since.
+        if signing.failed.is_some_and(|(what, at)| what == state && (now - at).abs() < PAUSE) {
+            return latest;
+        }
+        match self.sign(&mut signing.numbers).await {
+            Ok(set) => {
+                signing.failed = None;
+                set
             }
-            latest
-        })
+            Err(error) => {
+                if signing.failed.replace((state, now)).is_none() {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(error, "revocation lists stay as they were, trying again");
+                }
+                latest
+            }
+        }
     }
 
-    /// The lists that were signed last.
+    /// The lists that were signed last; while the agent runs, those of about a second ago at the oldest.
     pub fn latest(&self) -> Arc<CrlSet> {
         self.0.latest.borrow().clone()
     }

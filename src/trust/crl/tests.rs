@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex as Lock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 use time::macros::datetime;
@@ -22,10 +23,14 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A ledger of nothing but revocations.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Script {
     revoked: Lock<BTreeMap<String, Vec<Revoked>>>,
     changes: watch::Sender<u64>,
+    /// How often lists were made from it, counted by authority.
+    asked: AtomicUsize,
+    /// Lists cannot be made from it.
+    broken: AtomicBool,
 }
 
 impl Script {
@@ -39,6 +44,8 @@ impl Script {
 
 impl Revocations for Script {
     fn revoked(&self, authority: &str) -> Vec<Revoked> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        assert!(!self.broken.load(Ordering::Relaxed), "as the test wants it");
         self.revoked.lock().unwrap().get(authority).cloned().unwrap_or_default()
     }
 
@@ -63,7 +70,7 @@ struct Node {
 impl Bench {
     fn new() -> Self {
         let (clock, hand) = Clock::manual(START);
-        let script = Arc::new(Script { revoked: Lock::default(), changes: watch::Sender::new(0) });
+        let script = Arc::new(Script::default());
         Self { dir: tempfile::tempdir().unwrap(), clock, hand, script }
     }
 
@@ -142,6 +149,46 @@ async fn what_was_revoked_before_the_call_is_on_the_lists_and_they_are_signed_on
     assert_eq!(one.revoked(), 1);
     let unchanged = first.der().iter().filter(|der| one.der().contains(der)).count();
     assert_eq!(unchanged, first.der().len() - 1, "a list that says the same is not signed again");
+}
+
+#[tokio::test]
+async fn however_many_streams_open_each_change_is_signed_once() {
+    let bench = Bench::new();
+    let node = bench.open().await;
+    for n in 1..=3 {
+        bench.script.revoke(&node.active(), [numbered(n)], START);
+        let before = bench.script.asked.load(Ordering::Relaxed);
+        let opened = futures_util::future::join_all((0..100).map(|_| async { node.crls.feed().lists().await })).await;
+        assert!(opened.iter().all(|set| Arc::ptr_eq(set, &opened[0])));
+        assert_eq!(opened[0].revoked(), usize::from(n));
+        assert_eq!(bench.script.asked.load(Ordering::Relaxed) - before, 2, "the root and the signing CA, once each");
+    }
+}
+
+#[tokio::test]
+async fn however_many_streams_open_what_cannot_be_signed_is_tried_once_a_second_and_after_a_change() {
+    let bench = Bench::new();
+    let node = bench.open().await;
+    let first = node.crls.current().await;
+    let tries = async || {
+        let before = bench.script.asked.load(Ordering::Relaxed);
+        for _ in 0..10 {
+            assert!(Arc::ptr_eq(&first, &node.crls.feed().lists().await), "the last ones that could be signed");
+        }
+        bench.script.asked.load(Ordering::Relaxed) - before
+    };
+    bench.script.broken.store(true, Ordering::Relaxed);
+    bench.script.revoke(&node.active(), [numbered(1)], START);
+    assert_eq!((tries().await, tries().await), (1, 0));
+    bench.hand.advance(Duration::from_secs(1));
+    assert_eq!((tries().await, tries().await), (1, 0), "the second is over");
+    bench.script.revoke(&node.active(), [numbered(2)], START);
+    assert_eq!((tries().await, tries().await), (1, 0), "a change is no reason to wait");
+    bench.hand.set(START);
+    assert_eq!((tries().await, tries().await), (1, 0), "nor is a clock that was set back");
+    bench.script.broken.store(false, Ordering::Relaxed);
+    bench.hand.advance(Duration::from_secs(1));
+    assert_eq!(node.crls.current().await.revoked(), 2);
 }
 
 #[tokio::test]
