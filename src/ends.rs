@@ -11,8 +11,9 @@
 //! The ledger is told, and everything else follows from it: streams end or renew, verifiers that ask are refused,
 //! certificates are on the CRL.
 //!
-//! After a restart every tie that something stands on is taken hold of again before the first answer; what is gone by
-//! then is revoked.
+//! After a restart every tie that something stands on is taken hold of again, and every process that holds something is
+//! judged again, before the first answer; what is gone by then is revoked. What cannot be judged then is left alone: it
+//! is judged when it asks, or when its entries change.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
