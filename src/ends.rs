@@ -11,10 +11,11 @@
 //! The ledger is told, and everything else follows from it: streams end or renew, verifiers that ask are refused,
 //! certificates are on the CRL.
 //!
-//! After a restart every tie that something stands on is taken hold of again before the first answer; what is gone by
-//! then is revoked.
+//! After a restart every tie that something stands on is taken hold of again, and every process that holds something is
+//! judged again, before the first answer; what is gone by then is revoked. What cannot be judged then is left alone: it
+//! is judged when it asks, or when its entries change.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,21 +28,21 @@ use crate::base::drain;
 use crate::bond::{Hold, Tie, Unheld};
 use crate::issue::{Issuer, Refusal};
 use crate::ledger::{LedgerError, NewTies, Reason};
-use crate::peer::Instances;
+use crate::peer::{InstanceId, Instances};
 use crate::registry::Index;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
+/// So many processes are judged again at a time: each may wait for a disk, and those who call wait as well.
+const JUDGED_AT_ONCE: usize = 16;
 
 /// Watches everything that credentials stand on.
 #[derive(Debug)]
 pub struct Ends {
-    issuer: Arc<Issuer>,
-    instances: Instances,
+    judge: Judge,
+    judged: Judged,
     new_ties: NewTies,
     held: Vec<(Tie, Option<Hold>)>,
-    /// When the entries were last gone through: what expires after this is still to be noticed.
-    looked_at: OffsetDateTime,
 }
 
 impl Ends {
@@ -60,88 +61,162 @@ impl Ends {
                 }
             }
         }
-        let looked_at = issuer.clock.now();
-        let ends = Self { issuer, instances, new_ties, held, looked_at };
-        let entries = ends.issuer.registry.borrow().clone();
-        revoke_by_entries(&ends.issuer, &entries).await?;
-        let trust = ends.issuer.trust.current();
-        revoke_by_authorities(&ends.issuer, trust.signers()).await?;
-        Ok(ends)
+        let judge = Judge { issuer, instances };
+        let judged = judge.now();
+        judge.revoke_by_snapshots(&judged).await?;
+        // Nobody knows what the entries were before: whoever holds anything is judged by what they are.
+        let (entries, _) = judge.issuer.ledger.standing_on();
+        judge.holders_again(&entries).await?;
+        Ok(Self { judge, judged, new_ties, held })
     }
 
     /// Revokes what ends until the drain.
-    pub async fn run(mut self, mut drain: drain::Watcher) {
-        let mut watches = JoinSet::new();
-        for (tie, hold) in std::mem::take(&mut self.held) {
-            watches.spawn(watch(self.issuer.clone(), tie, hold));
-        }
+    pub async fn run(self, drain: drain::Watcher) {
+        let Self { judge, judged, new_ties, held } = self;
+        // Neither waits for the other: who was issued something during a long round of judging may exit during it.
+        let ties = watch_ties(judge.issuer.clone(), held, new_ties, drain.clone());
+        tokio::join!(ties, judge.run(judged, drain));
+    }
+}
+
+/// The entries, and the moment, by which everything that stands was last judged. What expires later is still to be
+/// noticed.
+#[derive(Debug)]
+struct Judged {
+    entries: Arc<Index>,
+    at: OffsetDateTime,
+}
+
+/// Revokes what the entries and the authorities no longer give.
+#[derive(Debug)]
+struct Judge {
+    issuer: Arc<Issuer>,
+    instances: Instances,
+}
+
+impl Judge {
+    fn now(&self) -> Judged {
+        Judged { entries: self.issuer.registry.borrow().clone(), at: self.issuer.clock.now() }
+    }
+
+    async fn run(self, mut judged: Judged, mut drain: drain::Watcher) {
         let mut entries = self.issuer.registry.clone();
         let mut trust = self.issuer.trust.watch();
-        let mut before = entries.borrow_and_update().clone();
-        trust.mark_unchanged();
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
-        let mut pending = false;
+        // What changed since the start began was told to nobody.
+        let mut pending = true;
         loop {
-            // What could not be written is tried again until it can.
-            let retry = pending.then(|| backoff.delay(&self.issuer.entropy));
-            let expiry = before.next_expiry(self.looked_at).filter(|_| !pending);
-            tokio::select! {
-                () = drain.draining() => break,
-                tie = self.new_ties.recv() => match tie {
-                    Some(tie) => drop(watches.spawn(watch(self.issuer.clone(), tie, None))),
-                    None => break,
-                },
-                Some(_) = watches.join_next() => {}
-                changed = entries.changed() => {
-                    if changed.is_err() { break }
-                    pending = true;
-                }
-                changed = trust.changed() => {
-                    if changed.is_err() { break }
-                    pending = true;
-                }
-                () = self.issuer.clock.sleep_until(expiry.unwrap_or(self.looked_at)), if expiry.is_some() => pending = true,
-                () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
-            }
             if pending {
-                let now = entries.borrow_and_update().clone();
-                let looked_at = self.issuer.clock.now();
-                match self.changed(&before, &now).await {
+                // Before looking: what changes from here on is the next change.
+                entries.mark_unchanged();
+                trust.mark_unchanged();
+                let now = self.now();
+                match self.changed(&judged, &now).await {
                     Ok(()) => {
-                        (before, pending, self.looked_at) = (now, false, looked_at);
+                        (judged, pending) = (now, false);
                         backoff.reset();
                     }
                     Err(error) => tracing::error!(error = %error, "credentials cannot be revoked, trying again"),
                 }
             }
+            // What could not be written is tried again until it can.
+            let retry = pending.then(|| backoff.delay(&self.issuer.entropy));
+            let expiry = judged.entries.next_expiry(judged.at).filter(|_| !pending);
+            tokio::select! {
+                () = drain.draining() => return,
+                changed = entries.changed() => {
+                    if changed.is_err() { return }
+                }
+                changed = trust.changed() => {
+                    if changed.is_err() { return }
+                }
+                () = self.issuer.clock.sleep_until(expiry.unwrap_or(judged.at)), if expiry.is_some() => {}
+                () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
+            }
+            pending = true;
         }
-        // Each holds what holds the store, which is the next agent's once this one says that it is done.
-        watches.shutdown().await;
     }
 
     /// Entries or trust are other than they were.
-    async fn changed(&self, before: &Index, now: &Index) -> Result<(), LedgerError> {
+    async fn changed(&self, before: &Judged, now: &Judged) -> Result<(), LedgerError> {
+        self.revoke_by_snapshots(now).await?;
+        let (mut entries, _) = self.issuer.ledger.standing_on();
+        entries.retain(|id| before.entries.entry(id) != now.entries.entry(id));
+        self.holders_again(&entries).await
+    }
+
+    async fn revoke_by_snapshots(&self, now: &Judged) -> Result<(), LedgerError> {
         revoke_by_authorities(&self.issuer, self.issuer.trust.current().signers()).await?;
-        revoke_by_entries(&self.issuer, now).await?;
-        let (entries, _) = self.issuer.ledger.standing_on();
-        let changed: HashSet<String> = entries.into_iter().filter(|id| before.entry(id) != now.entry(id)).collect();
-        if changed.is_empty() {
+        revoke_by_entries(&self.issuer, now).await
+    }
+
+    /// Judges again whoever holds something of these entries: a few at a time, each in a task of its own, and all of
+    /// them even when something cannot be written.
+    async fn holders_again(&self, entries: &HashSet<String>) -> Result<(), LedgerError> {
+        if entries.is_empty() {
             return Ok(());
         }
-        for (id, pid) in self.issuer.ledger.holders_of(&changed) {
-            // Who is gone meanwhile is revoked by its own end, unless it is bound to more than itself.
-            let Ok(instance) = self.instances.of_pid(pid, id.pidfs_inode()) else { continue };
-            if *instance.id() != id {
-                continue;
+        let (mut judging, mut outcome) = (JoinSet::new(), Ok(()));
+        for (id, pid) in self.issuer.ledger.holders_of(entries) {
+            if judging.len() >= JUDGED_AT_ONCE {
+                outcome = outcome.and(next_of(&mut judging).await);
             }
-            match self.issuer.judge_again(&instance).await {
-                Err(Refusal::Ledger(error)) => return Err(error),
-                Err(refusal) => tracing::debug!(instance = %id, %refusal, "an instance cannot be judged again now"),
-                Ok(()) => {}
-            }
+            judging.spawn(judge_again(self.issuer.clone(), self.instances.clone(), id, pid));
         }
-        Ok(())
+        while !judging.is_empty() {
+            outcome = outcome.and(next_of(&mut judging).await);
+        }
+        outcome
     }
+}
+
+/// Judges one holder again, if it is still there.
+async fn judge_again(issuer: Arc<Issuer>, instances: Instances, id: InstanceId, pid: i32) -> Result<(), LedgerError> {
+    // Who is gone meanwhile is revoked by its own end, unless it is bound to more than itself.
+    let Ok(instance) = instances.of_pid(pid, id.pidfs_inode()) else { return Ok(()) };
+    if *instance.id() != id {
+        return Ok(());
+    }
+    match issuer.judge_again(&instance).await {
+        Err(Refusal::Ledger(error)) => return Err(error),
+        Err(refusal) => tracing::debug!(instance = %id, %refusal, "an instance cannot be judged again now"),
+        Ok(()) => {}
+    }
+    Ok(())
+}
+
+async fn next_of(judging: &mut JoinSet<Result<(), LedgerError>>) -> Result<(), LedgerError> {
+    match judging.join_next().await {
+        None => Ok(()),
+        Some(Ok(outcome)) => outcome,
+        Some(Err(broken)) if broken.is_panic() => std::panic::resume_unwind(broken.into_panic()),
+        Some(Err(_)) => Err(LedgerError::Stopping),
+    }
+}
+
+/// Watches each tie that something stands on until the drain.
+async fn watch_ties(
+    issuer: Arc<Issuer>,
+    held: Vec<(Tie, Option<Hold>)>,
+    mut new_ties: NewTies,
+    mut drain: drain::Watcher,
+) {
+    let mut watches = JoinSet::new();
+    for (tie, hold) in held {
+        watches.spawn(watch(issuer.clone(), tie, hold));
+    }
+    loop {
+        tokio::select! {
+            () = drain.draining() => break,
+            tie = new_ties.recv() => match tie {
+                Some(tie) => drop(watches.spawn(watch(issuer.clone(), tie, None))),
+                None => break,
+            },
+            Some(_) = watches.join_next() => {}
+        }
+    }
+    // Each holds what holds the store, which is the next agent's once this one says that it is done.
+    watches.shutdown().await;
 }
 
 /// Waits for the end of a tie and revokes what is tied to it, or stops when nothing is any more.
@@ -195,29 +270,42 @@ fn revoke_tied(issuer: &Issuer, tie: &Tie, reason: Reason) -> Result<(), LedgerE
 }
 
 /// Revokes what was issued by entries that are not there or have ended.
-async fn revoke_by_entries(issuer: &Issuer, index: &Index) -> Result<(), LedgerError> {
-    let now = issuer.clock.now();
-    let (entries, _) = issuer.ledger.standing_on();
-    for id in entries {
-        let reason = match index.entry(&id) {
+async fn revoke_by_entries(issuer: &Issuer, now: &Judged) -> Result<(), LedgerError> {
+    let mut ended: HashMap<Reason, HashSet<String>> = HashMap::new();
+    for id in issuer.ledger.standing_on().0 {
+        let reason = match now.entries.entry(&id) {
             None => Reason::EntryGone,
             Some(entry) if entry.is_disabled() => Reason::EntryDisabled,
-            Some(entry) if entry.is_expired(now) => Reason::EntryExpired,
+            Some(entry) if entry.is_expired(now.at) => Reason::EntryExpired,
             Some(_) => continue,
         };
-        let ended = issuer.ledger.revoke(|credential| credential.entry == id, reason).await?;
-        issuer.record_ended(format!("entry {id}"), reason, ended.len());
+        ended.entry(reason).or_default().insert(id);
+    }
+    for (reason, ids) in ended {
+        let revoked = issuer.ledger.revoke(|credential| ids.contains(&credential.entry), reason).await?;
+        record_each(issuer, "entry", revoked.into_iter().map(|credential| credential.entry), reason);
     }
     Ok(())
 }
 
 /// Revokes what was signed by authorities that no longer stand.
 async fn revoke_by_authorities(issuer: &Issuer, signers: &Signers) -> Result<(), LedgerError> {
-    let (_, authorities) = issuer.ledger.standing_on();
-    for id in authorities.into_iter().filter(|id| !signers.stands(id)) {
-        let reason = Reason::AuthorityRevoked;
-        let ended = issuer.ledger.revoke(|credential| credential.authority == id, reason).await?;
-        issuer.record_ended(format!("authority {id}"), reason, ended.len());
+    let (_, mut ids) = issuer.ledger.standing_on();
+    ids.retain(|id| !signers.stands(id));
+    if ids.is_empty() {
+        return Ok(());
     }
+    let reason = Reason::AuthorityRevoked;
+    let revoked = issuer.ledger.revoke(|credential| ids.contains(&credential.authority), reason).await?;
+    record_each(issuer, "authority", revoked.into_iter().map(|credential| credential.authority), reason);
     Ok(())
+}
+
+/// Records how many credentials each of these lost.
+fn record_each(issuer: &Issuer, what: &str, ids: impl Iterator<Item = String>, reason: Reason) {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    ids.for_each(|id| *counts.entry(id).or_default() += 1);
+    for (id, count) in counts {
+        issuer.record_ended(format!("{what} {id}"), reason, count);
+    }
 }

@@ -1,10 +1,10 @@
 //! Open streams: what each last sent, and when it must look again.
 //!
 //! A stream sends its complete state at once and then only what a client would see as a change (Workload API,
-//! section 4.3). It wakes on a new snapshot of entries or trust, on revocations, when its state says so (renewal, the end
-//! of an entry), when its instance ends and when the agent stops; nothing polls. New revocation lists wake the streams
-//! of bundles only, because clients of X.509-SVIDs load everything anew with each message. On each wake the caller is
-//! judged again from the beginning: whoever lost its identity loses the stream.
+//! section 4.3). It wakes on a new snapshot of entries or trust, when a credential in it is revoked, when its state says
+//! so (renewal, the end of an entry), when its instance ends or the one it is for, and when the agent stops; nothing
+//! polls. New revocation lists wake the streams of bundles only, because clients of X.509-SVIDs load everything anew with
+//! each message. On each wake the caller is judged again from the beginning: whoever lost its identity loses the stream.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::issue::{Issuer, Refusal};
 use crate::ledger::{Reason, Standing};
-use crate::peer::PeerConn;
+use crate::peer::{Instance, PeerConn};
 use crate::trust::CrlSet;
 
 /// What a stream sends next, and when that must be made anew whatever happens.
@@ -25,8 +25,11 @@ use crate::trust::CrlSet;
 pub struct Update<T> {
     /// The complete state.
     pub state: T,
-    /// The ids of the credentials in it: the stream ends when an operator revokes one.
+    /// The ids of the credentials in it: one that no longer stands wakes the stream, and it ends when that was an
+    /// operator's doing.
     pub credentials: Vec<String>,
+    /// The process it is for, where that is not the caller.
+    pub target: Option<Arc<Instance>>,
     /// When to look again; `None` for only on events.
     pub renew_at: Option<OffsetDateTime>,
 }
@@ -84,6 +87,7 @@ where
         judge,
         sent: None,
         credentials: Vec::new(),
+        target: None,
         revocations: issuer.ledger.revocations(),
         renew_at: None,
         issuer,
@@ -108,6 +112,7 @@ struct Open<T, Judge> {
     judge: Judge,
     sent: Option<T>,
     credentials: Vec<String>,
+    target: Option<Arc<Instance>>,
     revocations: watch::Receiver<u64>,
     renew_at: Option<OffsetDateTime>,
 }
@@ -128,9 +133,14 @@ where
             self.trust.mark_unchanged();
             self.revocations.mark_unchanged();
             self.crls.iter_mut().for_each(watch::Receiver::mark_unchanged);
+            // Whatever it was that woke us: a revocation may have come with it.
+            self.not_revoked()?;
             let update = (self.judge)(self.issuer.clone(), self.peer.clone()).await?;
+            // What was revoked while judging may have been replaced by it.
+            self.not_revoked()?;
             self.renew_at = update.renew_at;
             self.credentials = update.credentials;
+            self.target = update.target;
             if self.sent.as_ref() != Some(&update.state) {
                 self.sent = Some(update.state.clone());
                 return Ok(update.state);
@@ -151,6 +161,22 @@ where
                 None => std::future::pending().await,
             }
         };
+        let (ledger, credentials) = (&self.issuer.ledger, &self.credentials);
+        let revoked = async {
+            // Most revocations are of others.
+            loop {
+                self.revocations.changed().await.map_err(|_| Refusal::Stopping)?;
+                if credentials.iter().any(|id| ledger.standing(id) != Standing::Stands) {
+                    return Ok(());
+                }
+            }
+        };
+        let target_ended = async {
+            match &self.target {
+                Some(target) => drop(target.ended().await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = self.drain.draining() => Err(Refusal::Stopping),
@@ -158,10 +184,8 @@ where
             changed = self.registry.changed() => changed.map_err(|_| Refusal::Stopping),
             changed = self.trust.changed() => changed.map_err(|_| Refusal::Stopping),
             changed = crls => changed.map_err(|_| Refusal::Stopping),
-            changed = self.revocations.changed() => {
-                changed.map_err(|_| Refusal::Stopping)?;
-                self.not_revoked()
-            }
+            revoked = revoked => revoked,
+            () = target_ended => Ok(()),
             () = renewal => Ok(()),
         }
     }

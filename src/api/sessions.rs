@@ -13,7 +13,7 @@ use super::workload::{Open, Updates, caller, respond, x509_bundle, x509_map};
 use crate::base::drain;
 use crate::held::{HeldCredential, Holds};
 use crate::id::SpiffeId;
-use crate::issue::{HeldX509State, Issuer, OnBehalfOf, ProofRequest, ProofScheme};
+use crate::issue::{HeldX509State, Issuer, OnBehalfOf, ProofRequest, ProofScheme, Refusal};
 use crate::proof::{BodyDigest, Method, Presented, ProofTarget, TargetUri};
 use crate::proto::session as wire;
 use crate::proto::session::prove_request::Scheme;
@@ -56,10 +56,14 @@ impl Sessions for SessionApi {
         let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
             let wanted = wanted.clone();
             async move {
+                // Before it is judged: then it is either the process that was judged, or one that has ended already.
+                let target = on_behalf_of.map(|other| issuer.instances.of_pid(other.pid, Some(other.pidfs_inode)));
                 let state = issuer.hold_x509(&peer, wanted.as_ref(), on_behalf_of).await?;
+                // Whoever may not act for it has not come here, and does not learn whether it is there.
+                let target = target.transpose().map_err(Refusal::Target)?;
                 let renew_at = Some(state.renew_at);
                 let credentials = state.svids.iter().map(|(held, _)| held.id().to_owned()).collect();
-                Ok(Update { state, renew_at, credentials })
+                Ok(Update { state, credentials, target, renew_at })
             }
         });
         Ok(respond(states, open, |state| hold_x509_response(&state)))

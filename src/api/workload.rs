@@ -64,7 +64,7 @@ impl Workload {
         let open = self.open(place, rpc);
         let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| async move {
             let (bundles, renew_at) = issuer.bundles(&peer).await?;
-            Ok(Update { state: Keys { bundles, same }, credentials: Vec::new(), renew_at })
+            Ok(Update { state: Keys { bundles, same }, credentials: Vec::new(), target: None, renew_at })
         });
         Ok(respond(states, open, move |keys| encode(&keys.bundles)))
     }
@@ -264,7 +264,7 @@ impl SpiffeWorkloadApi for Workload {
             let crls = issuer.crls.latest();
             let renew_at = Some(state.renew_at);
             let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.serial.clone()).collect();
-            Ok(Update { state: Svids { state, crls }, credentials, renew_at })
+            Ok(Update { state: Svids { state, crls }, credentials, target: None, renew_at })
         });
         Ok(respond(states, open, x509_response))
     }
@@ -281,7 +281,7 @@ impl SpiffeWorkloadApi for Workload {
             async move {
                 let (bundles, renew_at) = issuer.bundles(&peer).await?;
                 let crls = feed.lists().await;
-                Ok(Update { state: X509Bundles { bundles, crls }, credentials: Vec::new(), renew_at })
+                Ok(Update { state: X509Bundles { bundles, crls }, credentials: Vec::new(), target: None, renew_at })
             }
         });
         Ok(respond(states, open, x509_bundles_response))
@@ -347,7 +347,7 @@ impl SpiffeWorkloadApi for Workload {
                 let state = issuer.wit(&peer, wanted.as_ref()).await?;
                 let credentials = state.svids.iter().map(|(svid, _)| svid.svid.signed.jti.clone()).collect();
                 let renew_at = Some(state.renew_at);
-                Ok(Update { state, credentials, renew_at })
+                Ok(Update { state, credentials, target: None, renew_at })
             }
         });
         Ok(respond(states, open, wit_response))

@@ -8,6 +8,7 @@ mod another;
 mod bad_input;
 mod credentials;
 mod delegate;
+mod ends_and_streams;
 mod handshake;
 mod held;
 mod kept;
