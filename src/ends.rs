@@ -4,6 +4,7 @@
 //! |---|---|
 //! | a process, a cgroup, a unit | whoever holds the tie is told by the kernel or by systemd |
 //! | a program (exec) | when anybody looks at the process: at every release, and when a verifier asks |
+//! | uid, gid, groups, cgroup of a process | at every look, as a program: its entries are matched anew |
 //! | an entry, by its source or an edit | the next snapshot of entries |
 //! | an entry, by its expiry | the clock |
 //! | an authority | the next snapshot of trust |

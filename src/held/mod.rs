@@ -98,7 +98,6 @@ struct State {
 /// The keys of one instance, which is watched as long as there are any.
 #[derive(Debug)]
 struct OfInstance {
-    instance: Arc<Instance>,
     keys: BTreeMap<String, Arc<HeldKey>>,
     /// Wakes the watcher: when to look next may have changed.
     poke: Arc<Notify>,
@@ -136,7 +135,7 @@ impl Held {
             let place = self.0.places.take(credential.uid()).map_err(HeldError::Processes)?;
             let poke = Arc::new(Notify::new());
             tokio::spawn(watch_over(Arc::downgrade(&self.0), self.0.clock.clone(), instance.clone(), poke.clone()));
-            let new = OfInstance { instance: instance.clone(), keys: BTreeMap::new(), poke, _place: place };
+            let new = OfInstance { keys: BTreeMap::new(), poke, _place: place };
             state.instances.insert(*instance.id(), new);
         }
         state.remove_of(instance.id(), |key| key.not_after() <= now);
@@ -178,14 +177,6 @@ impl Held {
         let keys = state.instances.get(instance)?.keys.values().map(|key| &key.credential);
         let fitting = keys.filter(|key| key.delegate() == delegate && wanted(key));
         fitting.max_by_key(|key| key.issued_at()).cloned()
-    }
-
-    /// The key of the credential with this serial number or `jti`, and the instance it is held for.
-    pub fn of_credential(&self, id: &str) -> Option<(Arc<HeldCredential>, Arc<Instance>)> {
-        let state = self.0.state();
-        let key = state.keys.get(state.credentials.get(id)?)?;
-        let of = state.instances.get(key.credential.instance())?;
-        Some((key.credential.clone(), of.instance.clone()))
     }
 
     /// Whether the key of the credential with this serial number or `jti` is here.

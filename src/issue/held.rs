@@ -113,7 +113,8 @@ struct Signed {
     not_after: OffsetDateTime,
 }
 
-/// Locked while a key is made for an instance: callers that want the same one at once wait for one signature.
+/// Locked while a key is made for an instance: callers that want the same one at once wait for one signature. Remembered
+/// by the instance and not attached to it: one that others act for need have no connection of its own.
 #[derive(Debug, Default)]
 struct Making(tokio::sync::Mutex<()>);
 
@@ -333,7 +334,7 @@ impl Issuer {
         if let Some(present) = self.present(acting, identity, ledger::Kind::Wit, &shape) {
             return Ok(present);
         }
-        let making = acting.instance.attached::<Making>();
+        let making = acting.instance.remembered::<Making>();
         let _turn = making.0.lock().await;
         if let Some(present) = self.present(acting, identity, ledger::Kind::Wit, &shape) {
             return Ok(present);
@@ -362,7 +363,7 @@ impl Issuer {
         if let Some(present) = self.present(acting, identity, ledger::Kind::X509, &shape) {
             return Ok(present);
         }
-        let making = acting.instance.attached::<Making>();
+        let making = acting.instance.remembered::<Making>();
         let _turn = making.0.lock().await;
         if let Some(present) = self.present(acting, identity, ledger::Kind::X509, &shape) {
             return Ok(present);

@@ -6,7 +6,7 @@ use thiserror::Error;
 use super::{Issuer, LEEWAY, Refusal, caller};
 use crate::audit::Event;
 use crate::bond::{End, Tie, Unheld};
-use crate::id::TrustDomain;
+use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt::{JwtError, JwtSvid};
 use crate::ledger::{Credential, Kind, Reason, Standing};
 use crate::peer::{LookError, PeerConn};
@@ -76,9 +76,7 @@ impl Issuer {
 
     /// Whether a token of this node stands; if it is for one use, that was it.
     async fn stands(&self, svid: &JwtSvid, jti: &str) -> Result<Result<(), Invalid>, Refusal> {
-        // Whoever shares our keys, as nodes with the same files do, cannot speak for what this node issued to another.
-        let is_this = |known: &Credential| known.kind == Kind::Jwt && known.spiffe_id == svid.spiffe_id().as_str();
-        let Some(recorded) = self.ledger.credential(jti).filter(is_this) else { return Ok(Err(Invalid::Unknown)) };
+        let Some(recorded) = self.issued_as(jti, Kind::Jwt, svid.spiffe_id()) else { return Ok(Err(Invalid::Unknown)) };
         if recorded.standing == Standing::Stands {
             self.look_at_holder(&recorded).await?;
         }
@@ -90,8 +88,13 @@ impl Issuer {
         })
     }
 
+    /// What the ledger has of the credential that somebody shows: of this kind and for this identity, or nothing.
+    pub(super) fn issued_as(&self, id: &str, kind: Kind, spiffe_id: &SpiffeId) -> Option<Credential> {
+        self.ledger.credential(id).filter(|known| is_record_of((known.kind, &known.spiffe_id), (kind, spiffe_id)))
+    }
+
     /// Makes the ledger know what has become of the process that a credential was issued to. Its exit is an event;
-    /// another program and another user are not, so whoever asks must look.
+    /// another program, user, group and cgroup are not, so whoever asks must look and judge what is seen.
     pub(super) async fn look_at_holder(&self, credential: &Credential) -> Result<(), Refusal> {
         let process = Tie::Process { instance: credential.instance, pid: credential.pid };
         // What is tied to more than the process does not end with it.
@@ -106,17 +109,39 @@ impl Issuer {
             Err(unseen) => return Err(Refusal::Holder(unseen.into())),
         };
         let Some(instance) = hold.instance() else { return Ok(()) };
-        let judged = match instance.look() {
-            Ok(facts) if facts.uid == credential.uid => Ok(()),
-            Ok(_) => self.judge_again(instance).await,
-            Err(error) => Err(error.into()),
-        };
-        match judged {
+        // Begins and ends with a look, and costs little else where nothing is new.
+        match self.judge_again(instance).await {
             Ok(()) => Ok(()),
             Err(Refusal::Look(LookError::Ended(end))) => ended(end.into()),
             Err(Refusal::Ledger(error)) => Err(error.into()),
             // Not the fault of whoever asks, which may do so again.
             Err(unseen) => Err(Refusal::Holder(unseen.into())),
+        }
+    }
+}
+
+/// Whether a row of the ledger is about what is shown with its id. Whoever shares our keys, as nodes with the same files
+/// do, cannot speak for what this node issued to another, or as another kind.
+fn is_record_of(known: (Kind, &str), shown: (Kind, &SpiffeId)) -> bool {
+    known == (shown.0, shown.1.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_about_one_kind_of_credential_and_one_identity() {
+        let a: SpiffeId = "spiffe://example.org/a".parse().unwrap();
+        let rows = [
+            (Kind::Wit, "spiffe://example.org/a", true),
+            (Kind::Wit, "spiffe://example.org/b", false),
+            (Kind::Wit, "spiffe://example.com/a", false),
+            (Kind::Jwt, "spiffe://example.org/a", false),
+            (Kind::X509, "spiffe://example.org/a", false),
+        ];
+        for (kind, id, expected) in rows {
+            assert_eq!(is_record_of((kind, id), (Kind::Wit, &a)), expected, "{kind:?} {id}");
         }
     }
 }

@@ -8,12 +8,11 @@ use time::OffsetDateTime;
 use super::{Issuer, LEEWAY, Refusal};
 use crate::audit::Event;
 use crate::id::{SpiffeId, TrustDomain};
-use crate::ledger::{Reason, Standing};
-use crate::peer::{InstanceEnd, LookError, PeerConn};
+use crate::ledger::{Kind, Reason, Standing};
+use crate::peer::PeerConn;
 use crate::proof::{
     CheckedProof, Expected, Presented, ProofError, ProofTarget, ReplayCache, ReplayError, ReplayLimits, check_wpt,
 };
-use crate::registry::Bind;
 
 /// Why a request is not what its caller says. For the log of who asked, and for audit; never for who presented it.
 #[derive(Debug, Error)]
@@ -33,9 +32,9 @@ pub enum Inactive {
     /// The WIT was revoked.
     #[error("the WIT was revoked: {}", .0.as_str())]
     Revoked(Reason),
-    /// The process it was issued to is over.
-    #[error("the process that the WIT was issued to is over: {0}")]
-    Ended(InstanceEnd),
+    /// This agent held its key, and does not any more.
+    #[error("the key of the WIT was wiped: its process is over, or the WIT")]
+    Wiped,
     /// The process could not be looked at.
     #[error("the process that the WIT was issued to cannot be looked at now")]
     Unseen,
@@ -54,7 +53,7 @@ impl Inactive {
             Self::AnotherNode => "another_node",
             Self::Unknown => "unknown",
             Self::Revoked(_) => "revoked",
-            Self::Ended(_) => "ended",
+            Self::Wiped => "ended",
             Self::Unseen => "unseen",
             Self::Replay(error) => error.as_str(),
         }
@@ -111,14 +110,7 @@ impl Issuer {
                 Ok(checked) => checked,
                 Err(inactive) => return Ok(Err(inactive)),
             };
-            // Another program and another user are no events: whoever asks must look.
-            if let Some(credential) = checked.wit.token_id().and_then(|id| self.ledger.credential(id)) {
-                match self.look_at_holder(&credential).await {
-                    Err(Refusal::Holder(_)) => return Ok(Err(Inactive::Unseen)),
-                    looked => looked?,
-                }
-            }
-            Ok(self.still_true(permit.asker(), checked, now))
+            self.still_true(permit.asker(), checked, now).await
         };
         let verdict: Result<Verified, Inactive> = self.recorded(asker, None, judged.await)?;
         self.record_check(asker, target, &verdict);
@@ -126,51 +118,41 @@ impl Issuer {
     }
 
     /// Whether what a sound proof stands on still stands, and this is its first time.
-    fn still_true(&self, asker: &SpiffeId, checked: CheckedProof, now: OffsetDateTime) -> Result<Verified, Inactive> {
-        let id = checked.wit.token_id().filter(|id| self.ledger.is_of_this_node(id)).ok_or(Inactive::AnotherNode)?;
+    async fn still_true(
+        &self,
+        asker: &SpiffeId,
+        checked: CheckedProof,
+        now: OffsetDateTime,
+    ) -> Result<Result<Verified, Inactive>, Refusal> {
+        let of_this_node = checked.wit.token_id().filter(|id| self.ledger.is_of_this_node(id));
+        let Some(id) = of_this_node else { return Ok(Err(Inactive::AnotherNode)) };
+        let recorded = self.issued_as(id, Kind::Wit, checked.wit.spiffe_id());
+        let Some(wit) = recorded else { return Ok(Err(Inactive::Unknown)) };
+        if wit.standing == Standing::Stands {
+            match self.look_at_holder(&wit).await {
+                Err(Refusal::Holder(_)) => return Ok(Err(Inactive::Unseen)),
+                looked => looked?,
+            }
+        }
+        // Nothing waits after this.
         match self.ledger.asked(id) {
             Standing::Stands => {}
-            Standing::Ended { reason, .. } => return Err(Inactive::Revoked(reason)),
-            _ => return Err(Inactive::Unknown),
+            Standing::Ended { reason, .. } => return Ok(Err(Inactive::Revoked(reason))),
+            Standing::Used | Standing::Unknown => return Ok(Err(Inactive::Unknown)),
         }
-        let binding = self.holder_lives(id)?;
+        if wit.held && !self.held.holds(id) {
+            return Ok(Err(Inactive::Wiped));
+        }
         // Of this node, so by its own clock: no leeway.
         let forget_at = checked.expires_at + LEEWAY;
         let mut seen = self.replays.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.note(asker.as_str(), &checked.thumbprint, &checked.jti, checked.made_at, forget_at, now)?;
-        Ok(Verified {
+        let noted = seen.note(asker.as_str(), &checked.thumbprint, &checked.jti, checked.made_at, forget_at, now);
+        Ok(noted.map_err(Inactive::from).map(|()| Verified {
             spiffe_id: checked.wit.spiffe_id().clone(),
-            binding,
+            binding: wit.binding,
             expires_at: checked.expires_at,
             thumbprint: checked.thumbprint,
-        })
-    }
-
-    /// A fresh look at the process that the WIT's key belongs to, and the binding level of the WIT. Its end would be in
-    /// the ledger soon; a new program in it is noticed here.
-    fn holder_lives(&self, id: &str) -> Result<u8, Inactive> {
-        let looked = |error: LookError| match error {
-            LookError::Ended(end) => Inactive::Ended(end),
-            LookError::Unseen(_) => Inactive::Unseen,
-        };
-        if let Some((held, instance)) = self.held.of_credential(id) {
-            instance.look().map_err(looked)?;
-            return Ok(held.binding());
-        }
-        let credential = self.ledger.credential(id).ok_or(Inactive::Unknown)?;
-        if credential.held {
-            // Its key was wiped, which is what the ledger will say next.
-            return Err(Inactive::Ended(InstanceEnd::Exited));
-        }
-        if credential.bind == Bind::Process {
-            let instance = self.instances.of_pid(credential.pid, credential.instance.pidfs_inode());
-            let instance = instance.map_err(|_| Inactive::Ended(InstanceEnd::Exited))?;
-            if *instance.id() != credential.instance {
-                return Err(Inactive::Ended(InstanceEnd::ExecutableChanged));
-            }
-            instance.look().map_err(looked)?;
-        }
-        Ok(credential.binding)
+        }))
     }
 
     fn record_check(&self, asker: &PeerConn, target: &ProofTarget, verdict: &Result<Verified, Inactive>) {

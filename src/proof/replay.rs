@@ -1,6 +1,7 @@
 //! Which proofs were seen before: in memory of a bounded size, and of no use after a restart, which it therefore minds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use thiserror::Error;
@@ -38,12 +39,15 @@ pub struct ReplayLimits {
     pub all: usize,
     /// Proofs of one asker.
     pub one_asker: usize,
+    /// Proofs by one key for one asker once half of the asker's room is taken: a single client cannot shut out the others.
+    pub one_key: usize,
 }
 
 impl Default for ReplayLimits {
-    /// 262,144 in all, a quarter of which for one asker: two thousand requests a second at each.
+    /// 262,144 in all, a quarter of which for one asker: two thousand requests a second at each. A key has a sixteenth of
+    /// that, and half where others leave it.
     fn default() -> Self {
-        Self { all: 1 << 18, one_asker: 1 << 16 }
+        Self { all: 1 << 18, one_asker: 1 << 16, one_key: 1 << 12 }
     }
 }
 
@@ -62,7 +66,10 @@ pub struct ReplayCache {
 #[derive(Debug, Default)]
 struct Seen {
     proofs: HashSet<Key>,
-    by_end: BTreeMap<OffsetDateTime, Vec<Key>>,
+    /// INVARIANT: the same proofs as in `proofs`, each with the thumbprint of its key.
+    by_end: BTreeMap<OffsetDateTime, Vec<(Arc<str>, Key)>>,
+    /// How many there are by each key, by thumbprint. INVARIANT: none of them is 0.
+    by_key: HashMap<Arc<str>, usize>,
 }
 
 /// A digest of key and `jti`, so that what callers choose takes the same room each.
@@ -96,15 +103,13 @@ impl ReplayCache {
         if self.askers.get(asker).is_some_and(|seen| seen.proofs.contains(&key)) {
             return Err(ReplayError::Replayed);
         }
-        if self.is_full(asker) {
+        if self.is_full(asker, thumbprint) {
             self.forget(now);
-            if self.is_full(asker) {
+            if self.is_full(asker, thumbprint) {
                 return Err(ReplayError::Full);
             }
         }
-        let seen = self.askers.entry(asker.to_owned()).or_default();
-        seen.proofs.insert(key);
-        seen.by_end.entry(forget_at).or_default().push(key);
+        self.askers.entry(asker.to_owned()).or_default().insert(thumbprint, key, forget_at);
         self.len += 1;
         Ok(())
     }
@@ -119,22 +124,48 @@ impl ReplayCache {
         self.len == 0
     }
 
-    fn is_full(&self, asker: &str) -> bool {
-        let of_asker = self.askers.get(asker).map_or(0, |seen| seen.proofs.len());
-        self.len >= self.limits.all || of_asker >= self.limits.one_asker
+    fn is_full(&self, asker: &str, thumbprint: &str) -> bool {
+        let seen = self.askers.get(asker);
+        let of_asker = seen.map_or(0, |seen| seen.proofs.len());
+        let of_key = seen.and_then(|seen| seen.by_key.get(thumbprint)).copied().unwrap_or_default();
+        self.len >= self.limits.all
+            || of_asker >= self.limits.one_asker
+            || (of_asker >= self.limits.one_asker / 2 && of_key >= self.limits.one_key)
     }
 
     /// Forgets what is over.
     fn forget(&mut self, now: OffsetDateTime) {
         self.forgotten = self.forgotten.max(now);
         for seen in self.askers.values_mut() {
-            let live = seen.by_end.split_off(&(self.forgotten + time::Duration::NANOSECOND));
-            for key in std::mem::replace(&mut seen.by_end, live).into_values().flatten() {
-                seen.proofs.remove(&key);
-                self.len -= 1;
-            }
+            self.len -= seen.forget(self.forgotten);
         }
         self.askers.retain(|_, seen| !seen.proofs.is_empty());
+    }
+}
+
+impl Seen {
+    fn insert(&mut self, thumbprint: &str, key: Key, forget_at: OffsetDateTime) {
+        let thumbprint = match self.by_key.get_key_value(thumbprint) {
+            Some((known, _)) => known.clone(),
+            None => Arc::from(thumbprint),
+        };
+        *self.by_key.entry(thumbprint.clone()).or_default() += 1;
+        self.proofs.insert(key);
+        self.by_end.entry(forget_at).or_default().push((thumbprint, key));
+    }
+
+    /// Forgets what is over at `until`, and says how many that were.
+    fn forget(&mut self, until: OffsetDateTime) -> usize {
+        let before = self.proofs.len();
+        let live = self.by_end.split_off(&(until + time::Duration::NANOSECOND));
+        for (thumbprint, key) in std::mem::replace(&mut self.by_end, live).into_values().flatten() {
+            self.proofs.remove(&key);
+            if let Some(count) = self.by_key.get_mut(&thumbprint) {
+                *count -= 1;
+            }
+        }
+        self.by_key.retain(|_, count| *count > 0);
+        before - self.proofs.len()
     }
 }
 

@@ -320,6 +320,8 @@ fn one_resource_has_one_normal_form() {
         ("https://a?c", "https://a/"),
         ("https://a/%7euser/%2f%e2%82%ac", "https://a/~user/%2F%E2%82%AC"),
         ("https://a//b/", "https://a//b/"),
+        ("https://a/b;..;x/..c;.", "https://a/b;..;x/..c;."),
+        ("https://0X7F.Example/", "https://0x7f.example/"),
         ("https://[2001:DB8:0::1]:8443/x", "https://[2001:db8::1]:8443/x"),
         ("http://127.0.0.1:8080/x", "http://127.0.0.1:8080/x"),
     ];
@@ -344,6 +346,8 @@ fn what_readers_could_disagree_about_is_no_target() {
         ("https://ä.example/", TargetError::Host),
         ("https://127.1/", TargetError::Host),
         ("https://0x7f000001/", TargetError::Host),
+        ("https://0X7F000001/", TargetError::Host),
+        ("https://a.0X1/", TargetError::Host),
         ("https://2130706433/", TargetError::Host),
         ("https://[::1/", TargetError::Port),
         ("https://[fe80::1%25eth0]/", TargetError::Host),
@@ -354,6 +358,13 @@ fn what_readers_could_disagree_about_is_no_target() {
         ("https://a/b/./c", TargetError::Path),
         ("https://a/b/%2e%2E/c", TargetError::Path),
         ("https://a/..", TargetError::Path),
+        ("https://a/b/..;x/c", TargetError::Path),
+        ("https://a/b/.;/c", TargetError::Path),
+        ("https://a/b/..;", TargetError::Path),
+        ("https://a/b/%2e.;x=y/c", TargetError::Path),
+        ("https://a/b/..%3bx/c", TargetError::Path),
+        ("https://a/b%2f..%2fc", TargetError::Path),
+        ("https://a/b/..%2Fc", TargetError::Path),
         ("https://a/b\\c", TargetError::Path),
         ("https://a/b%5cc", TargetError::Path),
         ("https://a/%00", TargetError::Path),
@@ -423,7 +434,7 @@ fn a_proof_from_before_the_cache_began_is_refused() {
 
 #[test]
 fn the_memory_of_proofs_is_bounded_and_what_is_over_makes_room() {
-    let mut cache = ReplayCache::new(NOW, ReplayLimits { all: 3, one_asker: 2 });
+    let mut cache = ReplayCache::new(NOW, ReplayLimits { all: 3, one_asker: 2, one_key: 2 });
     let at = |seconds| NOW + time::Duration::seconds(seconds);
     assert_eq!(cache.note("a", "k", "1", at(1), at(10), at(1)), Ok(()));
     assert_eq!(cache.note("a", "k", "2", at(1), at(20), at(1)), Ok(()));
@@ -438,6 +449,29 @@ fn the_memory_of_proofs_is_bounded_and_what_is_over_makes_room() {
     );
     assert_eq!(cache.note("a", "k", "2", at(1), at(20), at(10)), Err(ReplayError::Replayed));
     assert_eq!(cache.len(), 3);
+}
+
+#[test]
+fn one_key_leaves_half_of_an_askers_room_to_others() {
+    let mut cache = ReplayCache::new(NOW, ReplayLimits { all: 100, one_asker: 8, one_key: 2 });
+    let at = |seconds| NOW + time::Duration::seconds(seconds);
+    let mut note = |key: &str, jti: u32, now: OffsetDateTime| {
+        cache.note("a", key, &jti.to_string(), now, now + time::Duration::seconds(10), now)
+    };
+    for jti in 0..4 {
+        assert_eq!(note("greedy", jti, at(1)), Ok(()), "nobody else wants it: {jti}");
+    }
+    assert_eq!(note("greedy", 4, at(1)), Err(ReplayError::Full));
+    assert_eq!(note("greedy", 3, at(1)), Err(ReplayError::Replayed), "what is full still remembers");
+    for key in ["b", "c"] {
+        for jti in 0..2 {
+            assert_eq!(note(key, jti, at(1)), Ok(()), "its share: {key} {jti}");
+        }
+        assert_eq!(note(key, 2, at(1)), Err(ReplayError::Full), "no more than its share: {key}");
+    }
+    assert_eq!(note("d", 0, at(1)), Err(ReplayError::Full), "the asker's");
+    assert_eq!(note("greedy", 5, at(11)), Ok(()), "what is over counts no more");
+    assert_eq!(cache.len(), 1);
 }
 
 proptest! {

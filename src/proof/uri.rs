@@ -7,7 +7,8 @@
 //! - query and fragment are left out (draft-ietf-wimse-wpt-02; RFC 9449, section 4.2).
 //!
 //! What software is known to read in different ways is refused rather than normalised: dot segments, also escaped ones,
-//! backslashes, control characters, white space and anything outside ASCII.
+//! those with parameters (`..;x`) and those that appear once an escaped slash is decoded; backslashes, control
+//! characters, white space and anything outside ASCII.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -192,13 +193,14 @@ fn host_in_normal_form(host: &str) -> Result<String, TargetError> {
     if host.is_empty() || !host.bytes().all(is_name) {
         return Err(TargetError::Host);
     }
+    let host = host.to_ascii_lowercase();
     // Names that end in a number are read as addresses, and not by everyone in the same way: only the plain form is one.
     let last = host.rsplit('.').find(|label| !label.is_empty()).unwrap_or_default();
     let looks_like_address = last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x");
     if looks_like_address && host.parse::<Ipv4Addr>().is_err() {
         return Err(TargetError::Host);
     }
-    Ok(host.to_ascii_lowercase())
+    Ok(host)
 }
 
 /// Appends `path` in normal form.
@@ -212,11 +214,19 @@ fn push_path(text: &mut String, path: &str) -> Result<(), TargetError> {
         text.push('/');
         let begin = text.len();
         push_segment(text, segment)?;
-        if matches!(&text[begin..], "." | "..") {
+        if has_dot_segment(&text[begin..]) {
             return Err(TargetError::Path);
         }
     }
     Ok(())
+}
+
+/// Whether anyone reads a segment in normal form as `.` or `..`: some drop parameters first, some decode slashes first.
+fn has_dot_segment(segment: &str) -> bool {
+    segment.split("%2F").any(|part| {
+        let end = part.find(';').into_iter().chain(part.find("%3B")).min();
+        matches!(&part[..end.unwrap_or(part.len())], "." | "..")
+    })
 }
 
 fn push_segment(text: &mut String, segment: &str) -> Result<(), TargetError> {

@@ -10,7 +10,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// A new file in memory with what `write` writes, and then sealed: nobody who gets it can change it.
 ///
-/// It has no name in any file system. The kernel may swap it out, as any memory that is not locked.
+/// It has no name in any file system. The kernel may swap it out: locking our own memory does not hold for it, and
+/// `MemorySwapMax=0` in the unit does only while the cgroup is there that it was written in. Encrypted swap always does.
 pub fn sealed<E: From<io::Error>>(name: &str, write: impl FnOnce(&mut File) -> Result<(), E>) -> Result<File, E> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let mut file = File::from(memfd_create(name, flags).map_err(io::Error::from)?);

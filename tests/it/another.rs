@@ -100,6 +100,10 @@ async fn these_tests_play_another_process() {
                     Err(status) => failed(status),
                 }
             }
+            ["group", gid] => match nix::unistd::setgid(nix::unistd::Gid::from_raw(gid.parse().unwrap())) {
+                Ok(()) => "done".to_owned(),
+                Err(error) => error.to_string(),
+            },
             ["exec"] => panic!("{}", Command::new("/bin/cat").exec()),
             _ => panic!("`{line}` is not understood"),
         };

@@ -1,15 +1,18 @@
 //! Asking in the name of another process (peer rule 9).
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use tether::audit::Event;
 use tether::proto::admin::credentials_client::CredentialsClient;
 use tether::proto::admin::{CredentialFilter, ListCredentialsRequest};
-use tether::proto::session::{HoldWitRequest, OnBehalfOf, ProveRequest};
+use tether::proto::session::{HoldWitRequest, HoldX509Request, OnBehalfOf, ProveRequest};
+use tether::sys::PidFd;
 use tonic::Code;
 
 use crate::another::Another;
-use crate::harness::{TestAgent, channel, event, uid, within};
+use crate::harness::{TestAgent, channel, event, next, uid, within};
 
 /// An agent whose entries tell these tests, which may act for `may_act_for`, from processes whose working group of
 /// programs is another: those have the identity `/agent/a`.
@@ -78,6 +81,30 @@ async fn a_delegate_holds_and_uses_keys_of_another_process_and_ledger_and_audit_
     another.end();
     let gone = sessions.prove(prove(&held.key, Some(other))).await.unwrap_err();
     assert_eq!(gone.code(), Code::NotFound, "{gone}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delegate_that_asks_many_times_at_once_gets_one_key_although_the_process_has_no_connection() {
+    let agent = agent(r#""spiffe://dev.tether.internal/agent/*""#).await;
+    let mut another = Command::new("/bin/cat").stdin(Stdio::piped()).spawn().unwrap();
+    let pid = i32::try_from(another.id()).unwrap();
+    let other = OnBehalfOf { pid, pidfs_inode: PidFd::open(pid).unwrap().inode().unwrap() };
+    let sessions = agent.sessions().await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..32 {
+        let mut sessions = sessions.clone();
+        calls.spawn(async move {
+            let wit = sessions.hold_wit(hold(other)).await.unwrap().into_inner();
+            let request = HoldX509Request { on_behalf_of: Some(other), ..HoldX509Request::default() };
+            let mut states = sessions.hold_x509(request).await.unwrap().into_inner();
+            let x509 = next(&mut states).await.unwrap();
+            [wit.key, x509.svids[0].key.clone()]
+        });
+    }
+    let keys: HashSet<[String; 2]> = calls.join_all().await.into_iter().collect();
+    another.kill().unwrap();
+    another.wait().unwrap();
+    assert_eq!(keys.len(), 1, "{keys:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

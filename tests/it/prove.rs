@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 
 use crate::another::Another;
 use crate::harness::{Sessions, TestAgent, Verifier, channel, event, uid, within};
+use crate::program::{NOBODY, is_root};
 
 const URI: &str = "https://tool.example.com/charge";
 
@@ -215,6 +216,29 @@ async fn a_proof_of_a_process_that_runs_another_program_is_refused() {
     .unwrap();
     let why = reason(&mut verifier, "POST", URI, &unused).await;
     assert!(["ended", "revoked"].contains(&why.as_str()), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_of_a_process_that_left_the_group_its_entry_is_about_is_refused() {
+    if !is_root() {
+        eprintln!("skipped: leaving a group takes root");
+        return;
+    }
+    let agent = TestAgent::without_entries().await;
+    agent.clock().advance(Duration::from_secs(2));
+    let entry = format!(
+        "[[entry]]\nid = \"group\"\nspiffe_id = \"spiffe://dev.tether.internal/group\"\nmatch = [\"unix:gid:{}\"]\nowner = \"team\"\nserves = [\"*\"]\n",
+        nix::unistd::getgid()
+    );
+    agent.write_entries("group.toml", &entry).await;
+    let mut verifier = agent.verifier().await;
+    let mut another = Another::start(agent.socket());
+    let mut headers =
+        || -> HashMap<String, String> { serde_json::from_str(&another.ask(&format!("prove - POST {URI}"))).unwrap() };
+    let (used, unused) = (headers(), headers());
+    assert!(check(&mut verifier, "POST", URI, &used).await.unwrap().active);
+    assert_eq!(another.ask(&format!("group {NOBODY}")), "done");
+    assert_eq!(reason(&mut verifier, "POST", URI, &unused).await, "revoked");
 }
 
 #[tokio::test(flavor = "multi_thread")]
