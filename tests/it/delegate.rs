@@ -9,6 +9,7 @@ use tether::proto::admin::credentials_client::CredentialsClient;
 use tether::proto::admin::{CredentialFilter, ListCredentialsRequest};
 use tether::proto::session::{HoldWitRequest, HoldX509Request, OnBehalfOf, ProveRequest};
 use tether::sys::PidFd;
+use tether::x509::KeyType;
 use tonic::Code;
 
 use crate::another::Another;
@@ -17,7 +18,11 @@ use crate::harness::{TestAgent, channel, event, next, uid, within};
 /// An agent whose entries tell these tests, which may act for `may_act_for`, from processes whose working group of
 /// programs is another: those have the identity `/agent/a`.
 async fn agent(may_act_for: &str) -> TestAgent {
-    let agent = TestAgent::without_entries().await;
+    agent_with(may_act_for, KeyType::EcP256).await
+}
+
+async fn agent_with(may_act_for: &str, key_type: KeyType) -> TestAgent {
+    let agent = TestAgent::without_entries_and(|config| config.authority.key_type = key_type).await;
     let entries = format!(
         r#"
 [[entry]]
@@ -85,13 +90,14 @@ async fn a_delegate_holds_and_uses_keys_of_another_process_and_ledger_and_audit_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delegate_that_asks_many_times_at_once_gets_one_key_although_the_process_has_no_connection() {
-    let agent = agent(r#""spiffe://dev.tether.internal/agent/*""#).await;
+    // Keys that take long to make: everybody has come before the first is there.
+    let agent = agent_with(r#""spiffe://dev.tether.internal/agent/*""#, KeyType::Rsa2048).await;
     let mut another = Command::new("/bin/cat").stdin(Stdio::piped()).spawn().unwrap();
     let pid = i32::try_from(another.id()).unwrap();
     let other = OnBehalfOf { pid, pidfs_inode: PidFd::open(pid).unwrap().inode().unwrap() };
     let sessions = agent.sessions().await;
     let mut calls = tokio::task::JoinSet::new();
-    for _ in 0..32 {
+    for _ in 0..8 {
         let mut sessions = sessions.clone();
         calls.spawn(async move {
             let wit = sessions.hold_wit(hold(other)).await.unwrap().into_inner();
