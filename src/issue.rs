@@ -459,7 +459,7 @@ impl Issuer {
         index: &Index,
         matched: &Matched,
     ) -> Result<(), Refusal> {
-        let checked = instance.attached::<Checked>();
+        let checked = instance.remembered::<Checked>();
         let moment = (index.generation(), attested.clone());
         let same = |(generation, known): &(u64, Attested)| *generation == moment.0 && known.same_facts(&moment.1);
         if checked.lock().as_ref().is_some_and(same) || matched.more_unavailable {
