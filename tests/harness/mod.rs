@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use tether::agent::{self, AgentState, Deps};
 use tether::audit::{Audit, Event};
 use tether::base::clock::{Clock, ManualClock};
+use tether::base::entropy::Entropy;
 use tether::config::Config;
 use tether::proto::admin::agent_client::AgentClient;
 use tether::proto::admin::authorities_client::AuthoritiesClient;
@@ -55,6 +56,7 @@ pub struct TestAgent {
     clock: Clock,
     hand: ManualClock,
     audit: Audit,
+    entropy: Entropy,
     running: Option<Running>,
 }
 
@@ -77,7 +79,8 @@ impl TestAgent {
         let mut config = Config::for_dev(&dir.path().join("agent"));
         configure(&mut config);
         let (clock, hand) = Clock::manual(Clock::system().now());
-        let mut agent = Self { dir, config, clock, hand, audit: Audit::default(), running: None };
+        let mut agent =
+            Self { dir, config, clock, hand, audit: Audit::default(), entropy: Entropy::system(), running: None };
         agent.run().await;
         agent
     }
@@ -100,7 +103,8 @@ impl TestAgent {
     }
 
     async fn run(&mut self) {
-        let deps = Deps { clock: self.clock.clone(), audit: self.audit.clone(), ..Deps::default() };
+        let (clock, audit, entropy) = (self.clock.clone(), self.audit.clone(), self.entropy.clone());
+        let deps = Deps { clock, audit, entropy, ..Deps::default() };
         let bound = agent::build(self.config.clone(), deps).await.expect("the agent starts");
         let (state, http) = (bound.state.clone(), bound.http);
         let mut loads = state.registry().loads();
@@ -115,6 +119,11 @@ impl TestAgent {
         // It reads the entries once more when it begins to watch them: that must not pass for a change of a test's.
         within(loads.changed()).await.unwrap();
         self.running = Some(Running { state, stop, task, http });
+    }
+
+    /// Where the agent's random numbers come from after the next start.
+    pub fn set_entropy(&mut self, entropy: Entropy) {
+        self.entropy = entropy;
     }
 
     /// Stops the agent as SIGTERM does, and waits until it is gone.

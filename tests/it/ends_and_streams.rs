@@ -1,9 +1,12 @@
 //! What ends credentials at awkward moments, and what open streams make of it.
 
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use tether::agent::{self, Deps};
 use tether::audit::{Audit, Event};
+use tether::base::entropy::Entropy;
 use tether::config::ByteSize;
 use tether::proto::admin::{CredentialFilter, ListCredentialsRequest, RevokeCredentialsRequest};
 use tether::proto::session::HoldX509Request;
@@ -185,4 +188,40 @@ async fn a_stream_in_the_name_of_another_process_ends_with_that_process() {
     assert_eq!(next(&mut stream).await.unwrap().svids.len(), 1);
     another.end();
     assert_eq!(next(&mut stream).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_being_signed_while_its_entry_is_deleted_is_not_released_and_does_not_stand() {
+    // The agent stops in the middle of signing a token, where it makes the id, until it is told to go on.
+    let (entered, in_the_middle) = channel();
+    let (go_on, told) = channel::<()>();
+    let armed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (trap, system, told) = (armed.clone(), Entropy::system(), Mutex::new(told));
+    let entropy = Entropy::from_fn(move |buffer| {
+        system.fill(buffer);
+        if buffer.len() == 16 && trap.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            entered.send(()).unwrap();
+            let _ = told.lock().unwrap().recv();
+        }
+    });
+    let mut agent = TestAgent::without_entries().await;
+    write(&agent, "test.toml", &entry("gone", uid()), "gone").await;
+    agent.set_entropy(entropy);
+    agent.restart().await;
+    let mut workload = agent.workload().await;
+    let request = || JwtsvidRequest { audience: vec!["demo".to_owned()], spiffe_id: String::new() };
+    workload.fetch_jwtsvid(request()).await.expect("a token");
+
+    let mut events = agent.audit();
+    armed.store(true, std::sync::atomic::Ordering::SeqCst);
+    let signing = tokio::spawn(async move { workload.fetch_jwtsvid(request()).await });
+    tokio::task::spawn_blocking(move || in_the_middle.recv().unwrap()).await.unwrap();
+    agent.remove_entries("test.toml").await;
+    // What the entry gave was looked for and ended; what is being signed was not there to be found.
+    event(&mut events, |event| matches!(event, Event::CredentialsEnded { .. })).await;
+    go_on.send(()).unwrap();
+
+    let refused = within(signing).await.unwrap().expect_err("the entry is gone");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    assert_eq!(ended(&agent).await, reasons([("gone", "entry_gone"), ("gone", "no_longer_matches")]));
 }
