@@ -170,7 +170,7 @@ settings! {
         attestations: u32 = 64;
         /// Of these, how many one uid may cause.
         attestations_per_uid: u32 = 16;
-        /// Credentials of one uid that have not expired. Each takes some 200 bytes of memory.
+        /// Credentials of one uid that have not expired. Each takes some 300 bytes of memory.
         credentials_per_uid: u32 = 1_000_000;
         /// Certificates of one uid that have not expired, with keys in workloads: each can come to stand on a revocation
         /// list, which travels with every bundle.
