@@ -11,10 +11,10 @@ use tether::proto::admin::RotateAuthorityRequest;
 use tether::x509::KeyType;
 use tonic::Code;
 
-use crate::harness::{TestAgent, within};
+use crate::harness::{TestAgent, next, within};
 use crate::support::foreign::{Foreign, KEY_ID};
 use crate::support::forge::{Decoded, decode, members};
-use crate::support::wit::{self, wit};
+use crate::support::wit::{self, wit, wit_stream};
 use crate::support::{AUDIENCE, DOMAIN, jwt, published, refused, run, set_bundle, validate};
 use crate::table::{Rule, Shown};
 
@@ -169,7 +169,11 @@ async fn no_issuer() {
 
 async fn one_each() {
     let agent = wit::agent().await;
-    let (first, second) = (wit(&agent, "").await.unwrap(), wit(&agent, "").await.unwrap());
+    // What is kept goes with the last connection: this one stays.
+    let mut client = agent.workload().await;
+    let mut open = wit_stream(&mut client, "").await.unwrap();
+    let first = next(&mut open).await.unwrap().svids;
+    let second = wit(&agent, "").await.unwrap();
     assert_eq!(first, second);
     agent.clock().advance(Duration::from_secs(170));
     let renewed = wit(&agent, "").await.unwrap();
