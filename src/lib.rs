@@ -35,6 +35,8 @@ pub mod registry;
 #[cfg(feature = "agent")]
 pub mod bond;
 #[cfg(feature = "agent")]
+pub mod user;
+#[cfg(feature = "agent")]
 pub mod policy;
 #[cfg(feature = "agent")]
 pub mod authority;
@@ -46,6 +48,10 @@ pub mod held;
 pub mod trust;
 #[cfg(feature = "agent")]
 pub mod issue;
+#[cfg(feature = "agent")]
+pub mod session;
+#[cfg(feature = "agent")]
+pub mod verify;
 #[cfg(feature = "agent")]
 pub mod ends;
 #[cfg(feature = "agent")]

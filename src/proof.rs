@@ -12,6 +12,7 @@
 mod check;
 mod make;
 mod replay;
+mod session;
 #[cfg(test)]
 mod tests;
 mod uri;
@@ -27,6 +28,7 @@ use crate::wit::WitError;
 pub use check::{CheckedDpop, CheckedProof, Expected, Presented, check_dpop, check_wpt};
 pub use make::{BodyDigest, ProofKey, ProofTarget, SignedProof};
 pub use replay::{ReplayCache, ReplayError, ReplayLimits};
+pub use session::{Actor, SessionClaims, SubjectId, TetherClaims};
 pub use uri::{Method, TargetError, TargetUri, UriPrefix};
 
 /// How long a proof of ours is good, and the longest life that is accepted of anybody's.
@@ -77,6 +79,9 @@ pub enum ProofError {
     /// The proof covers a token that the request does not carry, or one of a kind that is not known here.
     #[error("the proof covers a token that cannot be checked")]
     OtherToken,
+    /// The WIT belongs to a session and the proof to none or another, or the reverse.
+    #[error("the proof was made in another session than its WIT")]
+    Session,
     /// The proof does not cover the body, or another one.
     #[error("the proof does not cover this body")]
     Body,
@@ -91,7 +96,9 @@ impl ProofError {
         match self {
             Self::Wit(_) => "wit_invalid",
             Self::Jws(_) | Self::Type(_) | Self::Algorithm | Self::Key | Self::Claim(_) => "proof_invalid",
-            Self::Binding | Self::WitHash | Self::TokenHash | Self::OtherToken => "proof_of_another_token",
+            Self::Binding | Self::Session | Self::WitHash | Self::TokenHash | Self::OtherToken => {
+                "proof_of_another_token"
+            }
             Self::Uri => "another_uri",
             Self::Method => "another_method",
             Self::Expired(_) | Self::TooLong => "proof_expired",

@@ -10,6 +10,7 @@
 //! `Authorization` header (section 5).
 
 mod confirmation;
+mod session;
 mod svid;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 pub use confirmation::{Confirmation, ConfirmationError};
+pub use session::WitSession;
 pub use svid::{UnverifiedWit, WitSvid, validate};
 
 use crate::id::{IdError, SpiffeId, TrustDomain};
@@ -112,6 +114,9 @@ pub struct WitClaims<'a> {
     pub jti: &'a str,
     /// The key its subject holds.
     pub cnf: &'a Confirmation,
+    /// The session it belongs to.
+    #[serde(rename = "tether", skip_serializing_if = "Option::is_none")]
+    pub session: Option<&'a WitSession>,
 }
 
 /// A key that signs WIT-SVIDs; see [`JwtSigner`].

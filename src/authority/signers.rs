@@ -13,7 +13,7 @@ use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
 use crate::jwt::{Jwk, JwtClaims, JwtSigner};
 use crate::policy::{JwtGrant, WitGrant, X509Grant};
-use crate::wit::{Confirmation, WitAuthorities, WitClaims, WitSigner};
+use crate::wit::{Confirmation, WitAuthorities, WitClaims, WitSession, WitSigner};
 use crate::x509::{Certificate, Issuer, LeafParams, Serial, Validity};
 
 /// Certificates are valid from a little before now, for peers whose clock is behind.
@@ -151,13 +151,14 @@ impl Signers {
         Ok(SignedJwt { token, jti, expires_at, authority: self.jwt.id.clone() })
     }
 
-    /// Signs a WIT-SVID that names the holder of `confirmation`; the grant is used up.
+    /// Signs a WIT-SVID that names the holder of `confirmation`, and the session it belongs to; the grant is used up.
     ///
     /// Fails when the grant or the authority ends within a second. Asynchronous because an authority may be remote.
     pub async fn sign_wit(
         &self,
         grant: WitGrant,
         confirmation: &Confirmation,
+        session: Option<&WitSession>,
         now: OffsetDateTime,
     ) -> Result<SignedWit, AuthorityError> {
         let expires_at = lifetime(now, grant.not_after(now), self.wit.not_after)?;
@@ -168,6 +169,7 @@ impl Signers {
             iat: now,
             jti: &jti,
             cnf: confirmation,
+            session,
         })?;
         Ok(SignedWit { token, jti, expires_at, authority: self.wit.id.clone() })
     }

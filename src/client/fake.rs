@@ -256,8 +256,14 @@ impl Documents {
         let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
         let confirmation = Confirmation::of(Jwk::from_spki(key.public_key()).expect("a key"));
         let signer = WitSigner::new(self.issuer.key()).expect("a signer");
-        let claims =
-            WitClaims { sub: &id, exp: NOW + Duration::from_secs(300), iat: NOW, jti: "1", cnf: &confirmation };
+        let claims = WitClaims {
+            sub: &id,
+            exp: NOW + Duration::from_secs(300),
+            iat: NOW,
+            jti: "1",
+            cnf: &confirmation,
+            session: None,
+        };
         Witsvid {
             spiffe_id: id.to_string(),
             wit_svid: signer.sign(&claims).expect("signed"),

@@ -261,7 +261,7 @@ impl HeldKey {
         let (Purpose::Proofs(key), Holds::Wit(wit)) = (&self.purpose, &self.credential.holds) else {
             return Err(HeldError::Purpose);
         };
-        key.wpt(wit, target, entropy, now).map_err(HeldError::Sign)
+        key.wpt(wit, target, None, entropy, now).map_err(HeldError::Sign)
     }
 
     pub(super) fn dpop(

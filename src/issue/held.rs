@@ -341,7 +341,7 @@ impl Issuer {
         }
         let key = PrivateKey::generate_aside(KeyType::EcP256).await?;
         let public = Jwk::from_spki(key.public_key()).map_err(|_| KeyError::Unsupported)?;
-        let signed = entitled.trust.signers().sign_wit(grant, &Confirmation::of(public), entitled.now).await?;
+        let signed = entitled.trust.signers().sign_wit(grant, &Confirmation::of(public), None, entitled.now).await?;
         let signed = Signed {
             holds: Holds::Wit(signed.token),
             id: signed.jti,

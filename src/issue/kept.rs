@@ -124,7 +124,7 @@ impl Document for KeyedWit {
     async fn make(issuer: &Issuer, signers: &Signers, grant: WitGrant, now: OffsetDateTime) -> Result<Self, Refusal> {
         let private = PrivateKey::generate_aside(issuer.key_type).await?;
         let public = Jwk::from_spki(private.public_key()).map_err(|_| KeyError::Unsupported)?;
-        let signed = signers.sign_wit(grant, &Confirmation::of(public), now).await?;
+        let signed = signers.sign_wit(grant, &Confirmation::of(public), None, now).await?;
         Ok(Self { signed, key: private_jwk(&private).map_err(|_| KeyError::Unsupported)? })
     }
 

@@ -3,6 +3,8 @@
 //! A yes is a grant, a value with a private constructor that the authority consumes by signing: nothing can be
 //! signed without one, and nothing else makes one. Deciding is pure: no I/O, no clock of its own.
 
+mod question;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,10 @@ use crate::attest::Attested;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::proof::TargetUri;
 use crate::registry::{EntryId, Identity};
+
+pub use self::question::{
+    Action, AgentFacts, Decision, Effect, IssueFacts, Obligations, Question, SessionFacts, ToolFacts,
+};
 
 /// Why an identity that matches is not issued.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -8,11 +8,12 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::make::{BodyDigest, DPOP, WPT, hash};
+use super::session::SessionClaims;
 use super::uri::{Method, TargetUri};
 use super::{LIFETIME, ProofError};
 use crate::id::TrustDomain;
 use crate::jwt::{Jwk, Jws, JwtError, parse_strict};
-use crate::wit::{WitAuthorities, WitSvid};
+use crate::wit::{WitAuthorities, WitSession, WitSvid};
 
 /// The longest `jti` that is remembered.
 const MAX_JTI: usize = 128;
@@ -55,6 +56,8 @@ pub struct CheckedProof {
     pub made_at: OffsetDateTime,
     /// When it ends.
     pub expires_at: OffsetDateTime,
+    /// What it says of the session it was made in; the WIT says the same of whose it is.
+    pub session: Option<SessionClaims>,
 }
 
 /// Checks a Workload Proof Token and the WIT it goes with (draft-ietf-wimse-wpt-02).
@@ -96,8 +99,14 @@ pub fn check_wpt<'a>(
     other_tokens(&claims, presented.txn_token)?;
     same_body(&claims, expected.body)?;
 
+    let session = SessionClaims::of(&claims).map_err(|_| ProofError::Claim("tether"))?;
+    let of_wit = WitSession::of(wit.claims()).map_err(|_| ProofError::Claim("tether"))?;
+    if session.as_ref().map(|proof| &proof.tether.sid) != of_wit.as_ref().map(|wit| &wit.sid) {
+        return Err(ProofError::Session);
+    }
+
     let made_at = issued_at.unwrap_or(expires_at - LIFETIME);
-    Ok(CheckedProof { thumbprint: key.key().thumbprint(), wit, jti, made_at, expires_at })
+    Ok(CheckedProof { thumbprint: key.key().thumbprint(), wit, jti, made_at, expires_at, session })
 }
 
 /// A DPoP proof that holds. It says nothing of replay.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::LIFETIME;
+use super::session::SessionClaims;
 use super::uri::{Method, TargetUri};
 use crate::base::entropy::Entropy;
 use crate::jwt::{EncodedHeader, Jwk, JwtError, JwtSigner};
@@ -84,11 +85,12 @@ impl ProofKey {
         self.signer.algorithm()
     }
 
-    /// A Workload Proof Token for one request that is sent with `wit`.
+    /// A Workload Proof Token for one request that is sent with `wit`, which is that of the session where there is one.
     pub fn wpt(
         &self,
         wit: &str,
         target: &ProofTarget,
+        session: Option<&SessionClaims>,
         entropy: &Entropy,
         now: OffsetDateTime,
     ) -> Result<SignedProof, JwtError> {
@@ -101,6 +103,7 @@ impl ProofKey {
             wth: &hash(wit),
             htm: target.method.as_str(),
             body_sha256: target.body.map(|body| body.encoded()),
+            session,
         };
         Ok(SignedProof { token: self.signer.sign_as(&self.wpt, &claims)?, expires_at })
     }
@@ -143,6 +146,8 @@ struct Wpt<'a> {
     htm: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     body_sha256: Option<String>,
+    #[serde(flatten)]
+    session: Option<&'a SessionClaims>,
 }
 
 #[derive(Serialize)]

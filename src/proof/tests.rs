@@ -61,7 +61,7 @@ impl World {
     }
 
     fn proof(&self) -> String {
-        self.key.wpt(&self.wit, &target("POST", URI), &Entropy::system(), NOW).unwrap().token
+        self.key.wpt(&self.wit, &target("POST", URI), None, &Entropy::system(), NOW).unwrap().token
     }
 
     /// Sound claims with one member set, or taken away by `null`.
@@ -142,7 +142,7 @@ fn a_proof_is_good_for_no_other_method_uri_or_body() {
     let body = BodyDigest::of(b"{\"amount\":1}");
     assert!(matches!(world.check_as(&proof, "POST", URI, Some(body), NOW), Err(ProofError::Body)), "not covered");
     let with_body = ProofTarget { body: Some(body), ..target("POST", URI) };
-    let proof = world.key.wpt(&world.wit, &with_body, &Entropy::system(), NOW).unwrap().token;
+    let proof = world.key.wpt(&world.wit, &with_body, None, &Entropy::system(), NOW).unwrap().token;
     assert!(world.check_as(&proof, "POST", URI, Some(body), NOW).is_ok());
     let other = Some(BodyDigest::of(b"{\"amount\":1000}"));
     assert!(matches!(world.check_as(&proof, "POST", URI, other, NOW), Err(ProofError::Body)));

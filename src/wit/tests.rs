@@ -65,7 +65,9 @@ fn what_is_signed_here_is_believed_and_has_the_members_of_the_standard_and_no_ot
         let held = Jwk::from_spki(PrivateKey::generate(kind).unwrap().public_key()).unwrap();
         let sub = SpiffeId::parse(WORKLOAD).unwrap();
         let (exp, confirmation) = (NOW + Duration::from_secs(300), Confirmation::of(held.clone()));
-        let token = signer.sign(&WitClaims { sub: &sub, exp, iat: NOW, jti: "node.1", cnf: &confirmation }).unwrap();
+        let token = signer
+            .sign(&WitClaims { sub: &sub, exp, iat: NOW, jti: "node.1", cnf: &confirmation, session: None })
+            .unwrap();
 
         let keys = WitAuthorities::new(domain(), [(signer.key_id().to_owned(), signer.public_key().clone())]);
         let wit = check(&token, &keys).unwrap();

@@ -43,6 +43,47 @@ impl SessionApi {
 #[tonic::async_trait]
 impl Sessions for SessionApi {
     type HoldX509Stream = Updates<wire::HoldX509Response>;
+    type WatchStream = Updates<wire::Session>;
+
+    async fn start(&self, request: Request<wire::StartRequest>) -> Result<Response<wire::Session>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+
+    async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::Session>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+
+    async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+
+    async fn heartbeat(&self, request: Request<wire::HeartbeatRequest>) -> Result<Response<wire::Session>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+
+    async fn mint(&self, request: Request<wire::MintRequest>) -> Result<Response<wire::MintResponse>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+
+    async fn delegate(&self, request: Request<wire::DelegateRequest>) -> Result<Response<wire::Session>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+
+    async fn end(&self, request: Request<wire::EndRequest>) -> Result<Response<wire::DisposalReceipt>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+
+    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
 
     async fn hold_x509(
         &self,
@@ -51,7 +92,7 @@ impl Sessions for SessionApi {
         let (peer, place) = caller(&request)?;
         let request = request.into_inner();
         let wanted = spiffe_id(&request.spiffe_id)?;
-        let on_behalf_of = request.on_behalf_of.map(delegate);
+        let on_behalf_of = request.on_behalf_of.map(on_behalf_of);
         let open = Open::new(&self.issuer, place, "HoldX509");
         let states = updates(self.issuer.clone(), peer, self.drain.clone(), move |issuer, peer| {
             let wanted = wanted.clone();
@@ -75,7 +116,7 @@ impl Sessions for SessionApi {
     ) -> Result<Response<wire::SignTlsResponse>, Status> {
         let (peer, _place) = caller(&request)?;
         let request = request.into_inner();
-        let on_behalf_of = request.on_behalf_of.map(delegate);
+        let on_behalf_of = request.on_behalf_of.map(on_behalf_of);
         let signed = self.issuer.sign_tls(&peer, &request.key, request.scheme, &request.content, on_behalf_of).await;
         let signature = signed.map_err(|refusal| status::refused(&refusal))?;
         Ok(Response::new(wire::SignTlsResponse { signature: signature.into() }))
@@ -88,7 +129,7 @@ impl Sessions for SessionApi {
         let (peer, _place) = caller(&request)?;
         let request = request.into_inner();
         let wanted = spiffe_id(&request.spiffe_id)?;
-        let held = self.issuer.hold_wit(&peer, wanted.as_ref(), request.on_behalf_of.map(delegate)).await;
+        let held = self.issuer.hold_wit(&peer, wanted.as_ref(), request.on_behalf_of.map(on_behalf_of)).await;
         let (held, hint) = held.map_err(|refusal| status::refused(&refusal))?;
         Ok(Response::new(wire::HoldWitResponse {
             spiffe_id: held.spiffe_id().to_string(),
@@ -121,7 +162,7 @@ impl Sessions for SessionApi {
         };
         let key = Some(request.key.as_str()).filter(|key| !key.is_empty());
         let proving = ProofRequest { key, target, scheme };
-        let proven = self.issuer.prove(&peer, &proving, request.on_behalf_of.map(delegate)).await;
+        let proven = self.issuer.prove(&peer, &proving, request.on_behalf_of.map(on_behalf_of)).await;
         let (proof, key) = proven.map_err(|refusal| status::refused(&refusal))?;
         let headers = match scheme {
             ProofScheme::Wpt => HashMap::from([
@@ -130,12 +171,24 @@ impl Sessions for SessionApi {
             ]),
             ProofScheme::Dpop { .. } => HashMap::from([("DPoP".to_owned(), proof.token)]),
         };
-        Ok(Response::new(wire::ProveResponse { headers, expires_at: rfc3339(proof.expires_at) }))
+        let expires_at = rfc3339(proof.expires_at);
+        Ok(Response::new(wire::ProveResponse { headers, expires_at, ..wire::ProveResponse::default() }))
     }
 }
 
 #[tonic::async_trait]
 impl Verifier for SessionApi {
+    type WatchStream = Updates<wire::StatusChange>;
+
+    async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+
+    async fn watch(&self, request: Request<wire::WatchCheckedRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
     async fn check(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
         let (peer, _place) = caller(&request)?;
         let request = request.into_inner();
@@ -151,6 +204,7 @@ impl Verifier for SessionApi {
                 binding: verified.binding.into(),
                 expires_at: rfc3339(verified.expires_at),
                 key_thumbprint: verified.thumbprint,
+                ..wire::CheckResponse::default()
             },
             Err(inactive) => {
                 wire::CheckResponse { reason: inactive.as_str().to_owned(), ..wire::CheckResponse::default() }
@@ -233,7 +287,7 @@ fn spiffe_id(text: &str) -> Result<Option<SpiffeId>, Status> {
     parsed.map(Some).map_err(|error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}")))
 }
 
-fn delegate(other: wire::OnBehalfOf) -> OnBehalfOf {
+fn on_behalf_of(other: wire::OnBehalfOf) -> OnBehalfOf {
     OnBehalfOf { pid: other.pid, pidfs_inode: other.pidfs_inode }
 }
 

@@ -1,0 +1,5 @@
+//! A session: authority that lasts exactly as long as the task.
+
+mod model;
+
+pub use self::model::{Boundary, Budget, EndReason, Members, SessionId, State, Terms};
