@@ -52,6 +52,9 @@ impl Ends {
     pub async fn resume(issuer: Arc<Issuer>, instances: Instances, mut new_ties: NewTies) -> Result<Self, LedgerError> {
         let mut held = Vec::new();
         while let Ok(tie) = new_ties.try_recv() {
+            if let Tie::Session(_) = tie {
+                continue;
+            }
             match issuer.bonds.hold(&tie).await {
                 Ok(hold) => held.push((tie, Some(hold))),
                 Err(Unheld::Ended(end)) => revoke_tied(&issuer, &tie, end.into())?,
@@ -210,6 +213,8 @@ async fn watch_ties(
         tokio::select! {
             () = drain.draining() => break,
             tie = new_ties.recv() => match tie {
+                // Whoever keeps sessions ends what is theirs.
+                Some(Tie::Session(_)) => {}
                 Some(tie) => drop(watches.spawn(watch(issuer.clone(), tie, None))),
                 None => break,
             },

@@ -210,7 +210,7 @@ impl Bonds {
             Tie::Process { instance, pid } => Held::Process(self.hold_process(instance, *pid)?),
             Tie::Cgroup { id, path, .. } => Held::Cgroup(self.hold_cgroup(*id, path).await?),
             Tie::Unit { name, invocation, .. } => Held::Unit(self.0.units.hold(name, invocation).await?),
-            Tie::Node => Held::Node,
+            Tie::Session(_) | Tie::Node => Held::Nothing,
         };
         Ok(Hold { tie: tie.clone(), held, bonds: self.clone() })
     }
@@ -381,7 +381,8 @@ enum Held {
     Process(Arc<Instance>),
     Cgroup(WatchedGroup),
     Unit(Running),
-    Node,
+    /// The node does not end, and whoever keeps sessions says itself when one does.
+    Nothing,
 }
 
 impl Hold {
@@ -394,7 +395,7 @@ impl Hold {
     pub fn instance(&self) -> Option<&Arc<Instance>> {
         match &self.held {
             Held::Process(instance) => Some(instance),
-            Held::Cgroup(_) | Held::Unit(_) | Held::Node => None,
+            Held::Cgroup(_) | Held::Unit(_) | Held::Nothing => None,
         }
     }
 
@@ -408,7 +409,7 @@ impl Hold {
                 End::CgroupEmpty
             }
             (Held::Unit(running), _) => self.bonds.0.units.ended(running).await,
-            (Held::Node, _) => std::future::pending().await,
+            (Held::Nothing, _) => std::future::pending().await,
         }
     }
 }

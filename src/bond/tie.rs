@@ -11,8 +11,8 @@ use crate::sys::BootId;
 
 /// Whose end revokes a credential.
 ///
-/// Its text is stable: `process:PID:INSTANCE`, `cgroup:BOOT:ID:PATH`, `unit:BOOT:INVOCATION:NAME` or `node`. Everything but
-/// the node belongs to one boot.
+/// Its text is stable: `process:PID:INSTANCE`, `cgroup:BOOT:ID:PATH`, `unit:BOOT:INVOCATION:NAME`, `session:ID`
+/// or `node`. What has a boot in it belongs to that boot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Tie {
@@ -41,17 +41,19 @@ pub enum Tie {
         /// Which start of it: 32 hex digits.
         invocation: String,
     },
+    /// A session, by its id. Whoever keeps sessions says when it ends: nothing else is watched for it.
+    Session(String),
     /// The node: nothing that happens on it ends this.
     Node,
 }
 
 impl Tie {
-    /// The boot it belongs to; `None` for the node.
+    /// The boot it belongs to; `None` for the node, and for sessions, whose members have one.
     pub fn boot(&self) -> Option<BootId> {
         match self {
             Self::Process { instance, .. } => Some(instance.boot()),
             Self::Cgroup { boot, .. } | Self::Unit { boot, .. } => Some(*boot),
-            Self::Node => None,
+            Self::Session(_) | Self::Node => None,
         }
     }
 }
@@ -87,6 +89,7 @@ impl fmt::Display for Tie {
             Self::Process { instance, pid } => write!(f, "process:{pid}:{instance}"),
             Self::Cgroup { boot, id, path } => write!(f, "cgroup:{boot}:{id}:{path}"),
             Self::Unit { boot, name, invocation } => write!(f, "unit:{boot}:{invocation}:{name}"),
+            Self::Session(id) => write!(f, "session:{id}"),
             Self::Node => f.write_str("node"),
         }
     }
@@ -127,6 +130,9 @@ fn parse(text: &str) -> Option<Tie> {
         return Some(Tie::Node);
     }
     let (kind, rest) = text.split_once(':')?;
+    if kind == "session" {
+        return (!rest.is_empty() && !rest.contains(char::is_whitespace)).then(|| Tie::Session(rest.to_owned()));
+    }
     let (first, rest) = rest.split_once(':')?;
     if kind == "process" {
         return Some(Tie::Process { pid: first.parse().ok()?, instance: rest.parse().ok()? });

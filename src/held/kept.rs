@@ -1,22 +1,25 @@
 //! Keys over a restart of the agent: written to and read from one file in memory, which systemd keeps meanwhile.
 //!
-//! Form: a line with the format's version, the length of a JSON list of what is public about the keys and that list,
-//! then the keys in its order, each as PKCS#8 after its length. Keys are written straight from where they are held, so
+//! Form: a line with the format's version; for the keys of processes, and then for those of sessions, the length of a JSON
+//! list of what is public about them and that list, then the keys in its order, each as PKCS#8 after its length. Keys are written straight from where they are held, so
 //! that no copy is left in a buffer.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::key::{HeldCredential, HeldKey};
+use super::session::KeptSession;
 use super::{Held, HeldError};
 use crate::base::secret::Secret;
 use crate::peer::{Instance, InstanceId};
 use crate::x509::PrivateKey;
 
 /// The first line.
-const VERSION: &[u8] = b"tether held keys 1\n";
+const VERSION: &[u8] = b"tether held keys 2\n";
 /// More than all keys that can be held ever take.
 const MAX_LIST: u64 = 1 << 30;
 /// The largest key is RSA with 8192 bits.
@@ -38,7 +41,10 @@ pub enum KeptError {
 
 /// Keys that were read and are not held yet.
 #[derive(Debug)]
-pub struct Kept(Vec<(HeldCredential, Secret<Vec<u8>>)>);
+pub struct Kept {
+    keys: Vec<(HeldCredential, Secret<Vec<u8>>)>,
+    sessions: Vec<(KeptSession, Secret<Vec<u8>>)>,
+}
 
 impl Kept {
     /// Reads what [`Held::write_to`] wrote.
@@ -48,29 +54,51 @@ impl Kept {
         if version != VERSION {
             return Err(KeptError::Version);
         }
-        let mut list = Vec::new();
-        let length = length(file, MAX_LIST)?;
-        file.take(length).read_to_end(&mut list)?;
-        let credentials: Vec<HeldCredential> = serde_json::from_slice(&list).map_err(|_| KeptError::Damaged)?;
-        let keys = credentials.into_iter().map(|credential| {
-            let mut key = vec![0; usize::try_from(length_of_key(file)?).map_err(|_| KeptError::Damaged)?];
-            let read = file.read_exact(&mut key);
-            let key = Secret::new(key);
-            read?;
-            Ok((credential, key))
-        });
-        keys.collect::<Result<_, KeptError>>().map(Self)
+        Ok(Self { keys: read_keys(file)?, sessions: read_keys(file)? })
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.keys.len() + self.sessions.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
+}
+
+/// One list with its keys.
+fn read_keys<T: DeserializeOwned>(file: &mut impl Read) -> Result<Vec<(T, Secret<Vec<u8>>)>, KeptError> {
+    let mut list = Vec::new();
+    let length = length(file, MAX_LIST)?;
+    file.take(length).read_to_end(&mut list)?;
+    let described: Vec<T> = serde_json::from_slice(&list).map_err(|_| KeptError::Damaged)?;
+    let keys = described.into_iter().map(|of| {
+        let mut key = vec![0; usize::try_from(length_of_key(file)?).map_err(|_| KeptError::Damaged)?];
+        let read = file.read_exact(&mut key);
+        let key = Secret::new(key);
+        read?;
+        Ok((of, key))
+    });
+    keys.collect()
+}
+
+/// Writes one list with its keys.
+fn write_keys<'a, T: Serialize>(
+    file: &mut impl Write,
+    described: &[T],
+    keys: impl Iterator<Item = &'a Secret<Vec<u8>>>,
+) -> Result<(), KeptError> {
+    let list = serde_json::to_vec(described).map_err(io::Error::other)?;
+    file.write_all(&u64::try_from(list.len()).unwrap_or(u64::MAX).to_be_bytes())?;
+    file.write_all(&list)?;
+    for key in keys {
+        let pkcs8 = key.expose();
+        file.write_all(&u64::try_from(pkcs8.len()).unwrap_or(u64::MAX).to_be_bytes())?;
+        file.write_all(pkcs8)?;
+    }
+    Ok(())
 }
 
 fn length(file: &mut impl Read, most: u64) -> Result<u64, KeptError> {
@@ -88,18 +116,17 @@ impl Held {
     /// Writes all keys to `file`, which must be memory that only this agent and its successor can read: it is the one
     /// place where keys leave. Says how many.
     pub fn write_to(&self, file: &mut impl Write) -> Result<usize, KeptError> {
-        let keys: Vec<Arc<HeldKey>> = self.0.state().keys.values().cloned().collect();
-        let list: Vec<&HeldCredential> = keys.iter().map(|key| &*key.credential).collect();
-        let list = serde_json::to_vec(&list).map_err(io::Error::other)?;
+        let (keys, sessions): (Vec<Arc<HeldKey>>, Vec<_>) = {
+            let state = self.0.state();
+            let sessions = state.sessions.iter().map(|(id, key)| (KeptSession { session: id.clone() }, key.clone()));
+            (state.keys.values().cloned().collect(), sessions.collect())
+        };
         file.write_all(VERSION)?;
-        file.write_all(&u64::try_from(list.len()).unwrap_or(u64::MAX).to_be_bytes())?;
-        file.write_all(&list)?;
-        for key in &keys {
-            let pkcs8 = key.pkcs8.expose();
-            file.write_all(&u64::try_from(pkcs8.len()).unwrap_or(u64::MAX).to_be_bytes())?;
-            file.write_all(pkcs8)?;
-        }
-        Ok(keys.len())
+        let of: Vec<&HeldCredential> = keys.iter().map(|key| &*key.credential).collect();
+        write_keys(file, &of, keys.iter().map(|key| &key.pkcs8))?;
+        let (of, session_keys): (Vec<KeptSession>, Vec<_>) = sessions.into_iter().unzip();
+        write_keys(file, &of, session_keys.iter().map(|key| &key.pkcs8))?;
+        Ok(of.len() + keys.len())
     }
 
     /// Holds again the keys of which `stands` holds and whose instances still live: `find` gives the instance that a
@@ -112,7 +139,15 @@ impl Held {
     ) -> usize {
         let now = self.0.clock.now();
         let mut taken = 0;
-        for (credential, key) in kept.0 {
+        for (KeptSession { session }, key) in kept.sessions {
+            // Whoever keeps sessions wipes those that do not go on.
+            let key = PrivateKey::from_pkcs8(key.expose()).map_err(HeldError::Key);
+            match key.and_then(|key| self.hold_session(&session, &key)) {
+                Ok(_) => taken += 1,
+                Err(error) => tracing::warn!(%error, "the key of a session that was kept over the restart cannot be held"),
+            }
+        }
+        for (credential, key) in kept.keys {
             if credential.not_after() <= now || !stands(&credential) {
                 continue;
             }

@@ -1,16 +1,17 @@
 //! Keys that never leave: made here, used here for the process they belong to, and wiped with it.
 //!
-//! Promises: a key belongs to one instance and one identity, and is found only by a handle, which is no credential: the
-//! handle of somebody else's key is as good as none. Using a key takes a [`KeyUse`], which only policy makes, and signs
-//! one of three things that are built or checked here: a WPT, a DPoP proof, a TLS 1.3 CertificateVerify. There is no
-//! way to sign other bytes and none to get a key out, but for the one file in memory that carries keys over a restart
-//! of the agent (see [`Held::write_to`]). A key is wiped when its instance ends, when its credential expires and when it
-//! is told to.
+//! Promises: a key belongs to one instance and one identity, or to one session. The former is found only by a handle,
+//! which is no credential: the handle of somebody else's key is as good as none. Using a key takes a permit, which only
+//! policy makes, and signs one of three things that are built or checked here: a WPT, a DPoP proof, a TLS 1.3
+//! CertificateVerify. There is no way to sign other bytes and none to get a key out, but for the one file in memory that
+//! carries keys over a restart of the agent (see [`Held::write_to`]). A key is wiped when its instance ends, when its
+//! credential expires and when it is told to; that of a session by whoever keeps sessions, with the session.
 //!
 //! Does not: decide who may ask, or know whether a credential was revoked; whoever calls asks policy and the ledger.
 
 mod kept;
 mod key;
+mod session;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -34,6 +35,8 @@ use crate::x509::KeyError;
 pub use self::kept::{Kept, KeptError};
 use self::key::HeldKey;
 pub use self::key::{HeldCredential, Holds, NewKey, Shape};
+pub use self::session::SessionProof;
+use self::session::SessionKey;
 pub use self::tls::{CertificateVerify, NotCertificateVerify};
 
 /// Processes for which keys are held: two descriptors each.
@@ -92,6 +95,8 @@ struct State {
     keys: HashMap<String, Arc<HeldKey>>,
     /// Handles by serial or `jti`.
     credentials: HashMap<String, String>,
+    /// By session id.
+    sessions: HashMap<String, Arc<SessionKey>>,
     instances: HashMap<InstanceId, OfInstance>,
 }
 
@@ -186,7 +191,8 @@ impl Held {
 
     /// How many keys are held.
     pub fn len(&self) -> usize {
-        self.0.state().keys.len()
+        let state = self.0.state();
+        state.keys.len() + state.sessions.len()
     }
 
     /// Whether none are.

@@ -64,6 +64,10 @@ pub enum Reason {
     Rebooted,
     /// The agent was restarted and the key it held is lost.
     AgentRestart,
+    /// The session it belongs to has ended.
+    SessionEnded,
+    /// The approval it was minted by was withdrawn.
+    ApprovalWithdrawn,
 }
 
 impl From<End> for Reason {
@@ -80,7 +84,7 @@ impl From<End> for Reason {
 }
 
 impl Reason {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::ProcessExited,
         Self::ExecutableChanged,
         Self::ExecutableHidden,
@@ -94,6 +98,8 @@ impl Reason {
         Self::Operator,
         Self::Rebooted,
         Self::AgentRestart,
+        Self::SessionEnded,
+        Self::ApprovalWithdrawn,
     ];
 
     /// The name in the admin API, the command line, metrics and audit.
@@ -112,6 +118,8 @@ impl Reason {
             Self::Operator => "operator",
             Self::Rebooted => "rebooted",
             Self::AgentRestart => "agent_restart",
+            Self::SessionEnded => "session_ended",
+            Self::ApprovalWithdrawn => "approval_withdrawn",
         }
     }
 

@@ -8,9 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::index::{Index, Row};
-use super::record::{Record, Unreadable, VERSION};
+use super::record::{Record, VERSION};
 use super::{Key, LedgerError, Reason};
 use crate::base::durable::{self, Appender, Syncer};
+use crate::base::frames::Unreadable;
 use crate::bond::Tie;
 use crate::sys::BootId;
 

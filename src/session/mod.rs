@@ -1,5 +1,407 @@
 //! A session: authority that lasts exactly as long as the task.
+//!
+//! A session belongs to one process, one cgroup or one tree of processes, names for whom, what for, where to, how often
+//! and until when, and has one key that never leaves tether. Everything it is given hangs on it: it ends with whoever
+//! acts, with the user's login or token, with the approval, the registration entry, the policy and the session above it,
+//! and by the clock, and then everything below it has ended too.
+//!
+//! # Invariants
+//! - A child's targets, scopes, boundary and end lie within its parent's, and what it uses is its parent's use as well.
+//! - One session is one key, wiped before anybody sees ENDED.
+//! - The budget is counted, and that is written down, before anything is signed.
+//! - Whether it may be used is asked after policy, and again when the signature is there.
+//! - Terms never change: another purpose, user or process is another session.
+//! - ENDED is for good. Ending cascades before it returns, and ending again gives the same receipt.
+//! - A clock that is set back ends sessions; it never prolongs them.
 
+pub mod approvals;
+mod begin;
+mod end;
+mod error;
+mod journal;
+mod judge;
+mod live;
 mod model;
+mod receipt;
+mod token;
+mod wish;
 
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::broadcast;
+
+pub use self::error::SessionError;
+pub use self::live::{Session, Unusable, Used, covers};
 pub use self::model::{Boundary, Budget, EndReason, Members, SessionId, State, Terms};
+pub use self::receipt::{Disposed, Receipt};
+pub use self::token::{Minted, MintWish, Proven, ProveWish, TokenKind};
+pub use self::wish::{ProcessName, Scope, UserWish, Wish};
+
+use self::approvals::Approvals;
+use self::journal::{Journal, Stored};
+use crate::attest::Launches;
+use crate::base::durable::DurableError;
+use crate::base::quota::{Place, Quota};
+use crate::issue::{Entitled, Issuer};
+use crate::peer::{Instance, InstanceId, LookError, PeerConn};
+use crate::registry::Identity;
+use crate::user::Users;
+
+/// Changes that a subscriber may fall behind by.
+const BACKLOG: usize = 4096;
+/// So long an ended session can be looked at.
+const REMEMBERED: Duration = Duration::from_secs(60 * 60);
+/// At most so many of them.
+const MOST_REMEMBERED: usize = 16_384;
+
+/// What the configuration says of sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long one lasts that does not say.
+    pub default_ttl: Duration,
+    /// How long one lasts at most.
+    pub max_ttl: Duration,
+    /// How many may be above one.
+    pub max_depth: u32,
+    /// How many one user may have.
+    pub per_uid: usize,
+    /// How many there may be.
+    pub total: usize,
+    /// Where this node's introspection can be asked from elsewhere.
+    pub introspect_url: Option<String>,
+}
+
+/// A session came to stand elsewhere.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Which.
+    pub session: Arc<Session>,
+    /// Where it stands now.
+    pub state: State,
+}
+
+/// What sessions stand on.
+#[derive(Debug)]
+pub struct Parts {
+    /// Who issues.
+    pub issuer: Arc<Issuer>,
+    /// Who proves people.
+    pub users: Users,
+    /// What people agreed to.
+    pub approvals: Approvals,
+    /// Who measures what is launched.
+    pub launches: Launches,
+    /// The configuration.
+    pub settings: Settings,
+    /// This node.
+    pub node: String,
+}
+
+/// All sessions of this node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Sessions(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    parts: Parts,
+    places: Quota,
+    book: Mutex<Book>,
+    journal: Mutex<Journal>,
+    changes: broadcast::Sender<Change>,
+}
+
+/// Who there is.
+#[derive(Debug, Default)]
+struct Book {
+    sessions: HashMap<SessionId, Entry>,
+    children: HashMap<SessionId, Vec<SessionId>>,
+    /// Of one process each.
+    of_process: HashMap<InstanceId, Vec<SessionId>>,
+    /// Of cgroups and trees, by their user id.
+    of_groups: HashMap<u32, Vec<SessionId>>,
+    ended: VecDeque<(OffsetDateTime, SessionId)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    session: Arc<Session>,
+    /// Given up when it ends.
+    place: Option<Place>,
+}
+
+impl Sessions {
+    /// Reads what was there before a restart; nothing of it is usable before [`Self::resume`]. Blocks.
+    pub fn open(parts: Parts, dir: &Path) -> Result<(Self, Interrupted), DurableError> {
+        let (journal, living) = Journal::open(dir, &parts.node)?;
+        let places = Quota::new(parts.settings.total, parts.settings.per_uid);
+        let sessions = Self(Arc::new(Shared {
+            parts,
+            places,
+            book: Mutex::default(),
+            journal: Mutex::new(journal),
+            changes: broadcast::Sender::new(BACKLOG),
+        }));
+        Ok((sessions, Interrupted(living)))
+    }
+
+    /// One session, that lives or ended lately.
+    pub fn find(&self, id: &str) -> Option<Arc<Session>> {
+        self.book().find(id)
+    }
+
+    /// The sessions that `wanted` names, the newest first.
+    pub fn all(&self, wanted: impl Fn(&Session) -> bool) -> Vec<Arc<Session>> {
+        let all: Vec<_> = self.book().sessions.values().map(|entry| entry.session.clone()).collect();
+        let mut found: Vec<_> = all.into_iter().filter(|session| wanted(session)).collect();
+        found.sort_by(|a, b| (b.terms().started_at, &b.terms().id).cmp(&(a.terms().started_at, &a.terms().id)));
+        found
+    }
+
+    /// How many live.
+    pub fn living(&self) -> usize {
+        self.0.places.len()
+    }
+
+    /// Each change from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.0.changes.subscribe()
+    }
+
+    /// What people agreed to.
+    pub fn approvals(&self) -> &Approvals {
+        &self.0.parts.approvals
+    }
+
+    /// Who issues.
+    pub fn issuer(&self) -> &Arc<Issuer> {
+        &self.0.parts.issuer
+    }
+
+    /// A session of the caller's user id: it may look and end. To all others there is none.
+    pub async fn of_user(&self, peer: &PeerConn, id: &str) -> Result<Arc<Session>, SessionError> {
+        let uid = self.caller_uid(peer).await?;
+        if id.is_empty() {
+            return self.innermost(peer).await?.ok_or(SessionError::InNone);
+        }
+        self.find(id).filter(|session| session.terms().uid == uid).ok_or(SessionError::NotFound)
+    }
+
+    /// All sessions of the caller's user id, the newest first.
+    pub async fn of_caller(&self, peer: &PeerConn) -> Result<Vec<Arc<Session>>, SessionError> {
+        let uid = self.caller_uid(peer).await?;
+        Ok(self.all(|session| session.terms().uid == uid))
+    }
+
+    /// The caller's user id, once it has shown that it is who the kernel says.
+    pub async fn caller_uid(&self, peer: &PeerConn) -> Result<u32, SessionError> {
+        let proven = peer.proven().await.map_err(crate::issue::Refusal::Connection);
+        proven?;
+        let facts = peer.instance().look().map_err(crate::issue::Refusal::Look)?;
+        Ok(facts.uid)
+    }
+
+    /// The session a caller is in: the innermost, if it is in several.
+    pub async fn innermost(&self, peer: &PeerConn) -> Result<Option<Arc<Session>>, SessionError> {
+        let uid = self.caller_uid(peer).await?;
+        self.innermost_of(peer.instance(), uid)
+    }
+
+    fn innermost_of(&self, instance: &Arc<Instance>, uid: u32) -> Result<Option<Arc<Session>>, SessionError> {
+        let candidates = self.book().around(instance.id(), uid);
+        let mut found: Vec<Arc<Session>> = Vec::new();
+        for session in candidates {
+            if !matches!(session.state(), State::Ended(_)) && is_member(&session, instance)? {
+                found.push(session);
+            }
+        }
+        let Some(deepest) = found.iter().map(|session| session.terms().depth).max() else { return Ok(None) };
+        let at_bottom = found.iter().filter(|session| session.terms().depth == deepest);
+        let at_bottom: Vec<Arc<Session>> = at_bottom.cloned().collect();
+        let [only] = at_bottom.as_slice() else {
+            let ids = at_bottom.iter().map(|session| session.terms().id.to_string());
+            return Err(SessionError::Ambiguous(ids.collect::<Vec<_>>().join(", ")));
+        };
+        // Sessions that are not above the deepest one have nothing to do with it.
+        let lineage = self.book().lineage(&only.terms().id);
+        match found.iter().find(|session| !lineage.contains(&session.terms().id)) {
+            None => Ok(Some(only.clone())),
+            Some(other) => Err(SessionError::Ambiguous(format!("{}, {}", only.terms().id, other.terms().id))),
+        }
+    }
+
+    /// A session that the caller may use, with what the caller is entitled to: it is a member, and still has the identity
+    /// of the session. An empty `id` stands for the one session the caller is in.
+    async fn as_member(&self, peer: &PeerConn, id: &str) -> Result<(Arc<Session>, Entitled, Identity), SessionError> {
+        let session = self.of_user(peer, id).await?;
+        let entitled = self.issuer().entitled(peer).await?;
+        let identity = self.identity_in(&session, peer.instance(), &entitled)?;
+        Ok((session, entitled, identity))
+    }
+
+    /// The session's identity, as one of those a process is entitled to, which must be a member.
+    fn identity_in(
+        &self,
+        session: &Session,
+        instance: &Arc<Instance>,
+        entitled: &Entitled,
+    ) -> Result<Identity, SessionError> {
+        let terms = session.terms();
+        if !is_member(session, instance)? {
+            // It may have ended a moment ago, and its members are no longer known.
+            if let State::Ended(reason) = session.state() {
+                return Err(SessionError::Ended(reason));
+            }
+            return Err(SessionError::NotMember(match &terms.members {
+                Members::Process(_) => format!("process {}", terms.pid),
+                Members::Cgroup(tie) => tie.to_string(),
+                Members::Tree(_) => format!("process {} and its descendants", terms.pid),
+            }));
+        }
+        let is_its = |identity: &&Identity| {
+            identity.spiffe_id == terms.spiffe_id && identity.entry.id().as_str() == terms.entry
+        };
+        let identity = entitled.identities.iter().find(is_its);
+        identity.cloned().ok_or_else(|| crate::issue::Refusal::NotGranted(terms.spiffe_id.clone()).into())
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.0.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        self.issuer().clock.now()
+    }
+
+    /// Writes a session down as it is.
+    fn write(&self, session: &Session) -> Result<(), SessionError> {
+        let mut journal = self.journal();
+        if journal.is_wasteful() {
+            let living: Vec<Stored> = self.book().living().map(|session| stored(session)).collect();
+            // What cannot be written anew now goes on in the file there is.
+            if let Err(error) = journal.rewrite(&living) {
+                tracing::warn!(%error, "the journal of sessions cannot be written anew, trying again later");
+            }
+        }
+        journal.session(&stored(session)).map_err(SessionError::Journal)
+    }
+}
+
+/// Sessions from before a restart.
+#[derive(Debug)]
+pub struct Interrupted(Vec<Stored>);
+
+impl Book {
+    fn find(&self, id: &str) -> Option<Arc<Session>> {
+        self.sessions.get(id).map(|entry| entry.session.clone())
+    }
+
+    fn living(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.sessions.values().filter(|entry| entry.place.is_some()).map(|entry| &entry.session)
+    }
+
+    fn insert(&mut self, session: Arc<Session>, place: Place) {
+        let terms = session.terms();
+        let id = terms.id.clone();
+        if let Some(parent) = &terms.parent {
+            self.children.entry(parent.clone()).or_default().push(id.clone());
+        }
+        match &terms.members {
+            Members::Process(instance) => self.of_process.entry(*instance).or_default().push(id.clone()),
+            Members::Cgroup(_) | Members::Tree(_) => self.of_groups.entry(terms.uid).or_default().push(id.clone()),
+        }
+        self.sessions.insert(id, Entry { session, place: Some(place) });
+    }
+
+    /// A session has ended: its place is free, and it is remembered for a while.
+    fn ended(&mut self, session: &Session, now: OffsetDateTime) {
+        let terms = session.terms();
+        let id = &terms.id;
+        if let Some(entry) = self.sessions.get_mut(id) {
+            entry.place = None;
+        }
+        fn leave<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Vec<SessionId>>, key: &K, id: &SessionId) {
+            if let Some(ids) = map.get_mut(key) {
+                ids.retain(|other| other != id);
+                if ids.is_empty() {
+                    map.remove(key);
+                }
+            }
+        }
+        match &terms.members {
+            Members::Process(instance) => leave(&mut self.of_process, instance, id),
+            Members::Cgroup(_) | Members::Tree(_) => leave(&mut self.of_groups, &terms.uid, id),
+        }
+        if let Some(parent) = &terms.parent {
+            leave(&mut self.children, parent, id);
+        }
+        self.ended.push_back((now, id.clone()));
+        while let Some((at, oldest)) = self.ended.front() {
+            if *at + REMEMBERED > now && self.ended.len() <= MOST_REMEMBERED {
+                break;
+            }
+            self.sessions.remove(oldest);
+            self.ended.pop_front();
+        }
+    }
+
+    /// A session and everything below it, itself first.
+    fn below(&self, id: &SessionId) -> Vec<Arc<Session>> {
+        let mut found = Vec::new();
+        let mut next = vec![id.clone()];
+        while let Some(id) = next.pop() {
+            next.extend(self.children.get(&id).into_iter().flatten().cloned());
+            found.extend(self.find(id.as_str()));
+        }
+        found
+    }
+
+    /// A session and everything above it, itself first.
+    fn lineage(&self, id: &SessionId) -> Vec<SessionId> {
+        let up = |id: &SessionId| self.find(id.as_str())?.terms().parent.clone();
+        std::iter::successors(Some(id.clone()), up).collect()
+    }
+
+    /// Sessions that a process may be in.
+    fn around(&self, instance: &InstanceId, uid: u32) -> Vec<Arc<Session>> {
+        let of_process = self.of_process.get(instance).into_iter().flatten();
+        let of_groups = self.of_groups.get(&uid).into_iter().flatten();
+        of_process.chain(of_groups).filter_map(|id| self.find(id.as_str())).collect()
+    }
+}
+
+/// Whether a process may act in a session, as the kernel knows it now.
+fn is_member(session: &Session, instance: &Arc<Instance>) -> Result<bool, SessionError> {
+    let looked = match &session.terms().members {
+        Members::Process(meant) => return Ok(instance.id() == meant),
+        Members::Cgroup(tie) => crate::bond::in_cgroup(instance, tie),
+        Members::Tree(_) => match session.root() {
+            Some(root) => instance.descends_from(&root),
+            None => return Ok(false),
+        },
+    };
+    match looked {
+        Ok(is) => Ok(is),
+        // The root is gone, or the process itself: either way it is none.
+        Err(LookError::Ended(_)) => Ok(false),
+        Err(unseen) => Err(crate::issue::Refusal::Look(unseen).into()),
+    }
+}
+
+fn stored(session: &Session) -> Stored {
+    let inner = session.inner();
+    Stored {
+        terms: session.terms().clone(),
+        state: session.state(),
+        used: inner.used,
+        ends_at: inner.ends_at,
+        approval: inner.approval.clone(),
+    }
+}

@@ -1,0 +1,256 @@
+//! Judging sessions again when what they stand on changes: registration entries, policies, authorities, approvals. And
+//! once after a restart, when everything may have changed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::begin::{action_of, question};
+use super::live::Inner;
+use super::{EndReason, Interrupted, Members, Session, SessionError, Sessions, State};
+use crate::base::drain;
+use crate::bond::{Tie, Unheld};
+use crate::issue::Refusal;
+use crate::ledger::Reason;
+use crate::policy::Denial;
+use crate::registry::Index;
+
+/// So many are judged at a time: each may wait for a disk.
+const AT_ONCE: usize = 16;
+/// How often it is tried at a start to see who acts, and how long to wait between.
+const ATTEMPTS: usize = 5;
+const BETWEEN: Duration = Duration::from_millis(200);
+
+impl Sessions {
+    /// Takes up what went on before a restart: sessions whose key, people and processes are all still there go on; the
+    /// others have ended when this returns. Nothing may be answered before.
+    pub async fn resume(&self, interrupted: Interrupted) {
+        let living: Vec<_> = interrupted.0.into_iter().filter(|stored| !matches!(stored.state, State::Ended(_))).collect();
+        let now = self.now();
+        let mut entered = Vec::new();
+        // Those above first, so that each finds its parent.
+        let mut living = living;
+        living.sort_by_key(|stored| stored.terms.depth);
+        for stored in living {
+            let mut inner = Inner::new(stored.ends_at, stored.terms.heartbeat, now);
+            (inner.used, inner.approval) = (stored.used, stored.approval);
+            let (uid, set_back) = (stored.terms.uid, stored.terms.started_at > now);
+            let session = Arc::new(Session::new(stored.terms, stored.state, inner));
+            // What was there is there, whatever the limits are today.
+            let place = self.0.places.take_anyway(uid);
+            self.book().insert(session.clone(), place);
+            entered.push((session, set_back));
+        }
+        self.approvals().keep_only(|id| self.find(id.as_str()).is_some()).await;
+        for (session, set_back) in &entered {
+            let goes_on = if *set_back { Err(EndReason::ClockSetBack) } else { self.take_up(session).await };
+            if let Err(reason) = goes_on {
+                let _ = self.end(&session.terms().id, reason, "").await;
+            }
+        }
+        // Keys of sessions that nobody knows.
+        for id in self.issuer().held.sessions() {
+            if self.find(&id).is_none() {
+                self.issuer().held.wipe_session(&id);
+            }
+        }
+        // Rows of sessions that are not there, if their end could not be written.
+        let orphaned = |credential: &crate::ledger::Credential| match &credential.tie {
+            Tie::Session(id) => self.find(id).is_none_or(|session| matches!(session.state(), State::Ended(_))),
+            _ => false,
+        };
+        if let Err(error) = self.issuer().ledger.revoke(orphaned, Reason::AgentRestart).await {
+            tracing::error!(%error, "credentials of sessions that are over cannot be ended");
+        }
+        self.judge_all(None).await;
+    }
+
+    /// One session that went on before a restart.
+    async fn take_up(&self, session: &Arc<Session>) -> Result<(), EndReason> {
+        let terms = session.terms();
+        let parent = terms.parent.as_ref().map(|parent| self.find(parent.as_str()));
+        if parent.is_some_and(|parent| parent.is_none_or(|parent| parent.inner().ending.is_some())) {
+            return Err(EndReason::ParentEnded);
+        }
+        let waits = session.state() == State::PendingApproval;
+        if !waits && self.issuer().held.session_key(terms.id.as_str()).is_none() {
+            return Err(EndReason::AgentRestart);
+        }
+        if !terms.launched.is_empty() {
+            // What was measured is known to the agent that measured it alone.
+            return Err(EndReason::AgentRestart);
+        }
+        let tie = match &terms.members {
+            Members::Process(instance) | Members::Tree(instance) => Tie::Process { instance: *instance, pid: terms.pid },
+            Members::Cgroup(tie) => tie.clone(),
+        };
+        let mut tries = 0;
+        let hold = loop {
+            match self.issuer().bonds.hold(&tie).await {
+                Ok(hold) => break Arc::new(hold),
+                Err(Unheld::Ended(end)) => return Err(end.into()),
+                Err(unseen) => {
+                    tries += 1;
+                    if tries == ATTEMPTS {
+                        tracing::warn!(%unseen, session = %terms.id, "whoever acts in a session cannot be seen");
+                        return Err(EndReason::AgentRestart);
+                    }
+                    tokio::time::sleep(BETWEEN).await;
+                }
+            }
+        };
+        session.inner().hold = Some(hold.clone());
+        // Ends it by itself when its people are gone.
+        let _ = self.watch_over(session, hold).await;
+        Ok(())
+    }
+
+    /// Judges again whatever changes, until the drain.
+    pub async fn keep_judging(self, mut drain: drain::Watcher) {
+        let issuer = self.issuer().clone();
+        let mut entries = issuer.registry.clone();
+        let mut trust = issuer.trust.watch();
+        let mut policy = issuer.policy.watch();
+        let mut approvals = self.approvals().watch();
+        // What changed since the start began was told to nobody.
+        let mut judged = None;
+        loop {
+            // Before looking: what changes from here on is the next change.
+            (entries.mark_unchanged(), trust.mark_unchanged());
+            (policy.mark_unchanged(), approvals.mark_unchanged());
+            let now = issuer.registry.borrow().clone();
+            self.judge_all(judged.as_ref()).await;
+            judged = Some(now);
+            tokio::select! {
+                () = drain.draining() => return,
+                changed = entries.changed() => if changed.is_err() { return },
+                changed = trust.changed() => if changed.is_err() { return },
+                changed = policy.changed() => if changed.is_err() { return },
+                changed = approvals.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Judges all sessions by what approvals say now. When this returns, what was allowed by a withdrawn one has ended.
+    pub async fn settle_approvals(&self) {
+        self.judge_all(Some(&self.issuer().registry.borrow().clone())).await;
+    }
+
+    /// Judges every session. Processes are attested anew where their entry is another than in `before`.
+    async fn judge_all(&self, before: Option<&Arc<Index>>) {
+        let mut judging = JoinSet::new();
+        let all = self.all(|session| !matches!(session.state(), State::Ended(_)));
+        for session in all {
+            if judging.len() >= AT_ONCE {
+                judging.join_next().await;
+            }
+            let (sessions, before) = (self.clone(), before.cloned());
+            judging.spawn(async move { sessions.judge(&session, before.as_deref()).await });
+        }
+        while judging.join_next().await.is_some() {}
+    }
+
+    async fn judge(&self, session: &Arc<Session>, before: Option<&Index>) {
+        let judged = match self.reason_to_end(session, before).await {
+            Some(reason) => self.end(&session.terms().id, reason, "").await.map(drop),
+            None => self.settle(session).await,
+        };
+        if let Err(error) = judged {
+            tracing::warn!(%error, session = %session.terms().id, "a session could not be judged again");
+        }
+    }
+
+    /// Why a session must end by what entries, policies and authorities say now.
+    async fn reason_to_end(&self, session: &Arc<Session>, before: Option<&Index>) -> Option<EndReason> {
+        let (issuer, terms, now) = (self.issuer(), session.terms(), self.now());
+        let index = issuer.registry.borrow().clone();
+        let entry = index.entry(&terms.entry).filter(|entry| !entry.is_disabled() && !entry.is_expired(now));
+        let Some(entry) = entry else { return Some(EndReason::IdentityDisabled) };
+        let is_as_it_was = before.is_some_and(|before| before.entry(&terms.entry) == Some(entry));
+        if !is_as_it_was && let Some(root) = session.root() {
+            match issuer.entitled_of(&root).await {
+                Ok(entitled) => {
+                    let is_its = |identity: &crate::registry::Identity| {
+                        identity.spiffe_id == terms.spiffe_id && identity.entry.id().as_str() == terms.entry
+                    };
+                    if !entitled.identities.iter().any(is_its) {
+                        return Some(EndReason::IdentityDisabled);
+                    }
+                }
+                Err(Refusal::NoIdentity { .. }) => return Some(EndReason::IdentityDisabled),
+                // It is judged when it is used.
+                Err(error) => tracing::debug!(%error, session = %terms.id, "a session's process cannot be judged now"),
+            }
+        }
+        let trust = issuer.trust.current();
+        let fallen = {
+            let inner = session.inner();
+            let tokens = inner.tokens.iter().map(|token| (&token.authority, token.expires_at));
+            let bearers = inner.bearers.iter().map(|token| (&token.authority, token.expires_at));
+            tokens.chain(bearers).any(|(authority, ends)| ends > now && !trust.signers().stands(authority))
+        };
+        if fallen {
+            return Some(EndReason::TrustMoved);
+        }
+        let approval = session.approval().map(|id| self.approvals().find(&id));
+        let approved = match &approval {
+            None => false,
+            Some(Some(approval)) if session.state() == State::PendingApproval => {
+                if approval.is_refused() {
+                    return Some(EndReason::PolicyDenied);
+                }
+                if approval.is_pending() {
+                    // Policy may have changed its mind about asking.
+                    false
+                } else if approval.stands(now) {
+                    true
+                } else {
+                    return Some(EndReason::ApprovalRevoked);
+                }
+            }
+            Some(Some(approval)) if approval.stands(now) => true,
+            Some(_) => return Some(EndReason::ApprovalRevoked),
+        };
+        let question = question(terms, action_of(terms), session.used(), approved, now);
+        match issuer.policy.start_session(&question) {
+            Ok(_) => None,
+            Err(Denial::StepUp { .. }) if session.state() == State::PendingApproval => None,
+            Err(_) => Some(EndReason::PolicyDenied),
+        }
+    }
+
+    /// Begins a session whose approval has come; revokes tokens whose approval was withdrawn.
+    async fn settle(&self, session: &Arc<Session>) -> Result<(), SessionError> {
+        let now = self.now();
+        if session.state() == State::PendingApproval {
+            let granted = session.approval().and_then(|id| self.approvals().find(&id));
+            if granted.is_some_and(|approval| approval.stands(now)) {
+                match self.activate(session).await {
+                    // Not the fault of who waits: another change comes.
+                    Err(error @ SessionError::Denied(_)) => {
+                        self.end(&session.terms().id, EndReason::PolicyDenied, "").await?;
+                        return Err(error);
+                    }
+                    activated => return activated,
+                }
+            }
+        }
+        let withdrawn = |approval: &Option<String>| {
+            let known = approval.as_ref().map(|id| self.approvals().find(id));
+            known.is_some_and(|approval| !approval.is_some_and(|approval| approval.stands(now)))
+        };
+        let doomed: Vec<String> = {
+            let mut inner = session.inner();
+            let tokens = inner.tokens.extract_if(.., |token| withdrawn(&token.approval)).map(|token| token.id);
+            let mut doomed: Vec<String> = tokens.collect();
+            doomed.extend(inner.bearers.extract_if(.., |token| withdrawn(&token.approval)).map(|token| token.id));
+            doomed
+        };
+        if !doomed.is_empty() {
+            let is_one = |credential: &crate::ledger::Credential| doomed.contains(&credential.id);
+            self.issuer().ledger.revoke(is_one, Reason::ApprovalWithdrawn).await?;
+        }
+        Ok(())
+    }
+}

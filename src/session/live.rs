@@ -1,0 +1,299 @@
+//! One session while it lives, and what is left of it afterwards.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use super::model::{EndReason, Members, State, Terms};
+use super::receipt::Receipt;
+use crate::attest::Launched;
+use crate::bond::Hold;
+use crate::policy::{AgentFacts, SessionFacts};
+use crate::proof::{TargetUri, UriPrefix};
+
+/// A clock may be set back by so much without harm: what lasts until a time lasts no longer than that.
+const SET_BACK: Duration = Duration::from_secs(10);
+
+/// What a session has used of its budget, with all below it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Used {
+    /// Tokens minted.
+    pub tokens: u32,
+    /// Requests proven.
+    pub calls: u32,
+}
+
+/// Why a session cannot be used now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// It waits for an approval.
+    Pending,
+    /// An operator suspended it.
+    Suspended,
+    /// It has ended, or is ending.
+    Ended(EndReason),
+    /// It is to end now: whoever sees this ends it.
+    MustEnd(EndReason),
+}
+
+/// A token that was minted and may be used for proofs.
+#[derive(Clone, Debug)]
+pub(super) struct Token {
+    /// Its `jti`.
+    pub(super) id: String,
+    /// The WIT.
+    pub(super) wit: Arc<str>,
+    /// Where its proofs may go.
+    pub(super) target: String,
+    /// The scopes, as in the token.
+    pub(super) scope: String,
+    /// Whether it is good for one proof.
+    pub(super) one_use: bool,
+    /// The approval it was minted by.
+    pub(super) approval: Option<String>,
+    /// The authority that signed it.
+    pub(super) authority: Arc<str>,
+    /// When it ends.
+    pub(super) expires_at: OffsetDateTime,
+}
+
+/// A bearer token that was handed out: it is worth something at its audience until it expires.
+#[derive(Clone, Debug)]
+pub(super) struct Bearer {
+    pub(super) id: String,
+    pub(super) audience: String,
+    pub(super) approval: Option<String>,
+    pub(super) authority: Arc<str>,
+    pub(super) expires_at: OffsetDateTime,
+}
+
+/// What changes.
+#[derive(Debug)]
+pub(super) struct Inner {
+    /// Nothing begins any more. ENDED is seen when everything is disposed of.
+    pub(super) ending: Option<EndReason>,
+    pub(super) used: Used,
+    /// When it ends by the clock.
+    pub(super) ends_at: OffsetDateTime,
+    pub(super) heartbeat_due: Option<OffsetDateTime>,
+    /// The approval it waits for, or was begun by.
+    pub(super) approval: Option<String>,
+    pub(super) tokens: Vec<Token>,
+    pub(super) bearers: Vec<Bearer>,
+    /// When the last proof ends.
+    pub(super) last_proof_until: Option<OffsetDateTime>,
+    pub(super) receipt: Option<Arc<Receipt>>,
+    /// Whoever acts: held as long as the session lives.
+    pub(super) hold: Option<Arc<Hold>>,
+    pub(super) launched: Option<Launched>,
+    /// The latest time that was seen.
+    latest: OffsetDateTime,
+}
+
+/// A session. What it was begun with never changes.
+#[derive(Debug)]
+pub struct Session {
+    terms: Terms,
+    state: watch::Sender<State>,
+    inner: Mutex<Inner>,
+    /// Wakes whoever watches over it: when to look next may have changed.
+    pub(super) poke: tokio::sync::Notify,
+    /// Held while a token is minted for a proof, so that calls that need the same one wait for it.
+    pub(super) minting: tokio::sync::Mutex<()>,
+}
+
+impl Session {
+    pub(super) fn new(terms: Terms, state: State, inner: Inner) -> Self {
+        Self {
+            terms,
+            state: watch::Sender::new(state),
+            inner: Mutex::new(inner),
+            poke: tokio::sync::Notify::new(),
+            minting: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// What it was begun with.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    /// Where it stands, and each change.
+    pub fn watch(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// What of the budget is used.
+    pub fn used(&self) -> Used {
+        self.inner().used
+    }
+
+    /// When it ends by the clock.
+    pub fn ends_at(&self) -> OffsetDateTime {
+        self.inner().ends_at
+    }
+
+    /// When it ended.
+    pub fn ended_at(&self) -> Option<OffsetDateTime> {
+        self.inner().receipt.as_ref().map(|receipt| receipt.ended_at)
+    }
+
+    /// When the next sign of life is due.
+    pub fn heartbeat_due(&self) -> Option<OffsetDateTime> {
+        self.inner().heartbeat_due
+    }
+
+    /// The approval it waits for, or was begun by.
+    pub fn approval(&self) -> Option<String> {
+        self.inner().approval.clone()
+    }
+
+    /// What was disposed of when it ended.
+    pub fn receipt(&self) -> Option<Arc<Receipt>> {
+        self.inner().receipt.clone()
+    }
+
+    /// For policy: the session.
+    pub fn facts(&self) -> SessionFacts<'_> {
+        facts(&self.terms, self.used())
+    }
+
+    /// For policy: who acts.
+    pub fn agent(&self) -> AgentFacts<'_> {
+        agent(&self.terms)
+    }
+
+    /// Whether it may be used at this moment. Whoever looks also looks at who acts.
+    pub fn usable(&self, now: OffsetDateTime) -> Result<(), Unusable> {
+        let mut inner = self.inner();
+        if let Some(reason) = inner.ending {
+            return Err(Unusable::Ended(reason));
+        }
+        if now + SET_BACK < inner.latest {
+            return Err(Unusable::MustEnd(EndReason::ClockSetBack));
+        }
+        inner.latest = inner.latest.max(now);
+        if inner.ends_at <= now {
+            return Err(Unusable::MustEnd(EndReason::Expired));
+        }
+        if inner.heartbeat_due.is_some_and(|due| due <= now) {
+            return Err(Unusable::MustEnd(EndReason::HeartbeatLost));
+        }
+        match self.state() {
+            State::Active => Ok(()),
+            State::PendingApproval => Err(Unusable::Pending),
+            State::Suspended => Err(Unusable::Suspended),
+            State::Ended(reason) => Err(Unusable::Ended(reason)),
+        }
+    }
+
+    /// The next time something is due by the clock.
+    pub(super) fn next_due(&self) -> OffsetDateTime {
+        let inner = self.inner();
+        inner.heartbeat_due.map_or(inner.ends_at, |due| due.min(inner.ends_at))
+    }
+
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Whoever panicked with it changed one value at a time.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        self.state.send_replace(state);
+        self.poke.notify_one();
+    }
+
+    /// The process whose id members are told by, of sessions that are no cgroup's.
+    pub(super) fn root(&self) -> Option<Arc<crate::peer::Instance>> {
+        let hold = self.inner().hold.clone()?;
+        hold.instance().cloned()
+    }
+
+    /// A token that can prove a request to `uri` for some time yet.
+    pub(super) fn token_for(&self, uri: &TargetUri, until: OffsetDateTime) -> Option<Token> {
+        let inner = self.inner();
+        let fitting = |token: &&Token| !token.one_use && token.expires_at >= until && covers(&token.target, uri);
+        // The narrowest.
+        inner.tokens.iter().filter(fitting).max_by_key(|token| token.target.len()).cloned()
+    }
+
+    /// Remembers a token; forgets what has expired.
+    pub(super) fn keep_token(&self, token: Token, now: OffsetDateTime) {
+        let mut inner = self.inner();
+        inner.tokens.retain(|known| known.expires_at > now);
+        inner.tokens.push(token);
+    }
+
+    /// The targets of the session that cover a URI, the narrowest first.
+    pub(super) fn target_for(&self, uri: &TargetUri) -> Option<&str> {
+        let fitting = self.terms.targets.iter().filter(|target| covers(target, uri));
+        fitting.max_by_key(|target| target.len()).map(String::as_str)
+    }
+}
+
+impl Inner {
+    pub(super) fn new(ends_at: OffsetDateTime, heartbeat: Option<Duration>, now: OffsetDateTime) -> Self {
+        Self {
+            ending: None,
+            used: Used::default(),
+            ends_at,
+            heartbeat_due: heartbeat.map(|within| now + within),
+            approval: None,
+            tokens: Vec::new(),
+            bearers: Vec::new(),
+            last_proof_until: None,
+            receipt: None,
+            hold: None,
+            launched: None,
+            latest: now,
+        }
+    }
+}
+
+/// Whether a session's target stands for a URI.
+pub fn covers(target: &str, uri: &TargetUri) -> bool {
+    UriPrefix::parse(target).is_ok_and(|prefix| prefix.covers(uri))
+}
+
+/// For policy: the session of these terms.
+pub(super) fn facts(terms: &Terms, used: Used) -> SessionFacts<'_> {
+    SessionFacts {
+        id: terms.id.as_str(),
+        parent: terms.parent.as_ref().map(super::SessionId::as_str),
+        depth: terms.depth,
+        purpose: &terms.purpose,
+        targets: &terms.targets,
+        scopes: &terms.scopes,
+        boundary: terms.boundary.as_str(),
+        binding: terms.binding,
+        lifetime: (terms.expires_at - terms.started_at).unsigned_abs(),
+        tokens: used.tokens,
+        calls: used.calls,
+        max_tokens: terms.budget.max_tokens,
+        max_calls: terms.budget.max_calls,
+        launched: &terms.launched,
+    }
+}
+
+/// For policy: who acts in it.
+pub(super) fn agent(terms: &Terms) -> AgentFacts<'_> {
+    AgentFacts { spiffe_id: &terms.spiffe_id, entry: &terms.entry, owner: &terms.owner }
+}
+
+impl Members {
+    /// `process`, `cgroup` or `tree`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Process(_) => "process",
+            Self::Cgroup(_) => "cgroup",
+            Self::Tree(_) => "tree",
+        }
+    }
+}
