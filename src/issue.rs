@@ -505,7 +505,7 @@ impl Issuer {
     ) -> Result<(), Refusal> {
         self.write_down(peer.instance(), entitled, tie, issued)?;
         self.metrics.svid_issued.get_or_create(&Issued { r#type: issued.kind.into(), result: Outcome::Ok }).inc();
-        let event = || Event::SvidIssued {
+        self.audit.record(Event::SvidIssued {
             caller: caller(peer),
             kind: issued.kind.as_str(),
             binding: issued.binding,
@@ -514,12 +514,7 @@ impl Issuer {
             serial: issued.id.to_owned(),
             audience: issued.audience.to_vec(),
             not_after: issued.not_after,
-        };
-        match issued.kind {
-            // One for each call, and not for each renewal.
-            ledger::Kind::Jwt => self.audit.record_frequent(event),
-            ledger::Kind::X509 | ledger::Kind::Wit => self.audit.record(event()),
-        }
+        });
         Ok(())
     }
 

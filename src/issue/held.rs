@@ -457,7 +457,7 @@ impl Issuer {
     }
 
     fn record_use(&self, acting: &Acting, key: &HeldCredential, kind: &'static str, target: Option<&ProofTarget>) {
-        self.audit.record_frequent(|| Event::KeyUsed {
+        self.audit.record(Event::KeyUsed {
             caller: caller_of(acting.delegate.as_ref().unwrap_or(&acting.instance), acting),
             on_behalf_of: acting.delegate.is_some().then(|| holder(acting)),
             kind,

@@ -1,0 +1,33 @@
+//! Why something could not be recorded.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::base::durable::DurableError;
+
+/// Why something could not be recorded. What it was about must not happen then.
+#[derive(Debug, Error)]
+pub enum AuditError {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] DurableError),
+    /// The directory cannot be listed.
+    #[error("cannot list the audit directory `{}`", path.display())]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// The refusal.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What is in the directory is of another node.
+    #[error(
+        "`{}` is the audit log of another node: move it away, or name another directory in `audit.dir`",
+        .0.display()
+    )]
+    Foreign(PathBuf),
+    /// A task ended early.
+    #[error("the agent is stopping")]
+    Stopping,
+}
