@@ -6,7 +6,6 @@
 mod held;
 mod kept;
 mod validate;
-mod verify;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,10 +35,9 @@ use crate::x509::{KeyError, KeyType, X509Authorities};
 pub use self::held::{HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
 pub use self::validate::Invalid;
-pub use self::verify::{Inactive, Replays, Verified};
 
 /// How far two hosts' clocks may differ when a token is validated.
-const LEEWAY: Duration = Duration::from_secs(10);
+pub(crate) const LEEWAY: Duration = Duration::from_secs(10);
 
 /// How often a credential is made anew because something changed meanwhile, before the caller is told.
 const ATTEMPTS: usize = 3;
@@ -243,11 +241,12 @@ impl Checked {
 }
 
 /// A caller that was proven, attested and matched, at one moment.
-struct Entitled {
-    attested: Attested,
-    identities: Vec<Identity>,
-    trust: Arc<Snapshot>,
-    now: OffsetDateTime,
+#[derive(Debug)]
+pub(crate) struct Entitled {
+    pub(crate) attested: Attested,
+    pub(crate) identities: Vec<Identity>,
+    pub(crate) trust: Arc<Snapshot>,
+    pub(crate) now: OffsetDateTime,
     /// When an entry that takes part ends.
     ends: Option<OffsetDateTime>,
     /// Of the entries it was matched with.
@@ -305,8 +304,6 @@ pub struct Issuer {
     pub held: Held,
     /// Processes, for delegates that name one.
     pub instances: Instances,
-    /// Proofs that were checked.
-    pub replays: Replays,
     /// Where events go.
     pub audit: Audit,
     /// What is counted.
@@ -418,7 +415,7 @@ impl Issuer {
     }
 
     /// Proves, attests and matches a caller. Every call comes through here.
-    async fn entitled(&self, peer: &PeerConn) -> Result<Entitled, Refusal> {
+    pub(crate) async fn entitled(&self, peer: &PeerConn) -> Result<Entitled, Refusal> {
         peer.proven().await.map_err(Refusal::Connection)?;
         let index = self.registry.borrow().clone();
         let mut attested = self.attest(peer, &index).await?;
@@ -543,7 +540,12 @@ impl Issuer {
     }
 
     /// Counts and audits a refusal on its way out.
-    fn recorded<T>(&self, peer: &PeerConn, kind: Option<Kind>, result: Result<T, Refusal>) -> Result<T, Refusal> {
+    pub(crate) fn recorded<T>(
+        &self,
+        peer: &PeerConn,
+        kind: Option<Kind>,
+        result: Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         if let Err(refusal) = &result {
             if let Some(kind) = kind {
                 self.metrics.svid_issued.get_or_create(&Issued { r#type: kind, result: Outcome::Error }).inc();

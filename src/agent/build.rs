@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::ends::Ends;
 use crate::held::Held;
 use crate::http::{Http, Readiness};
-use crate::issue::{Issuer, Replays};
+use crate::issue::Issuer;
 use crate::ledger::{Ledger, LedgerError, NewTies};
 use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
@@ -28,6 +28,7 @@ use crate::store::{Change, Expect, Space, Store, StoreError};
 use crate::sys::Kernel;
 use crate::sys::harden::Hardening;
 use crate::trust::{Crls, Trust};
+use crate::verify::{NoTasks, Verifier};
 
 /// The parts of `/readyz`.
 const PARTS: &[&str] = &["agent", "authority", "entries", "store"];
@@ -94,13 +95,13 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         bonds,
         held: Held::new(deps.clock.clone(), deps.entropy.clone()),
         instances: instances.clone(),
-        replays: Replays::new(deps.clock.now()),
         audit: deps.audit.clone(),
         metrics: metrics.clone(),
         clock: deps.clock.clone(),
         entropy: deps.entropy.clone(),
     });
 
+    let verifier = Arc::new(Verifier::new(issuer.clone(), Arc::new(NoTasks), deps.clock.now()));
     super::kept::take_back(&issuer).await?;
     // Before anything can be answered: what died while there was no agent no longer stands.
     let ends = Ends::resume(issuer.clone(), instances.clone(), new_ties).await?;
@@ -186,6 +187,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             trust,
             registry,
             issuer,
+            verifier,
             ends,
             workload,
             admin,

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::api::admin::Reloadable;
 use crate::api::gate::{RoleLayer, WorkloadGate};
-use crate::api::sessions::SessionApi;
+use crate::api::sessions::{SessionApi, VerifierApi};
 use crate::api::{admin, serve, workload};
 use crate::audit::Audit;
 use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
@@ -41,6 +41,7 @@ use crate::store::StoreError;
 use crate::sys::socket::SocketError;
 use crate::telemetry::LogLevel;
 use crate::trust::{CrlError, Trust, TrustError};
+use crate::verify::Verifier;
 
 pub use self::reload::{Reload, Reloaded};
 pub use self::state::AgentState;
@@ -168,6 +169,7 @@ struct Parts {
     trust: Arc<Trust>,
     registry: Registry,
     issuer: Arc<Issuer>,
+    verifier: Arc<Verifier>,
     ends: Ends,
     workload: Listener,
     admin: Listener,
@@ -216,7 +218,8 @@ impl Bound {
 
         let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
         let offered = state.config().sessions.enabled;
-        let sessions = offered.then(|| SessionApi::new(issuer.clone(), watcher.clone()));
+        let verifier = VerifierApi::new(self.parts.verifier.clone());
+        let sessions = offered.then(|| (SessionApi::new(issuer.clone(), watcher.clone()), verifier));
         duties.spawn(self.parts.ends.run(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();

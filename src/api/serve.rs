@@ -8,7 +8,7 @@ use tonic_health::server::HealthReporter;
 
 use super::admin::Admin;
 use super::gate::{DeadlineLayer, RoleLayer, WorkloadGate};
-use super::sessions::SessionApi;
+use super::sessions::{SessionApi, VerifierApi};
 use super::workload::Workload;
 use crate::base::drain;
 use crate::http::Readiness;
@@ -44,7 +44,7 @@ pub struct Limits {
 pub async fn workload(
     listener: Listener,
     service: Workload,
-    sessions: Option<SessionApi>,
+    sessions: Option<(SessionApi, VerifierApi)>,
     gate: WorkloadGate,
     readiness: Readiness,
     limits: Limits,
@@ -55,8 +55,8 @@ pub async fn workload(
     let names: Vec<&str> =
         std::iter::once(WORKLOAD_API).chain(SESSIONS.into_iter().filter(|_| sessions.is_some())).collect();
     let mut routes = reflection(&names).add_service(api).add_service(health_service);
-    if let Some(sessions) = sessions {
-        let (keys, verifier) = (SessionsServer::new(sessions.clone()), VerifierServer::new(sessions));
+    if let Some((sessions, verifier)) = sessions {
+        let (keys, verifier) = (SessionsServer::new(sessions), VerifierServer::new(verifier));
         routes = routes
             .add_service(keys.max_decoding_message_size(limits.workload_message))
             .add_service(verifier.max_decoding_message_size(limits.workload_message));

@@ -274,7 +274,7 @@ impl Issuer {
     }
 
     /// Attests and matches a process that has not asked itself: as itself, by what the kernel says of it.
-    async fn entitled_of(&self, instance: &Arc<Instance>) -> Result<Entitled, Refusal> {
+    pub(crate) async fn entitled_of(&self, instance: &Arc<Instance>) -> Result<Entitled, Refusal> {
         let index = self.registry.borrow().clone();
         let attested = self.attestation.attest(instance, index.wanted()).await.map_err(attestation_refused)?;
         let now = self.clock.now();

@@ -89,13 +89,13 @@ impl Issuer {
     }
 
     /// What the ledger has of the credential that somebody shows: of this kind and for this identity, or nothing.
-    pub(super) fn issued_as(&self, id: &str, kind: Kind, spiffe_id: &SpiffeId) -> Option<Credential> {
+    pub(crate) fn issued_as(&self, id: &str, kind: Kind, spiffe_id: &SpiffeId) -> Option<Credential> {
         self.ledger.credential(id).filter(|known| is_record_of((known.kind, &known.spiffe_id), (kind, spiffe_id)))
     }
 
     /// Makes the ledger know what has become of the process that a credential was issued to. Its exit is an event;
     /// another program, user, group and cgroup are not, so whoever asks must look and judge what is seen.
-    pub(super) async fn look_at_holder(&self, credential: &Credential) -> Result<(), Refusal> {
+    pub(crate) async fn look_at_holder(&self, credential: &Credential) -> Result<(), Refusal> {
         let process = Tie::Process { instance: credential.instance, pid: credential.pid };
         // What is tied to more than the process does not end with it.
         let ended = |end: End| {

@@ -33,8 +33,18 @@ impl BodyDigest {
         bytes.try_into().ok().map(Self)
     }
 
+    /// A digest as claims have it: unpadded base64url.
+    pub fn parse(encoded: &str) -> Option<Self> {
+        Self::from_slice(&URL_SAFE_NO_PAD.decode(encoded).ok()?)
+    }
+
+    /// In lower-case hex, as policies and the audit log have it.
+    pub fn hex(&self) -> String {
+        crate::base::entropy::hex(&self.0)
+    }
+
     /// As the claim `body_sha256` has it.
-    pub(super) fn encoded(&self) -> String {
+    pub fn encoded(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)
     }
 }

@@ -80,6 +80,7 @@ async fn a_proof_for_another_request_is_refused_with_the_reason() {
         uri: URI.to_owned(),
         headers: headers.clone(),
         body_sha256: vec![7; 32].into(),
+        ..CheckRequest::default()
     };
     assert_eq!(verifier.check(with_body).await.unwrap().into_inner().reason, "another_body");
     agent.clock().advance(Duration::from_secs(41));
@@ -98,6 +99,7 @@ async fn a_proof_covers_the_body_where_both_sides_say_so() {
         uri: URI.to_owned(),
         headers,
         body_sha256: request.body_sha256.clone(),
+        ..CheckRequest::default()
     };
     assert!(verifier.check(checked).await.unwrap().into_inner().active);
     request.body_sha256 = vec![7; 31].into();

@@ -1,5 +1,7 @@
 //! `tether.session.v1` over the real caller: translates, decides nothing.
 
+mod verifier;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -14,19 +16,20 @@ use crate::base::drain;
 use crate::held::{HeldCredential, Holds};
 use crate::id::SpiffeId;
 use crate::issue::{HeldX509State, Issuer, OnBehalfOf, ProofRequest, ProofScheme, Refusal};
-use crate::proof::{BodyDigest, Method, Presented, ProofTarget, TargetUri};
+use crate::proof::{BodyDigest, Method, ProofTarget, TargetUri};
 use crate::proto::session as wire;
 use crate::proto::session::prove_request::Scheme;
 use crate::proto::session::sessions_server::Sessions;
-use crate::proto::session::verifier_server::Verifier;
 use crate::stream::{Update, updates};
+
+pub use self::verifier::VerifierApi;
 
 /// The header that carries a WIT (draft-ietf-wimse-workload-creds).
 const WIT_HEADER: &str = "Workload-Identity-Token";
 /// The longest access token or nonce that a DPoP proof is made for.
 const MAX_TEXT_BYTES: usize = 16 * 1024;
 
-/// Both services.
+/// Sessions, and keys that never leave.
 #[derive(Clone, Debug)]
 pub struct SessionApi {
     issuer: Arc<Issuer>,
@@ -174,59 +177,6 @@ impl Sessions for SessionApi {
         let expires_at = rfc3339(proof.expires_at);
         Ok(Response::new(wire::ProveResponse { headers, expires_at, ..wire::ProveResponse::default() }))
     }
-}
-
-#[tonic::async_trait]
-impl Verifier for SessionApi {
-    type WatchStream = Updates<wire::StatusChange>;
-
-    async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
-    }
-
-    async fn watch(&self, request: Request<wire::WatchCheckedRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
-    }
-    async fn check(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
-        let (peer, _place) = caller(&request)?;
-        let request = request.into_inner();
-        let target = target(&request.method, &request.uri, &request.body_sha256)?;
-        let presented = presented(&request.headers);
-        let verdict = self.issuer.check(&peer, &target, presented).await;
-        let verdict = verdict.map_err(|refusal| status::refused(&refusal))?;
-        Ok(Response::new(match verdict {
-            Ok(verified) => wire::CheckResponse {
-                active: true,
-                reason: String::new(),
-                spiffe_id: verified.spiffe_id.to_string(),
-                binding: verified.binding.into(),
-                expires_at: rfc3339(verified.expires_at),
-                key_thumbprint: verified.thumbprint,
-                ..wire::CheckResponse::default()
-            },
-            Err(inactive) => {
-                wire::CheckResponse { reason: inactive.as_str().to_owned(), ..wire::CheckResponse::default() }
-            }
-        }))
-    }
-}
-
-/// The WIT and proof among the headers, if each is there once. A header that is there twice, in two spellings of its
-/// name, is one that two readers could read in two ways.
-fn presented(headers: &HashMap<String, String>) -> Option<Presented<'_>> {
-    let wit = once(headers, WIT_HEADER)?.filter(|wit| !wit.is_empty())?;
-    let (scheme, proof) = once(headers, "Authorization")??.split_once(' ')?;
-    let txn_token = once(headers, "Txn-Token")?;
-    scheme.eq_ignore_ascii_case("WPT").then_some(Presented { wit, proof: proof.trim(), txn_token })
-}
-
-/// The value of a header; `None` when it is there more than once.
-fn once<'a>(headers: &'a HashMap<String, String>, name: &str) -> Option<Option<&'a str>> {
-    let mut values = headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
-    let first = values.next();
-    values.next().is_none().then_some(first)
 }
 
 fn hold_x509_response(state: &HeldX509State) -> Result<wire::HoldX509Response, Status> {

@@ -1,0 +1,140 @@
+//! `tether.session.v1.Verifier`: what tools ask.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::{WIT_HEADER, rfc3339, target};
+use crate::api::status;
+use crate::api::workload::{Updates, caller};
+use crate::policy::Effect;
+use crate::proof::{BodyDigest, Presented};
+use crate::proto::session as wire;
+use crate::proto::session::verifier_server::Verifier as Service;
+use crate::verify::{Call, Inactive, Verified, Verifier};
+
+/// The longest name of a tool or a scope, and the most scopes an asker may want.
+const MAX_NAME_BYTES: usize = 256;
+const MAX_SCOPES: usize = 64;
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct VerifierApi {
+    verifier: Arc<Verifier>,
+}
+
+impl VerifierApi {
+    /// Answers from `verifier`.
+    pub fn new(verifier: Arc<Verifier>) -> Self {
+        Self { verifier }
+    }
+}
+
+#[tonic::async_trait]
+impl Service for VerifierApi {
+    type WatchStream = Updates<wire::StatusChange>;
+
+    async fn check(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
+        let (peer, _place) = caller(&request)?;
+        let request = request.into_inner();
+        let call = call(&request)?;
+        let verdict = self.verifier.check(&peer, &call, presented(&request.headers)).await;
+        let verdict = verdict.map_err(|refusal| status::refused(&refusal))?;
+        Ok(Response::new(verdict.map_or_else(|inactive| refused(&inactive), |verified| accepted(&verified))))
+    }
+
+    async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+
+    async fn watch(&self, request: Request<wire::WatchCheckedRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let _ = caller(&request)?;
+        Err(Status::unimplemented("not there yet"))
+    }
+}
+
+fn call(request: &wire::CheckRequest) -> Result<Call, Status> {
+    let target = target(&request.method, &request.uri, &request.body_sha256)?;
+    if request.tool.len() > MAX_NAME_BYTES {
+        return Err(status::bad_field("tool", format!("has more than {MAX_NAME_BYTES} bytes")));
+    }
+    if request.scopes.len() > MAX_SCOPES || request.scopes.iter().any(|scope| scope.len() > MAX_NAME_BYTES) {
+        return Err(status::bad_field("scopes", format!("are more than {MAX_SCOPES}, or one is too long")));
+    }
+    let arguments = Some(request.arguments_sha256.as_ref()).filter(|digest| !digest.is_empty());
+    let arguments = arguments.map(|digest| {
+        BodyDigest::from_slice(digest).ok_or_else(|| status::bad_field("arguments_sha256", "has not 32 bytes"))
+    });
+    Ok(Call {
+        target,
+        tool: request.tool.clone(),
+        arguments: arguments.transpose()?,
+        effect: effect(request.effect)?,
+        scopes: request.scopes.clone(),
+        min_binding: u8::try_from(request.min_binding).unwrap_or(u8::MAX),
+        require_session: request.require_session,
+    })
+}
+
+/// What a call does, where the field says it.
+fn effect(effect: i32) -> Result<Option<Effect>, Status> {
+    match wire::Effect::try_from(effect) {
+        Ok(wire::Effect::Unspecified) => Ok(None),
+        Ok(wire::Effect::Read) => Ok(Some(Effect::Read)),
+        Ok(wire::Effect::Write) => Ok(Some(Effect::Write)),
+        Ok(wire::Effect::Irreversible) => Ok(Some(Effect::Irreversible)),
+        Err(_) => Err(status::bad_field("effect", format!("{effect} is none of READ, WRITE and IRREVERSIBLE"))),
+    }
+}
+
+fn accepted(verified: &Verified) -> wire::CheckResponse {
+    let of_proof = wire::CheckResponse {
+        active: true,
+        spiffe_id: verified.spiffe_id.to_string(),
+        binding: verified.binding.into(),
+        expires_at: rfc3339(verified.expires_at),
+        key_thumbprint: verified.thumbprint.clone(),
+        ..wire::CheckResponse::default()
+    };
+    let Some(session) = &verified.session else { return of_proof };
+    let view = &session.view;
+    wire::CheckResponse {
+        session: view.id.clone(),
+        user: view.user.as_ref().map(ToString::to_string).unwrap_or_default(),
+        user_issuer: view.user.as_ref().map(|user| user.issuer.clone()).unwrap_or_default(),
+        user_subject: view.user.as_ref().map(|user| user.subject.clone()).unwrap_or_default(),
+        purpose: view.purpose.clone(),
+        scopes: session.agreed.scopes.clone(),
+        txn: session.txn.clone(),
+        delegated_by: view.delegated_by.iter().map(ToString::to_string).collect(),
+        redact: session.redact.iter().cloned().collect(),
+        policies: session.policies.to_vec(),
+        ..of_proof
+    }
+}
+
+fn refused(inactive: &Inactive) -> wire::CheckResponse {
+    wire::CheckResponse {
+        reason: inactive.as_str().to_owned(),
+        approval: inactive.approval().unwrap_or_default().to_owned(),
+        ..wire::CheckResponse::default()
+    }
+}
+
+/// The WIT and proof among the headers, if each is there once. A header that is there twice, in two spellings of its
+/// name, is one that two readers could read in two ways.
+fn presented(headers: &HashMap<String, String>) -> Option<Presented<'_>> {
+    let wit = once(headers, WIT_HEADER)?.filter(|wit| !wit.is_empty())?;
+    let (scheme, proof) = once(headers, "Authorization")??.split_once(' ')?;
+    let txn_token = once(headers, "Txn-Token")?;
+    scheme.eq_ignore_ascii_case("WPT").then_some(Presented { wit, proof: proof.trim(), txn_token })
+}
+
+/// The value of a header; `None` when it is there more than once.
+fn once<'a>(headers: &'a HashMap<String, String>, name: &str) -> Option<Option<&'a str>> {
+    let mut values = headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
+    let first = values.next();
+    values.next().is_none().then_some(first)
+}

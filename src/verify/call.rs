@@ -1,0 +1,288 @@
+//! What an asker says of a request, what the proof says of it, and whether the two and the session agree.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::Inactive;
+use crate::id::SpiffeId;
+use crate::policy::{Action, AgentFacts, Effect, Question, SessionFacts, ToolFacts};
+use crate::proof::{BodyDigest, ProofTarget, SessionClaims, UriPrefix};
+use crate::session::Terms;
+use crate::user::User;
+use crate::wit::WitSession;
+
+/// A request, as the tool that got it sees it.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Method, URI and body.
+    pub target: ProofTarget,
+    /// The tool behind the URI; empty when the asker does not say.
+    pub tool: String,
+    /// The digest of its arguments.
+    pub arguments: Option<BodyDigest>,
+    /// What it does, where the asker knows better than the method.
+    pub effect: Option<Effect>,
+    /// Each must be among the token's scopes.
+    pub scopes: Vec<String>,
+    /// The least binding level that is taken.
+    pub min_binding: u8,
+    /// Whether it must be made in a session.
+    pub require_session: bool,
+}
+
+impl Call {
+    /// A request of which the asker says no more than what was asked for where.
+    pub fn of(target: ProofTarget) -> Self {
+        Self {
+            target,
+            tool: String::new(),
+            arguments: None,
+            effect: None,
+            scopes: Vec::new(),
+            min_binding: 0,
+            require_session: false,
+        }
+    }
+
+    /// What may be said of a request that was made in no session.
+    pub(super) fn without_session(&self) -> Result<(), Inactive> {
+        if self.require_session {
+            return Err(Inactive::NoSession);
+        }
+        match self.scopes.first() {
+            Some(scope) => Err(Inactive::Scope(scope.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the credential is worth what the asker takes.
+    pub(super) fn is_bound(&self, found: u8) -> Result<(), Inactive> {
+        let wanted = self.min_binding;
+        if found >= wanted { Ok(()) } else { Err(Inactive::Binding { found, wanted }) }
+    }
+}
+
+/// A session as verifiers see it: of this node, or as another node answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionView {
+    /// Its name.
+    pub id: String,
+    /// The session above.
+    pub parent: Option<String>,
+    /// How many are above it.
+    pub depth: u32,
+    /// The agent.
+    pub spiffe_id: SpiffeId,
+    /// The registration entry that gives the identity, at the node that issues it.
+    pub entry: String,
+    /// Who answers for that entry.
+    pub owner: String,
+    /// For whom.
+    pub user: Option<User>,
+    /// What for.
+    pub purpose: String,
+    /// Where to.
+    pub targets: Vec<String>,
+    /// What of.
+    pub scopes: Vec<String>,
+    /// `tool_call`, `request` or `task`.
+    pub boundary: String,
+    /// The binding level.
+    pub binding: u8,
+    /// How long it lasts in all, in seconds.
+    pub lifetime: u64,
+    /// When it ends at the latest.
+    #[serde(with = "time::serde::timestamp")]
+    pub expires_at: OffsetDateTime,
+    /// Tokens minted so far.
+    pub tokens: u32,
+    /// Calls proven so far.
+    pub calls: u32,
+    /// The limits of both; 0 without limit.
+    pub max_tokens: u32,
+    /// See `max_tokens`.
+    pub max_calls: u32,
+    /// What was measured of what was launched.
+    pub launched: Vec<String>,
+    /// The agents behind it, the nearest first.
+    pub delegated_by: Vec<SpiffeId>,
+}
+
+impl SessionView {
+    /// A session of this node, with what is used of its budget.
+    pub fn of(terms: &Terms, tokens: u32, calls: u32) -> Self {
+        let lifetime = (terms.expires_at - terms.started_at).whole_seconds();
+        Self {
+            id: terms.id.to_string(),
+            parent: terms.parent.as_ref().map(ToString::to_string),
+            depth: terms.depth,
+            spiffe_id: terms.spiffe_id.clone(),
+            entry: terms.entry.clone(),
+            owner: terms.owner.clone(),
+            user: terms.user.clone(),
+            purpose: terms.purpose.clone(),
+            targets: terms.targets.clone(),
+            scopes: terms.scopes.clone(),
+            boundary: terms.boundary.as_str().to_owned(),
+            binding: terms.binding,
+            lifetime: u64::try_from(lifetime).unwrap_or_default(),
+            expires_at: terms.expires_at,
+            tokens,
+            calls,
+            max_tokens: terms.budget.max_tokens,
+            max_calls: terms.budget.max_calls,
+            launched: terms.launched.clone(),
+            delegated_by: terms.delegated_by.clone(),
+        }
+    }
+
+    /// Whether it, and the proof of its user, has not ended by the clock.
+    pub(super) fn lasts(&self, now: OffsetDateTime) -> bool {
+        let user = self.user.as_ref().and_then(User::expires_at);
+        now < self.expires_at && user.is_none_or(|end| now < end)
+    }
+
+    /// As policy sees it.
+    fn facts(&self) -> SessionFacts<'_> {
+        SessionFacts {
+            id: &self.id,
+            parent: self.parent.as_deref(),
+            depth: self.depth,
+            purpose: &self.purpose,
+            targets: &self.targets,
+            scopes: &self.scopes,
+            boundary: &self.boundary,
+            binding: self.binding,
+            lifetime: Duration::from_secs(self.lifetime),
+            tokens: self.tokens,
+            calls: self.calls,
+            max_tokens: self.max_tokens,
+            max_calls: self.max_calls,
+            launched: &self.launched,
+        }
+    }
+}
+
+/// A call on which asker, proof, WIT and session agree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The tool; empty when nobody names one.
+    pub tool: String,
+    /// The digest of its arguments in hex; empty when nobody knows it.
+    pub arguments_sha256: String,
+    /// The gravest that anybody says of it.
+    pub effect: Effect,
+    /// The scopes of the token.
+    pub scopes: Vec<String>,
+}
+
+impl Agreed {
+    /// What policy is asked.
+    pub(super) fn question<'a>(
+        &'a self,
+        call: &'a Call,
+        session: &'a SessionView,
+        approved: bool,
+        now: OffsetDateTime,
+    ) -> Question<'a> {
+        Question {
+            action: Action::Call(self.effect),
+            agent: AgentFacts { spiffe_id: &session.spiffe_id, entry: &session.entry, owner: &session.owner },
+            user: session.user.as_ref(),
+            session: Some(session.facts()),
+            issue: None,
+            tool: Some(ToolFacts {
+                uri: call.target.uri.as_str(),
+                method: call.target.method.as_str(),
+                name: &self.tool,
+                arguments_sha256: &self.arguments_sha256,
+                kind: "wit",
+            }),
+            approved,
+            now,
+        }
+    }
+}
+
+/// Whether the proof says of the session what the session is, the token is for this call, and proof and asker speak of
+/// the same call.
+pub(super) fn agree(
+    session: &SessionView,
+    wit: &WitSession,
+    of_wit: &SpiffeId,
+    proof: &SessionClaims,
+    call: &Call,
+) -> Result<Agreed, Inactive> {
+    same_session(session, wit, of_wit, proof)?;
+    if !covers(&wit.target, call) || !session.targets.iter().any(|target| covers(target, call)) {
+        return Err(Inactive::Target);
+    }
+    let scopes = within(&words(proof.scope.as_deref().unwrap_or_default()), &words(&wit.scope))?;
+    within(&scopes, &session.scopes)?;
+    within(&call.scopes, &scopes)?;
+    let claims = &proof.tether;
+    let tool = same(claims.tool.as_deref(), Some(call.tool.as_str()).filter(|tool| !tool.is_empty()));
+    let said = claims.arguments_sha256.as_deref().map(|digest| BodyDigest::parse(digest).ok_or(Inactive::Arguments));
+    let arguments = same(said.transpose()?, call.arguments);
+    let by_method = Effect::of_method(call.target.method.as_str());
+    let effect = Effect::parse(&claims.effect).filter(|effect| *effect >= by_method).ok_or(Inactive::Effect)?;
+    Ok(Agreed {
+        tool: tool.ok_or(Inactive::Tool)?.unwrap_or_default().to_owned(),
+        arguments_sha256: arguments.ok_or(Inactive::Arguments)?.map(|digest| digest.hex()).unwrap_or_default(),
+        effect: call.effect.map_or(effect, |asker| asker.max(effect)),
+        scopes,
+    })
+}
+
+/// Whether the proof names the session, its agents, its user and what they are limited to.
+fn same_session(
+    session: &SessionView,
+    wit: &WitSession,
+    of_wit: &SpiffeId,
+    proof: &SessionClaims,
+) -> Result<(), Inactive> {
+    let claim = |name, holds| if holds { Ok(()) } else { Err(Inactive::Claim(name)) };
+    claim("sid", proof.tether.sid == session.id && wit.sid == session.id)?;
+    claim("act", *of_wit == session.spiffe_id)?;
+    claim("purpose", proof.tether.purpose == session.purpose)?;
+    claim("boundary", proof.tether.boundary == session.boundary)?;
+    let agent = session.spiffe_id.as_str();
+    match (&session.user, &proof.sub_id) {
+        (Some(user), Some(said)) => {
+            claim("sub_id", said.format == "iss_sub" && said.iss == user.issuer && said.sub == user.subject)?;
+            claim("sub", proof.sub == user.subject)?;
+        }
+        (None, None) => claim("sub", proof.sub == agent)?,
+        _ => return Err(Inactive::Claim("sub_id")),
+    }
+    let acting = std::iter::once(agent).chain(session.delegated_by.iter().map(SpiffeId::as_str));
+    match &proof.act {
+        Some(said) => claim("act", said.chain().eq(acting)),
+        None => claim("act", session.user.is_none() && session.delegated_by.is_empty()),
+    }
+}
+
+fn covers(target: &str, call: &Call) -> bool {
+    UriPrefix::parse(target).is_ok_and(|prefix| prefix.covers(&call.target.uri))
+}
+
+fn words(scope: &str) -> Vec<String> {
+    scope.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+fn within(wanted: &[String], given: &[String]) -> Result<Vec<String>, Inactive> {
+    match wanted.iter().find(|scope| !given.contains(scope)) {
+        Some(missing) => Err(Inactive::Scope(missing.clone())),
+        None => Ok(wanted.to_vec()),
+    }
+}
+
+/// What both say, or the one that says anything; nothing where they differ.
+fn same<T: PartialEq>(one: Option<T>, other: Option<T>) -> Option<Option<T>> {
+    match (&one, &other) {
+        (Some(a), Some(b)) if a != b => None,
+        _ => Some(one.or(other)),
+    }
+}
