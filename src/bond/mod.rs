@@ -26,6 +26,7 @@
 //! # What it does not promise
 //! Whoever may move processes between cgroups (root; a user within its own manager) can keep a cgroup in use.
 
+mod members;
 mod tie;
 mod unit;
 
@@ -63,6 +64,12 @@ pub enum BondError {
         "its cgroup `{0}` is outside the agent's cgroup namespace, so that its end cannot be seen; run the agent in the host's"
     )]
     Outside(String),
+    /// The process is in no cgroup of version 2 but the root, where everybody is whom nobody has put elsewhere.
+    #[error(
+        "the process is in the root cgroup, as all are that nobody has put elsewhere; start it in a cgroup of its own, \
+         or use the scope `process` or `tree`"
+    )]
+    RootCgroup,
     /// The directory cannot be opened, or its path cannot be written down.
     #[error("its cgroup `{path}` cannot be watched: {source}")]
     Cgroup {
@@ -249,12 +256,16 @@ impl Bonds {
 
     /// The directory of the unit in `path`, or the one at `path`, in which the process was found by its id.
     fn by_path(&self, path: &str, cgroup: Option<u64>, uid: u32) -> Result<Tie, BondError> {
+        self.at_path(path, unit_path(path, uid).unwrap_or(path), cgroup)
+    }
+
+    /// The directory at `top`, with a process at `path`, which is that or below it, in the directory `cgroup`.
+    fn at_path(&self, path: &str, top: &str, cgroup: Option<u64>) -> Result<Tie, BondError> {
         if CgroupPaths::is_outside(path) {
             return Err(BondError::Outside(path.to_owned()));
         }
         let unwatched = |source| BondError::Cgroup { path: path.to_owned(), source };
         let root = self.0.root.as_ref().ok_or_else(|| unwatched(not_mounted()))?;
-        let top = unit_path(path, uid).unwrap_or(path);
         let named = CgroupPath::parse(top).ok_or_else(|| unwatched(io::ErrorKind::InvalidData.into()))?;
         let removed = |error: io::Error| match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV) => BondError::Moved,

@@ -1,6 +1,7 @@
 //! Real processes and, where the host lets us make them, real cgroups; systemd is played.
 
 mod groups;
+mod members;
 mod units;
 
 use std::io::{BufRead, BufReader, Write};

@@ -1,5 +1,7 @@
 //! One program in one process: held, asked again, and known to be over.
 
+mod tree;
+
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -30,6 +32,8 @@ pub struct Instance {
     /// The first end that was seen. It stays.
     end: watch::Sender<Option<InstanceEnd>>,
     attached: Attached,
+    /// How deep its pid namespace is nested below ours: it never changes.
+    depth: OnceLock<usize>,
     /// What it counts as towards its user's limit of processes, from its first connection on.
     place: OnceLock<Place>,
     _registration: Registration,
@@ -161,6 +165,7 @@ impl Instance {
             kernel: parts.kernel,
             end: watch::Sender::new(None),
             attached: Attached::default(),
+            depth: OnceLock::new(),
             place: OnceLock::new(),
             _registration: parts.registration,
         })

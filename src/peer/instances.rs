@@ -193,7 +193,7 @@ impl Instances {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => {
                 // Everybody may see how deep a process is nested. At no depth it is in our own namespace.
                 let status = proc_dir.status().map_err(failed("read the status of the process"))?;
-                if status.in_nested_pid_namespace {
+                if status.in_nested_pid_namespace() {
                     return Ok(Some(Weakness::UnknownPidNamespace));
                 }
                 self.0.own.controls_its_own_pid_namespace()

@@ -2,6 +2,7 @@
 
 mod connections;
 mod instances;
+mod tree;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;

@@ -27,6 +27,8 @@ pub struct PidFd(OwnedFd);
 pub struct Info {
     /// The process number in our pid namespace.
     pub pid: i32,
+    /// The number of its parent in our pid namespace; 0 where the parent is not in it.
+    pub parent: i32,
     /// The effective user id, in our user namespace.
     pub uid: u32,
     /// The effective group id, in our user namespace.
@@ -93,6 +95,7 @@ impl PidFd {
         let has_cgroup = raw.mask & u64::from(libc::PIDFD_INFO_CGROUPID) != 0;
         Ok(Info {
             pid: raw.tgid.cast_signed(),
+            parent: raw.ppid.cast_signed(),
             uid: raw.euid,
             gid: raw.egid,
             cgroup_id: has_cgroup.then_some(raw.cgroupid),
@@ -185,6 +188,7 @@ mod tests {
         }
         let info = pidfd.info().expect("readable");
         assert_eq!((info.pid, info.uid), (pid, nix::unistd::geteuid().as_raw()));
+        assert_eq!(info.parent, nix::unistd::getppid().as_raw());
         assert!(info.cgroup_id.is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! Facts of a process from its `/proc` directory: program, credentials, start time, cgroup, open sockets.
 
 use std::io;
+use std::str::FromStr;
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
@@ -24,8 +25,18 @@ pub struct Status {
     pub gid: u32,
     /// The supplementary groups, in our user namespace.
     pub groups: Vec<u32>,
-    /// Whether the process is in a pid namespace below the one of this `/proc`.
-    pub in_nested_pid_namespace: bool,
+    /// How many pid namespaces the process has a number in, from the one of this `/proc` down to its own: 1 for a process
+    /// of the same one, 0 where the kernel does not say.
+    pub pid_namespaces: usize,
+    /// Whether another process traces it now, and can make it do anything.
+    pub is_traced: bool,
+}
+
+impl Status {
+    /// Whether the process is, or may be, in a pid namespace below the one of this `/proc`.
+    pub fn in_nested_pid_namespace(&self) -> bool {
+        self.pid_namespaces != 1
+    }
 }
 
 impl ProcDir {
@@ -68,8 +79,12 @@ impl ProcDir {
 
     /// When the process started, in clock ticks after boot. It stays the same over `execve`.
     pub fn start_time(&self) -> io::Result<u64> {
-        let content = self.read_whole("stat")?;
-        parse_start_time(&content).ok_or_else(|| invalid("stat"))
+        parse_stat_field(&self.read_whole("stat")?, 22).ok_or_else(|| invalid("stat"))
+    }
+
+    /// The number of its parent, as this `/proc` counts; 0 for a process whose parent it does not show.
+    pub fn parent(&self) -> io::Result<i32> {
+        parse_stat_field(&self.read_whole("stat")?, 4).ok_or_else(|| invalid("stat"))
     }
 
     /// The inode number of the cgroup v2 directory of the process; `None` where v2 is not mounted or not used, and where
@@ -129,15 +144,17 @@ impl Status {
             uid: effective("Uid:")?,
             gid: effective("Gid:")?,
             groups: field("Groups:")?.split_ascii_whitespace().map(|gid| gid.parse().ok()).collect::<Option<_>>()?,
-            in_nested_pid_namespace: field("NSpid:").is_none_or(|pids| pids.split_ascii_whitespace().count() != 1),
+            pid_namespaces: field("NSpid:").map_or(0, |pids| pids.split_ascii_whitespace().count()),
+            is_traced: field("TracerPid:").is_none_or(|pid| pid.trim() != "0"),
         })
     }
 }
 
-/// Field 22. The second one, the name of the program in parentheses, may itself hold spaces and parentheses.
-fn parse_start_time(content: &[u8]) -> Option<u64> {
+/// A field of `stat` by its number in proc(5), from the fourth on. The second one, the name of the program in
+/// parentheses, may itself hold spaces and parentheses.
+fn parse_stat_field<T: FromStr>(content: &[u8], number: usize) -> Option<T> {
     let end_of_name = content.iter().rposition(|byte| *byte == b')')?;
-    std::str::from_utf8(&content[end_of_name + 1..]).ok()?.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+    std::str::from_utf8(&content[end_of_name + 1..]).ok()?.split_ascii_whitespace().nth(number - 3)?.parse().ok()
 }
 
 fn parse_close_on_exec(content: &[u8]) -> Option<bool> {
@@ -157,19 +174,20 @@ mod tests {
     }
 
     #[test]
-    fn a_program_cannot_choose_its_start_time_by_its_name() {
+    fn a_program_cannot_choose_its_start_time_or_its_parent_by_its_name() {
         let stat = b"42 (a) 1 (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21\n";
-        assert_eq!(parse_start_time(stat), Some(777));
+        assert_eq!(parse_stat_field(stat, 22), Some(777_u64));
+        assert_eq!(parse_stat_field(stat, 4), Some(1_i32));
     }
 
     #[test]
     fn the_effective_ids_and_all_groups_are_taken_whatever_the_program_is_called() {
-        let content = b"Name:\t\xff\\nUid:\t9\t9\nUmask:\t0022\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNSpid:\t9\t1\n\
+        let content = b"Name:\t\xff\\nUid:\t9\t9\nUmask:\t0022\nTracerPid:\t77\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNSpid:\t9\t1\n\
                         Groups:\t10 4294967294 \n";
-        let expected = Status { uid: 2, gid: 6, groups: vec![10, 4_294_967_294], in_nested_pid_namespace: true };
+        let expected = Status { uid: 2, gid: 6, groups: vec![10, 4_294_967_294], pid_namespaces: 2, is_traced: true };
         assert_eq!(Status::parse(content), Some(expected));
-        let root = b"Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t \nNSpid:\t9\n";
-        let expected = Status { uid: 0, gid: 0, groups: vec![], in_nested_pid_namespace: false };
+        let root = b"Uid:\t0\t0\t0\t0\nTracerPid:\t0\nGid:\t0\t0\t0\t0\nGroups:\t \nNSpid:\t9\n";
+        let expected = Status { uid: 0, gid: 0, groups: vec![], pid_namespaces: 1, is_traced: false };
         assert_eq!(Status::parse(root), Some(expected));
     }
 

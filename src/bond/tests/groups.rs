@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::*;
 
 /// A directory of our own in the hierarchy, removed with all below.
-struct Made {
-    dir: PathBuf,
+pub(super) struct Made {
+    pub(super) dir: PathBuf,
     path: String,
 }
 
@@ -15,7 +15,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Made {
     /// `None` where this host has no cgroups of version 2, or we may not make any.
-    fn new(name: &str) -> Option<Self> {
+    pub(super) fn new(name: &str) -> Option<Self> {
         let mount = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
             .into_iter()
             .map(PathBuf::from)
@@ -31,23 +31,23 @@ impl Made {
         Some(Self { dir, path })
     }
 
-    fn take(&self, workload: &Workload) {
+    pub(super) fn take(&self, workload: &Workload) {
         put(&self.dir, workload);
     }
 
-    fn child(&self, name: &str) -> PathBuf {
+    pub(super) fn child(&self, name: &str) -> PathBuf {
         let dir = self.dir.join(name);
         std::fs::create_dir_all(&dir).expect("made");
         dir
     }
 
-    fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(&self.dir).expect("it is there").ino()
     }
 }
 
-fn put(dir: &std::path::Path, workload: &Workload) {
+pub(super) fn put(dir: &std::path::Path, workload: &Workload) {
     std::fs::write(dir.join("cgroup.procs"), workload.pid().to_string()).expect("moved");
 }
 
