@@ -1,4 +1,4 @@
-//! Small durable state: registration entries, authorities, bundles.
+//! Small durable state: registration entries, authorities, bundles, approvals.
 //!
 //! Keys and JSON values in named [`Space`]s. Every change is one atomic, synced transaction and gets the next
 //! revision of the whole store; a change may name the revision it replaces (compare and swap). The interface is
@@ -29,18 +29,21 @@ pub enum Space {
     Authorities,
     /// Bundles that an operator set, by trust domain.
     Bundles,
+    /// What waits for a person's word or was decided by one, by approval id.
+    Approvals,
     /// Single values: the node id, the bundle's sequence number.
     Node,
 }
 
 impl Space {
-    const ALL: [Self; 4] = [Self::Entries, Self::Authorities, Self::Bundles, Self::Node];
+    const ALL: [Self; 5] = [Self::Entries, Self::Authorities, Self::Bundles, Self::Approvals, Self::Node];
 
     fn table(self) -> TableDefinition<'static, &'static str, (u64, &'static [u8])> {
         TableDefinition::new(match self {
             Self::Entries => "entries",
             Self::Authorities => "authorities",
             Self::Bundles => "bundles",
+            Self::Approvals => "approvals",
             Self::Node => "node",
         })
     }
