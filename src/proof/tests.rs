@@ -53,6 +53,7 @@ impl World {
                 iat: NOW,
                 jti: "wit-1",
                 cnf: &Confirmation::of(key.public_key().clone()),
+                session: None,
             })
             .unwrap();
         let domain = TrustDomain::parse("example.org").unwrap();

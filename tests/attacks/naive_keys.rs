@@ -48,6 +48,7 @@ impl NaiveKeys {
 #[tonic::async_trait]
 impl Sessions for NaiveKeys {
     type HoldX509Stream = Pin<Box<dyn Stream<Item = Result<wire::HoldX509Response, Status>> + Send>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<wire::Session, Status>> + Send>>;
 
     async fn hold_x509(&self, _: Request<wire::HoldX509Request>) -> Result<Response<Self::HoldX509Stream>, Status> {
         let svid = wire::HeldX509 { key: self.make(), ..wire::HeldX509::default() };
@@ -75,4 +76,40 @@ impl Sessions for NaiveKeys {
         let headers = HashMap::from([("Authorization".to_owned(), format!("WPT {proof}"))]);
         Ok(Response::new(wire::ProveResponse { headers, ..wire::ProveResponse::default() }))
     }
+
+    async fn start(&self, _: Request<wire::StartRequest>) -> Result<Response<wire::Session>, Status> {
+        Err(no_sessions())
+    }
+
+    async fn get(&self, _: Request<wire::GetRequest>) -> Result<Response<wire::Session>, Status> {
+        Err(no_sessions())
+    }
+
+    async fn list(&self, _: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
+        Err(no_sessions())
+    }
+
+    async fn heartbeat(&self, _: Request<wire::HeartbeatRequest>) -> Result<Response<wire::Session>, Status> {
+        Err(no_sessions())
+    }
+
+    async fn mint(&self, _: Request<wire::MintRequest>) -> Result<Response<wire::MintResponse>, Status> {
+        Err(no_sessions())
+    }
+
+    async fn delegate(&self, _: Request<wire::DelegateRequest>) -> Result<Response<wire::Session>, Status> {
+        Err(no_sessions())
+    }
+
+    async fn end(&self, _: Request<wire::EndRequest>) -> Result<Response<wire::DisposalReceipt>, Status> {
+        Err(no_sessions())
+    }
+
+    async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(no_sessions())
+    }
+}
+
+fn no_sessions() -> Status {
+    Status::unimplemented("keys alone")
 }

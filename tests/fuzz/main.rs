@@ -151,7 +151,7 @@ fn wits_and_nobody_but_the_issuer_makes_one_that_is_believed() {
         let signer = WitSigner::new(&key()).unwrap();
         let cnf = Confirmation::of(Jwk::from_spki(key().public_key()).unwrap());
         let (sub, exp) = (SpiffeId::parse(WORKLOAD).unwrap(), NOW + Duration::from_secs(300));
-        let token = signer.sign(&WitClaims { sub: &sub, exp, iat: NOW, jti: "one", cnf: &cnf }).unwrap();
+        let token = signer.sign(&WitClaims { sub: &sub, exp, iat: NOW, jti: "one", cnf: &cnf, session: None }).unwrap();
         (token, WitAuthorities::new(domain(), [(signer.key_id().to_owned(), signer.public_key().clone())]))
     };
     let ((good, authorities), (strange, _)) = (sign(), sign());

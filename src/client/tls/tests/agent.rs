@@ -112,6 +112,7 @@ fn not_here() -> Status {
 #[tonic::async_trait]
 impl Sessions for FakeAgent {
     type HoldX509Stream = Stream<HoldX509Response>;
+    type WatchStream = Stream<Session>;
 
     async fn hold_x509(&self, _: Request<HoldX509Request>) -> Result<Response<Self::HoldX509Stream>, Status> {
         Ok(states(&self.0.hold))
@@ -131,6 +132,38 @@ impl Sessions for FakeAgent {
     }
 
     async fn prove(&self, _: Request<ProveRequest>) -> Result<Response<ProveResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn start(&self, _: Request<StartRequest>) -> Result<Response<Session>, Status> {
+        Err(not_here())
+    }
+
+    async fn get(&self, _: Request<GetRequest>) -> Result<Response<Session>, Status> {
+        Err(not_here())
+    }
+
+    async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Result<Response<Session>, Status> {
+        Err(not_here())
+    }
+
+    async fn mint(&self, _: Request<MintRequest>) -> Result<Response<MintResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn delegate(&self, _: Request<DelegateRequest>) -> Result<Response<Session>, Status> {
+        Err(not_here())
+    }
+
+    async fn end(&self, _: Request<EndRequest>) -> Result<Response<DisposalReceipt>, Status> {
+        Err(not_here())
+    }
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Err(not_here())
     }
 }
