@@ -23,6 +23,7 @@ mod judge;
 mod live;
 mod model;
 mod receipt;
+mod record;
 mod token;
 mod wish;
 
