@@ -9,6 +9,8 @@ pub mod durable;
 pub mod entropy;
 #[cfg(feature = "agent")]
 pub mod exhaustion;
+#[cfg(feature = "agent")]
+pub mod mistake;
 pub mod secret;
 #[cfg(feature = "agent")]
 pub mod quota;
