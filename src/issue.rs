@@ -250,7 +250,7 @@ pub(crate) struct Entitled {
     /// When an entry that takes part ends.
     ends: Option<OffsetDateTime>,
     /// Of the entries it was matched with.
-    generation: u64,
+    pub(crate) generation: u64,
 }
 
 impl Entitled {
@@ -262,7 +262,7 @@ impl Entitled {
     }
 
     /// The part of a ledger's row that does not depend on what is issued.
-    fn issued<'a>(&'a self, identity: &'a Identity) -> ledger::Issued<'a> {
+    pub(crate) fn issued<'a>(&'a self, identity: &'a Identity) -> ledger::Issued<'a> {
         ledger::Issued {
             id: "",
             kind: ledger::Kind::Jwt,
@@ -519,7 +519,7 @@ impl Issuer {
     ///
     /// In this order: whoever ends what former entries, authorities or credentials gave searches the ledger after the
     /// change is visible. Either that search finds this row, or this sees the change.
-    fn write_down(
+    pub(crate) fn write_down(
         &self,
         instance: &Instance,
         entitled: &Entitled,

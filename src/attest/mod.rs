@@ -9,6 +9,7 @@
 
 mod cgroup;
 mod evidence;
+mod launch;
 mod lsm;
 mod memo;
 mod process;
@@ -29,6 +30,7 @@ use crate::metrics::{self, AttestorFailure, FailureReason, Metrics};
 
 pub use cgroup::{Cgroup, CgroupPaths};
 pub use evidence::{Evidence, Findings, Gap, Note, Wanted};
+pub use launch::{Launch, LaunchError, LaunchRequest, Launched, LaunchedBy, Launches};
 pub use lsm::Lsm;
 pub use process::{Attestation, AttestationError, Attested};
 pub use subject::{ExecutableEvidence, Subject};

@@ -144,7 +144,9 @@ impl Held {
             let key = PrivateKey::from_pkcs8(key.expose()).map_err(HeldError::Key);
             match key.and_then(|key| self.hold_session(&session, &key)) {
                 Ok(_) => taken += 1,
-                Err(error) => tracing::warn!(%error, "the key of a session that was kept over the restart cannot be held"),
+                Err(error) => {
+                    tracing::warn!(%error, "the key of a session that was kept over the restart cannot be held")
+                }
             }
         }
         for (credential, key) in kept.keys {

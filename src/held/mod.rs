@@ -35,8 +35,8 @@ use crate::x509::KeyError;
 pub use self::kept::{Kept, KeptError};
 use self::key::HeldKey;
 pub use self::key::{HeldCredential, Holds, NewKey, Shape};
-pub use self::session::SessionProof;
 use self::session::SessionKey;
+pub use self::session::SessionProof;
 pub use self::tls::{CertificateVerify, NotCertificateVerify};
 
 /// Processes for which keys are held: two descriptors each.
@@ -144,7 +144,7 @@ impl Held {
             state.instances.insert(*instance.id(), new);
         }
         state.remove_of(instance.id(), |key| key.not_after() <= now);
-        let State { keys, credentials, instances } = &mut *state;
+        let State { keys, credentials, instances, .. } = &mut *state;
         // Just put in, or found above; removing leaves the instance to its watcher.
         let of = instances.get_mut(instance.id()).ok_or(HeldError::NotHeld)?;
         if of.keys.len() >= KEYS_PER_INSTANCE {

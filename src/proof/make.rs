@@ -65,6 +65,8 @@ pub struct ProofTarget {
 pub struct SignedProof {
     /// The compact token. Whoever has it first can use it once, for its one request.
     pub token: String,
+    /// Its own id.
+    pub jti: String,
     /// When verifiers stop accepting it, give or take their leeway.
     pub expires_at: OffsetDateTime,
 }
@@ -105,17 +107,18 @@ impl ProofKey {
         now: OffsetDateTime,
     ) -> Result<SignedProof, JwtError> {
         let expires_at = (now + LIFETIME).truncate_to_second();
+        let jti = entropy.hex::<16>();
         let claims = Wpt {
             aud: target.uri.as_str(),
             exp: expires_at.unix_timestamp(),
             iat: now.unix_timestamp(),
-            jti: &entropy.hex::<16>(),
+            jti: &jti,
             wth: &hash(wit),
             htm: target.method.as_str(),
             body_sha256: target.body.map(|body| body.encoded()),
             session,
         };
-        Ok(SignedProof { token: self.signer.sign_as(&self.wpt, &claims)?, expires_at })
+        Ok(SignedProof { token: self.signer.sign_as(&self.wpt, &claims)?, jti, expires_at })
     }
 
     /// A DPoP proof for one request, with `access_token` where there is one yet, and the server's nonce.
@@ -127,8 +130,9 @@ impl ProofKey {
         entropy: &Entropy,
         now: OffsetDateTime,
     ) -> Result<SignedProof, JwtError> {
+        let jti = entropy.hex::<16>();
         let claims = Dpop {
-            jti: &entropy.hex::<16>(),
+            jti: &jti,
             htm: target.method.as_str(),
             htu: target.uri.as_str(),
             iat: now.unix_timestamp(),
@@ -137,7 +141,7 @@ impl ProofKey {
             body_sha256: target.body.map(|body| body.encoded()),
         };
         let expires_at = (now + LIFETIME).truncate_to_second();
-        Ok(SignedProof { token: self.signer.sign_as(&self.dpop, &claims)?, expires_at })
+        Ok(SignedProof { token: self.signer.sign_as(&self.dpop, &claims)?, jti, expires_at })
     }
 }
 

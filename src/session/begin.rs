@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use super::approvals::Asked;
 use super::live::{Inner, Used, agent, facts};
 use super::model::{Boundary, Members, SessionId, State, Terms};
+use super::record::Wanted;
 use super::wish::is_within;
 use super::{Scope, Session, SessionError, Sessions, UserWish, Wish};
 use crate::attest::{Launched, LaunchedBy};
@@ -15,7 +16,7 @@ use crate::base::quota::Place;
 use crate::bond::{Hold, Tie};
 use crate::issue::{Entitled, Refusal};
 use crate::peer::{Instance, InstanceError, PeerConn};
-use crate::policy::{Action, Denial, Question};
+use crate::policy::{Action, Decision, Denial, Obligations, Question};
 use crate::registry::Identity;
 use crate::user::User;
 
@@ -42,7 +43,7 @@ impl Sessions {
     /// [`SessionError`]; nothing was made then. A session that waits for an approval is no error.
     pub async fn start(&self, peer: &PeerConn, wish: Wish) -> Result<Arc<Session>, SessionError> {
         let begun = self.begin(peer, wish, None).await;
-        self.recorded(peer, "", Action::Start, begun)
+        self.recorded(peer, Wanted::session(Action::Start, ""), begun)
     }
 
     /// Begins a child of a session that the caller is a member of: within everything that is its parent's.
@@ -61,7 +62,7 @@ impl Sessions {
             self.begin(peer, wish, Some(&parent)).await
         };
         let begun = begun.await;
-        self.recorded(peer, parent, Action::Delegate, begun)
+        self.recorded(peer, Wanted::session(Action::Delegate, parent), begun)
     }
 
     /// Whether a child's wish lies within its parent; what it leaves open becomes what the parent has.
@@ -86,7 +87,8 @@ impl Sessions {
             return exceeds("boundary", format!("it is limited to `{}`", terms.boundary.as_str()));
         }
         let more = |child: u32, parent: u32| parent != 0 && child > parent;
-        if more(wish.budget.max_tokens, terms.budget.max_tokens) || more(wish.budget.max_calls, terms.budget.max_calls) {
+        if more(wish.budget.max_tokens, terms.budget.max_tokens) || more(wish.budget.max_calls, terms.budget.max_calls)
+        {
             return exceeds("budget", "it has less".to_owned());
         }
         let left = (parent.ends_at() - self.now()).try_into().unwrap_or(Duration::ZERO);
@@ -124,17 +126,19 @@ impl Sessions {
         let mut inner = Inner::new(terms.expires_at, terms.heartbeat, now);
         inner.hold = Some(actor.hold.clone());
         inner.launched = actor.launched.take();
-        let (state, policies) = match permitted {
-            Ok(permit) => (State::Active, permit.decision().policies.clone()),
+        let (state, decision) = match permitted {
+            Ok(permit) => (State::Active, permit.into_decision()),
             Err(Denial::StepUp { why, policies, .. }) => {
                 let asked = asked(&terms, action, &why, &policies);
                 inner.approval = Some(self.approvals().request(&asked).await?.id.to_string());
-                (State::PendingApproval, policies)
+                let set = self.issuer().policy.set().digest().into();
+                let obligations = Obligations { step_up: Some(why), ..Obligations::default() };
+                (State::PendingApproval, Decision { allowed: false, obligations, policies, errors: Vec::new(), set })
             }
             Err(denial) => return Err(denial.into()),
         };
         let session = Arc::new(Session::new(terms, state, inner));
-        let made = self.enter(peer, &session, &actor, place, &policies).await;
+        let made = self.enter(peer, &session, &actor, place, &decision).await;
         if made.is_err() {
             // Nobody knows it: nothing else is left of it.
             self.issuer().held.wipe_session(session.terms().id.as_str());
@@ -272,13 +276,13 @@ impl Sessions {
         session: &Arc<Session>,
         actor: &Actor,
         place: Place,
-        policies: &[String],
+        decision: &Decision,
     ) -> Result<(), SessionError> {
         let issuer = self.issuer();
         if session.state() == State::Active {
             issuer.held.begin_session(session.terms().id.as_str()).await?;
         }
-        issuer.audit.before(super::record::started(peer, session, policies))?;
+        issuer.audit.before(super::record::started(peer, session, decision))?;
         self.write(session)?;
         {
             let mut book = self.book();
@@ -308,7 +312,8 @@ impl Sessions {
             return Err(SessionError::NotFound);
         };
         let question = question(terms, action_of(terms), Used::default(), true, self.now());
-        let permit = self.issuer().policy.start_session(&question)?;
+        // Asked again, because much may have happened since.
+        let _permitted = self.issuer().policy.start_session(&question)?;
         self.approvals().use_up(&approval.id).await?;
         self.issuer().held.begin_session(terms.id.as_str()).await?;
         {
@@ -319,10 +324,10 @@ impl Sessions {
                 self.issuer().held.wipe_session(terms.id.as_str());
                 return Err(SessionError::Ended(reason));
             }
-            inner.ends_at = approval.expires_at.map_or(inner.ends_at, |ends| inner.ends_at.min(ends));
+            inner.ends_at = inner.ends_at.min(approval.expires_at);
             inner.heartbeat_due = terms.heartbeat.map(|within| self.now() + within);
         }
-        self.issuer().audit.before(super::record::activated(session, &permit.decision().policies))?;
+        self.issuer().audit.before(super::record::activated(session))?;
         session.set_state(State::Active);
         self.write(session)?;
         self.announce(session);

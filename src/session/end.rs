@@ -212,13 +212,7 @@ impl Sessions {
         self.turn(id, State::Suspended, State::Active, super::record::resumed(id, by))
     }
 
-    fn turn(
-        &self,
-        id: &SessionId,
-        from: State,
-        to: State,
-        event: crate::audit::Event,
-    ) -> Result<(), SessionError> {
+    fn turn(&self, id: &SessionId, from: State, to: State, event: crate::audit::Event) -> Result<(), SessionError> {
         let session = self.find(id.as_str()).ok_or(SessionError::NotFound)?;
         {
             // Under the lock under which its end begins.

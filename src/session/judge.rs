@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::approvals::ApprovalState;
 use super::begin::{action_of, question};
 use super::live::Inner;
 use super::{EndReason, Interrupted, Members, Session, SessionError, Sessions, State};
@@ -26,7 +27,8 @@ impl Sessions {
     /// Takes up what went on before a restart: sessions whose key, people and processes are all still there go on; the
     /// others have ended when this returns. Nothing may be answered before.
     pub async fn resume(&self, interrupted: Interrupted) {
-        let living: Vec<_> = interrupted.0.into_iter().filter(|stored| !matches!(stored.state, State::Ended(_))).collect();
+        let living: Vec<_> =
+            interrupted.0.into_iter().filter(|stored| !matches!(stored.state, State::Ended(_))).collect();
         let now = self.now();
         let mut entered = Vec::new();
         // Those above first, so that each finds its parent.
@@ -82,7 +84,9 @@ impl Sessions {
             return Err(EndReason::AgentRestart);
         }
         let tie = match &terms.members {
-            Members::Process(instance) | Members::Tree(instance) => Tie::Process { instance: *instance, pid: terms.pid },
+            Members::Process(instance) | Members::Tree(instance) => {
+                Tie::Process { instance: *instance, pid: terms.pid }
+            }
             Members::Cgroup(tie) => tie.clone(),
         };
         let mut tries = 0;
@@ -196,19 +200,14 @@ impl Sessions {
         let approval = session.approval().map(|id| self.approvals().find(&id));
         let approved = match &approval {
             None => false,
-            Some(Some(approval)) if session.state() == State::PendingApproval => {
-                if approval.is_refused() {
-                    return Some(EndReason::PolicyDenied);
-                }
-                if approval.is_pending() {
-                    // Policy may have changed its mind about asking.
-                    false
-                } else if approval.stands(now) {
-                    true
-                } else {
+            Some(Some(approval)) if session.state() == State::PendingApproval => match approval.state_at(now) {
+                ApprovalState::Denied => return Some(EndReason::PolicyDenied),
+                ApprovalState::Pending => false,
+                ApprovalState::Granted => true,
+                ApprovalState::Withdrawn | ApprovalState::Used | ApprovalState::Expired => {
                     return Some(EndReason::ApprovalRevoked);
                 }
-            }
+            },
             Some(Some(approval)) if approval.stands(now) => true,
             Some(_) => return Some(EndReason::ApprovalRevoked),
         };

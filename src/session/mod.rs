@@ -39,7 +39,7 @@ pub use self::error::SessionError;
 pub use self::live::{Session, Unusable, Used, covers};
 pub use self::model::{Boundary, Budget, EndReason, Members, SessionId, State, Terms};
 pub use self::receipt::{Disposed, Receipt};
-pub use self::token::{Minted, MintWish, Proven, ProveWish, TokenKind};
+pub use self::token::{MintWish, Minted, ProveWish, Proven, TokenKind};
 pub use self::wish::{ProcessName, Scope, UserWish, Wish};
 
 use self::approvals::Approvals;
@@ -215,7 +215,7 @@ impl Sessions {
         let candidates = self.book().around(instance.id(), uid);
         let mut found: Vec<Arc<Session>> = Vec::new();
         for session in candidates {
-            if !matches!(session.state(), State::Ended(_)) && is_member(&session, instance)? {
+            if !matches!(session.state(), State::Ended(_)) && self.is_member(&session, instance)? {
                 found.push(session);
             }
         }
@@ -251,7 +251,7 @@ impl Sessions {
         entitled: &Entitled,
     ) -> Result<Identity, SessionError> {
         let terms = session.terms();
-        if !is_member(session, instance)? {
+        if !self.is_member(session, instance)? {
             // It may have ended a moment ago, and its members are no longer known.
             if let State::Ended(reason) = session.state() {
                 return Err(SessionError::Ended(reason));
@@ -262,11 +262,28 @@ impl Sessions {
                 Members::Tree(_) => format!("process {} and its descendants", terms.pid),
             }));
         }
-        let is_its = |identity: &&Identity| {
-            identity.spiffe_id == terms.spiffe_id && identity.entry.id().as_str() == terms.entry
-        };
+        let is_its =
+            |identity: &&Identity| identity.spiffe_id == terms.spiffe_id && identity.entry.id().as_str() == terms.entry;
         let identity = entitled.identities.iter().find(is_its);
         identity.cloned().ok_or_else(|| crate::issue::Refusal::NotGranted(terms.spiffe_id.clone()).into())
+    }
+
+    /// Whether a process may act in a session, as the kernel knows it now.
+    fn is_member(&self, session: &Session, instance: &Arc<Instance>) -> Result<bool, SessionError> {
+        let looked = match &session.terms().members {
+            Members::Process(meant) => return Ok(instance.id() == meant),
+            Members::Cgroup(tie) => self.issuer().bonds.in_cgroup(instance, tie),
+            Members::Tree(_) => match session.root() {
+                Some(root) => instance.descends_from(&root),
+                None => return Ok(false),
+            },
+        };
+        match looked {
+            Ok(is) => Ok(is),
+            // The root is gone, or the process itself: either way it is none.
+            Err(LookError::Ended(_)) => Ok(false),
+            Err(unseen) => Err(crate::issue::Refusal::Look(unseen).into()),
+        }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -375,24 +392,6 @@ impl Book {
         let of_process = self.of_process.get(instance).into_iter().flatten();
         let of_groups = self.of_groups.get(&uid).into_iter().flatten();
         of_process.chain(of_groups).filter_map(|id| self.find(id.as_str())).collect()
-    }
-}
-
-/// Whether a process may act in a session, as the kernel knows it now.
-fn is_member(session: &Session, instance: &Arc<Instance>) -> Result<bool, SessionError> {
-    let looked = match &session.terms().members {
-        Members::Process(meant) => return Ok(instance.id() == meant),
-        Members::Cgroup(tie) => crate::bond::in_cgroup(instance, tie),
-        Members::Tree(_) => match session.root() {
-            Some(root) => instance.descends_from(&root),
-            None => return Ok(false),
-        },
-    };
-    match looked {
-        Ok(is) => Ok(is),
-        // The root is gone, or the process itself: either way it is none.
-        Err(LookError::Ended(_)) => Ok(false),
-        Err(unseen) => Err(crate::issue::Refusal::Look(unseen).into()),
     }
 }
 

@@ -4,14 +4,14 @@ use super::live::Token;
 use super::model::Members;
 use super::token::Call;
 use super::{Minted, Receipt, Session, SessionError, SessionId, Sessions};
-use crate::audit::Event;
+use crate::audit::{Event, Record};
 use crate::base::entropy::hex;
 use crate::issue::caller;
 use crate::peer::PeerConn;
-use crate::policy::{Action, Decision, Denial, Obligations};
+use crate::policy::{Action, Decision, Denial};
 use crate::proof::{ProofTarget, SignedProof};
 
-pub(super) fn started(peer: &PeerConn, session: &Session, decision: &Verdict<'_>) -> Event {
+pub(super) fn started(peer: &PeerConn, session: &Session, decision: &Decision) -> Record {
     let terms = session.terms();
     Event::SessionStarted {
         caller: caller(peer),
@@ -36,23 +36,10 @@ pub(super) fn started(peer: &PeerConn, session: &Session, decision: &Verdict<'_>
         not_after: terms.expires_at,
         approval: session.approval(),
         policies: decision.policies.to_vec(),
-        set: decision.set.to_owned(),
+        set: decision.set.to_string(),
         state: session.state().as_str(),
     }
     .redacted(&decision.obligations.redact)
-}
-
-/// What is written down of a decision.
-pub(super) struct Verdict<'a> {
-    pub(super) policies: &'a [String],
-    pub(super) set: &'a str,
-    pub(super) obligations: &'a Obligations,
-}
-
-impl<'a> From<&'a Decision> for Verdict<'a> {
-    fn from(decision: &'a Decision) -> Self {
-        Self { policies: &decision.policies, set: &decision.set, obligations: &decision.obligations }
-    }
 }
 
 /// Who acts, as the ledger writes ties.
@@ -88,7 +75,7 @@ pub(super) fn ended(receipt: &Receipt, by: &str) -> Event {
     }
 }
 
-pub(super) fn minted(peer: &PeerConn, minted: &Minted, approval: Option<&str>, decision: &Decision) -> Event {
+pub(super) fn minted(peer: &PeerConn, minted: &Minted, approval: Option<&str>, decision: &Decision) -> Record {
     let terms = minted.session.terms();
     Event::TokenMinted {
         caller: caller(peer),
@@ -117,7 +104,7 @@ pub(super) fn proven(
     token: Option<&Token>,
     proof: &SignedProof,
     decision: &Decision,
-) -> Event {
+) -> Record {
     let terms = session.terms();
     Event::ProofMade {
         caller: caller(peer),
@@ -150,6 +137,13 @@ pub(super) struct Wanted<'a> {
     pub(super) arguments: Option<[u8; 32]>,
 }
 
+impl<'a> Wanted<'a> {
+    /// Of a session as a whole.
+    pub(super) fn session(action: Action, session: &'a str) -> Self {
+        Self { action, session, txn: "", target: "", tool: "", arguments: None }
+    }
+}
+
 impl Sessions {
     /// Counts and audits a refusal on its way out.
     pub(super) fn recorded<T>(
@@ -176,7 +170,7 @@ impl Sessions {
                 caller: caller(peer),
                 session: terms.map(|terms| terms.id.to_string()),
                 txn: wanted.txn.to_owned(),
-                what: what.to_owned(),
+                what,
                 detail: error.to_string(),
             });
         } else if decided || terms.is_some() {

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 
 use super::approvals::Asked;
 use super::live::{Bearer, Token, agent, facts};
+use super::record::Wanted;
 use super::wish::{check_scope, check_target, check_tool, check_txn, is_within};
 use super::{EndReason, Session, SessionError, Sessions, Unusable};
 use crate::attest::Attested;
@@ -17,8 +18,8 @@ use crate::id::SpiffeId;
 use crate::issue::{Entitled, ProofScheme, Refusal};
 use crate::ledger::{self, Reason};
 use crate::peer::PeerConn;
-use crate::policy::{Action, Decision, Denial, Effect, Question, ToolFacts};
-use crate::proof::{Actor, LIFETIME, ProofTarget, SessionClaims, SignedProof, SubjectId, TetherClaims, TargetUri};
+use crate::policy::{Action, Denial, Effect, MintGrant, Question, ToolFacts};
+use crate::proof::{Actor, LIFETIME, ProofTarget, SessionClaims, SignedProof, SubjectId, TargetUri, TetherClaims};
 use crate::registry::Identity;
 use crate::wit::WitSession;
 
@@ -136,7 +137,9 @@ impl Sessions {
             }
         };
         let minted = minted.await;
-        self.recorded(peer, id, Action::Mint, minted)
+        let wanted =
+            Wanted { action: Action::Mint, session: id, txn: "", target: &wish.target, tool: "", arguments: None };
+        self.recorded(peer, wanted, minted)
     }
 
     /// Proves one request in a session the caller is a member of.
@@ -145,7 +148,15 @@ impl Sessions {
     /// [`SessionError`]; a budget that is spent ends the session.
     pub async fn prove(&self, peer: &PeerConn, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
         let proven = self.prove_inner(peer, id, wish).await;
-        self.recorded(peer, id, Action::Call(effect_of(wish)), proven)
+        let wanted = Wanted {
+            action: Action::Call(effect_of(wish)),
+            session: id,
+            txn: &wish.txn,
+            target: wish.target.uri.as_str(),
+            tool: &wish.tool,
+            arguments: wish.arguments_sha256,
+        };
+        self.recorded(peer, wanted, proven)
     }
 
     async fn prove_inner(&self, peer: &PeerConn, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
@@ -195,7 +206,8 @@ impl Sessions {
         let proof = self.issuer().held.prove_in_session(permit, terms.id.as_str(), proof, &wish.target, now)?;
         {
             let mut inner = session.inner();
-            inner.last_proof_until = Some(inner.last_proof_until.map_or(proof.expires_at, |at| at.max(proof.expires_at)));
+            inner.last_proof_until =
+                Some(inner.last_proof_until.map_or(proof.expires_at, |at| at.max(proof.expires_at)));
         }
         let event = super::record::proven(peer, &session, &call, &wish.target, token.as_ref(), &proof, &decision);
         self.issuer().audit.before(event)?;
@@ -246,15 +258,17 @@ impl Sessions {
         let Member { session, entitled, identity, .. } = member;
         let terms = session.terms();
         let scopes = self.narrowed(session, target, scopes)?;
-        let (decision, approval) = self.may_mint(session, target, TokenKind::Wit).await?;
+        let (permit, approval) = self.may_mint(session, target, TokenKind::Wit).await?;
+        let decision = permit.decision().clone();
         let one_use = one_use || decision.obligations.one_use || terms.boundary == super::Boundary::ToolCall;
         self.spend(session, 1, 0).await?;
         let now = self.now();
         let Some(confirmation) = self.issuer().held.session_key(terms.id.as_str()) else {
             return Err(SessionError::Ended(session.state().end_reason().unwrap_or(EndReason::AgentRestart)));
         };
-        let grant = self.issuer().policy.issue_wit(&entitled.attested, identity, now).map_err(SessionError::Denied)?;
-        let grant = grant.until(session.ends_at());
+        let entry = self.issuer().policy.issue_wit(&entitled.attested, identity, now)?;
+        let ends = entry.not_after(now).min(session.ends_at());
+        let grant = permit.into_wit((ends - now).unsigned_abs(), Some(ends));
         let claim = WitSession {
             sid: terms.id.to_string(),
             target: target.to_owned(),
@@ -298,7 +312,12 @@ impl Sessions {
             one_use,
             binding: terms.binding,
         };
-        self.issuer().audit.before(super::record::minted(member.peer, &minted, &decision))?;
+        self.issuer().audit.before(super::record::minted(
+            member.peer,
+            &minted,
+            token.approval.as_deref(),
+            &decision,
+        ))?;
         // One that is good for one proof belongs to whoever asked for it: the caller, or the proof it was minted for.
         session.keep_token(Token { one_use: one_use && !for_caller, ..token }, now);
         self.look_again(member, now)?;
@@ -308,13 +327,16 @@ impl Sessions {
     async fn mint_jwt(&self, member: &Member<'_>, audience: &str, scopes: &[String]) -> Result<Minted, SessionError> {
         let Member { session, entitled, identity, .. } = member;
         let scopes = self.narrowed(session, audience, scopes)?;
-        let (decision, approval) = self.may_mint(session, audience, TokenKind::Jwt).await?;
+        let (permit, approval) = self.may_mint(session, audience, TokenKind::Jwt).await?;
+        let decision = permit.decision().clone();
         self.spend(session, 1, 0).await?;
         let now = self.now();
         let audiences = [audience.to_owned()];
         let issuer = self.issuer();
-        let grant = issuer.policy.issue_jwt(&entitled.attested, identity, &audiences, now).map_err(SessionError::Denied)?;
-        let grant = grant.until(session.ends_at());
+        let entry = issuer.policy.issue_jwt(&entitled.attested, identity, &audiences, now)?;
+        let ends = entry.not_after(now).min(session.ends_at());
+        // Policy was asked about a bearer token, so there is one.
+        let grant = permit.into_jwt((ends - now).unsigned_abs(), Some(ends)).ok_or(SessionError::NotFound)?;
         let signed = entitled.trust.signers().sign_jwt(grant, now).await.map_err(Refusal::Authority)?;
         let one_use = decision.obligations.one_use
             || session.terms().boundary == super::Boundary::ToolCall
@@ -341,7 +363,7 @@ impl Sessions {
             one_use,
             binding: BEARER,
         };
-        issuer.audit.before(super::record::minted(member.peer, &minted, &decision))?;
+        issuer.audit.before(super::record::minted(member.peer, &minted, approval.as_deref(), &decision))?;
         {
             let mut inner = session.inner();
             inner.bearers.retain(|known| known.expires_at > now);
@@ -375,14 +397,13 @@ impl Sessions {
         session: &Arc<Session>,
         target: &str,
         kind: TokenKind,
-    ) -> Result<(Decision, Option<String>), SessionError> {
+    ) -> Result<(MintGrant, Option<String>), SessionError> {
         let tool = ToolFacts { uri: target, method: "", name: "", arguments_sha256: "", kind: kind.as_str() };
         let mint = |approved| {
             let question = in_session(session, Action::Mint, tool, approved, self.now());
             self.issuer().policy.mint_token(&question)
         };
-        let (permit, approval) = self.with_approval(session, Action::Mint, tool, mint).await?;
-        Ok((permit.into_decision(), approval))
+        self.with_approval(session, Action::Mint, tool, mint).await
     }
 
     /// Asks policy; where it wants a person's word and that was given, uses one of its uses up.
@@ -427,7 +448,8 @@ impl Sessions {
     async fn spend(&self, session: &Arc<Session>, tokens: u32, calls: u32) -> Result<(), SessionError> {
         let spent = {
             let book = self.book();
-            let lineage: Vec<_> = book.lineage(&session.terms().id).iter().filter_map(|id| book.find(id.as_str())).collect();
+            let lineage: Vec<_> =
+                book.lineage(&session.terms().id).iter().filter_map(|id| book.find(id.as_str())).collect();
             let spent = lineage.iter().find_map(|session| {
                 let (used, budget) = (session.used(), session.terms().budget);
                 let over = |used: u32, more: u32, most: u32| most != 0 && used.saturating_add(more) > most;

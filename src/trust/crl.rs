@@ -414,12 +414,14 @@ fn reason(reason: Reason) -> RevocationReason {
         | Reason::UnitStopped
         | Reason::CgroupEmpty
         | Reason::Rebooted
-        | Reason::AgentRestart => RevocationReason::CessationOfOperation,
+        | Reason::AgentRestart
+        | Reason::SessionEnded => RevocationReason::CessationOfOperation,
         Reason::NoLongerMatches
         | Reason::EntryGone
         | Reason::EntryDisabled
         | Reason::EntryExpired
         | Reason::AuthorityRevoked
+        | Reason::ApprovalWithdrawn
         | Reason::Operator => RevocationReason::PrivilegeWithdrawn,
     }
 }

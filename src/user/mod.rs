@@ -63,3 +63,50 @@ impl fmt::Display for User {
         }
     }
 }
+
+/// Proves people.
+#[derive(Clone, Debug, Default)]
+pub struct Users;
+
+/// Why a person cannot be proven.
+#[derive(Debug, thiserror::Error)]
+pub enum UserError {
+    /// The kernel knows no login.
+    #[error("the kernel knows no login of the process")]
+    NoLogin,
+}
+
+impl UserError {
+    /// A stable label.
+    pub fn as_str(&self) -> &'static str {
+        "no_login"
+    }
+}
+
+/// A person that is held.
+#[derive(Debug)]
+pub struct UserHold;
+
+impl UserHold {
+    /// Waits for the end.
+    pub async fn ended(&self) {
+        std::future::pending().await
+    }
+}
+
+impl Users {
+    /// Who logged in.
+    pub async fn local(&self, _: &crate::peer::Instance) -> Result<User, UserError> {
+        Err(UserError::NoLogin)
+    }
+
+    /// Whom a token names.
+    pub async fn of_token(&self, _: &str) -> Result<User, UserError> {
+        Err(UserError::NoLogin)
+    }
+
+    /// Until it ends.
+    pub async fn hold(&self, _: &User) -> Result<UserHold, UserError> {
+        Ok(UserHold)
+    }
+}
