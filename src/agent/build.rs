@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use super::{AgentState, Bound, Deps, Parts, StartError, observer};
 use crate::api::admin::{Admin, Reloadable, Roles, StatusSource};
 use crate::api::gate::RoleLayer;
-use crate::attest::{Attestation, Attestors};
+use crate::attest::{Attestation, Attestors, Launches};
 use crate::authority::Authority;
 use crate::authority::keys::KeyStore;
 use crate::base::durable;
@@ -24,10 +24,13 @@ use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
 use crate::policy::{Lifetimes, Policy};
 use crate::registry::{self, Registry, parse_entry};
+use crate::session::approvals::Approvals;
+use crate::session::{self, Sessions};
 use crate::store::{Change, Expect, Space, Store, StoreError};
 use crate::sys::Kernel;
 use crate::sys::harden::Hardening;
 use crate::trust::{Crls, Trust};
+use crate::user::Users;
 use crate::verify::{NoTasks, Verifier};
 
 /// The parts of `/readyz`.
@@ -105,6 +108,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     super::kept::take_back(&issuer).await?;
     // Before anything can be answered: what died while there was no agent no longer stands.
     let ends = Ends::resume(issuer.clone(), instances.clone(), new_ties).await?;
+    let sessions = open_sessions(&config, &node, &issuer, &store, &deps).await?;
 
     let observer = observer(deps.audit.clone(), metrics.clone());
     let listener = |limits| ListenerConfig {
@@ -187,6 +191,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             trust,
             registry,
             issuer,
+            sessions,
             verifier,
             ends,
             workload,
@@ -241,6 +246,30 @@ async fn open_ledger(
     let (node, boot, clock) = (node.to_owned(), instances.boot(), deps.clock.clone());
     let opened = tokio::task::spawn_blocking(move || Ledger::open(&dir, &node, boot, clock, limits)).await;
     Ok(opened.map_err(|_| LedgerError::Stopping)??)
+}
+
+/// The sessions, with those that go on from before a restart.
+async fn open_sessions(
+    config: &Config,
+    node: &str,
+    issuer: &Arc<Issuer>,
+    store: &Store,
+    deps: &Deps,
+) -> Result<Sessions, StartError> {
+    let Deps { clock, entropy, audit, .. } = deps.clone();
+    let parts = session::Parts {
+        issuer: issuer.clone(),
+        users: Users::default(),
+        approvals: Approvals::open(store.clone(), clock, entropy, audit).await?,
+        launches: Launches::default(),
+        settings: config.session_settings(),
+        node: node.to_owned(),
+    };
+    let dir = config.state_dir.join("sessions");
+    let opened = tokio::task::spawn_blocking(move || Sessions::open(parts, &dir)).await;
+    let (sessions, interrupted) = opened.map_err(|_| LedgerError::Stopping)??;
+    sessions.resume(interrupted).await;
+    Ok(sessions)
 }
 
 /// The registry, and the stored entries that cannot be used: they must not keep the agent from starting.

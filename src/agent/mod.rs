@@ -37,6 +37,8 @@ use crate::issue::Issuer;
 use crate::ledger::LedgerError;
 use crate::peer::{Listener, Observer};
 use crate::registry::{Registry, RegistryError};
+use crate::session::Sessions;
+use crate::session::approvals::ApprovalError;
 use crate::store::StoreError;
 use crate::sys::socket::SocketError;
 use crate::telemetry::LogLevel;
@@ -93,6 +95,9 @@ pub enum StartError {
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The approvals cannot be read.
+    #[error(transparent)]
+    Approvals(#[from] ApprovalError),
     /// The first revocation lists cannot be signed.
     #[error(transparent)]
     Crl(#[from] CrlError),
@@ -169,6 +174,7 @@ struct Parts {
     trust: Arc<Trust>,
     registry: Registry,
     issuer: Arc<Issuer>,
+    sessions: Sessions,
     verifier: Arc<Verifier>,
     ends: Ends,
     workload: Listener,
@@ -218,8 +224,9 @@ impl Bound {
 
         let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
         let offered = state.config().sessions.enabled;
+        duties.spawn(self.parts.sessions.clone().keep_judging(watcher.clone()));
         let verifier = VerifierApi::new(self.parts.verifier.clone());
-        let sessions = offered.then(|| (SessionApi::new(issuer.clone(), watcher.clone()), verifier));
+        let sessions = offered.then(|| (SessionApi::new(self.parts.sessions.clone(), watcher.clone()), verifier));
         duties.spawn(self.parts.ends.run(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();

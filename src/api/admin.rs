@@ -30,6 +30,7 @@ use crate::store::Store;
 use crate::telemetry::LogLevel;
 use crate::trust::{CrlSet, Trust};
 
+pub(crate) use self::credentials::meaning as binding_meaning;
 pub use self::entries::stored_entries;
 pub use self::roles::{Role, Roles};
 

@@ -11,7 +11,9 @@ use crate::base::quota::Full;
 use crate::held::HeldError;
 use crate::issue::{Invalid, Refusal};
 use crate::peer::{InstanceError, LookError};
-use crate::proto::DENIAL_METADATA;
+use crate::proto::{APPROVAL_METADATA, DENIAL_METADATA, SESSION_END_METADATA};
+use crate::session::approvals::ApprovalError;
+use crate::session::{EndReason, SessionError};
 use crate::store::StoreError;
 use crate::trust::TrustError;
 
@@ -66,6 +68,72 @@ pub fn refused(refusal: &Refusal) -> Status {
         status.metadata_mut().insert(DENIAL_METADATA, MetadataValue::from_static(refusal.as_str()));
     }
     status
+}
+
+/// Something about a session is refused. FailedPrecondition says that the same call may do later, or in another session.
+pub fn session(error: &SessionError) -> Status {
+    let code = match error {
+        SessionError::Refused(refusal) => return refused(refusal),
+        SessionError::NotFound | SessionError::NoProcess(_) => Code::NotFound,
+        SessionError::Field { .. } | SessionError::Ambiguous(_) | SessionError::InNone => Code::InvalidArgument,
+        SessionError::NotMember(_)
+        | SessionError::Exceeds { .. }
+        | SessionError::Target(_)
+        | SessionError::Scope(_)
+        | SessionError::Denied(_)
+        | SessionError::User(_)
+        | SessionError::Launch(_) => Code::PermissionDenied,
+        SessionError::StepUp { .. }
+        | SessionError::Pending
+        | SessionError::Suspended
+        | SessionError::Ended(_)
+        | SessionError::Budget(_)
+        | SessionError::Clock(_) => Code::FailedPrecondition,
+        SessionError::Approval(error) => approval(error),
+        SessionError::TooMany(_) => Code::ResourceExhausted,
+        SessionError::Held(error) => held(error),
+        SessionError::Bond(_) | SessionError::Unheld(_) | SessionError::Journal(_) | SessionError::Audit(_) => {
+            Code::Unavailable
+        }
+    };
+    let text = match error {
+        SessionError::TooMany(full) => return too_many_sessions(*full),
+        error => chain(error),
+    };
+    let mut status = Status::new(code, text);
+    let metadata = status.metadata_mut();
+    metadata.insert(DENIAL_METADATA, MetadataValue::from_static(error.as_str()));
+    let ended = match error {
+        SessionError::Ended(reason) => Some(reason.as_str()),
+        SessionError::Budget(_) => Some(EndReason::BudgetSpent.as_str()),
+        _ => None,
+    };
+    if let Some(reason) = ended {
+        metadata.insert(SESSION_END_METADATA, MetadataValue::from_static(reason));
+    }
+    if let SessionError::StepUp { approval, .. } = error
+        && let Ok(approval) = MetadataValue::try_from(approval)
+    {
+        metadata.insert(APPROVAL_METADATA, approval);
+    }
+    status
+}
+
+fn too_many_sessions(full: Full) -> Status {
+    Status::resource_exhausted(too_many("sessions", full).message().to_owned())
+}
+
+fn approval(error: &ApprovalError) -> Code {
+    match error {
+        ApprovalError::Unknown(_) => Code::NotFound,
+        ApprovalError::OwnAgent(_) | ApprovalError::OwnUser(_) | ApprovalError::Refused(_) => Code::PermissionDenied,
+        ApprovalError::Decided { .. } | ApprovalError::NotUsable { .. } => Code::FailedPrecondition,
+        ApprovalError::TooManyOfSession(_) | ApprovalError::TooManyOfUid { .. } | ApprovalError::TooMany(_) => {
+            Code::ResourceExhausted
+        }
+        ApprovalError::Text { .. } | ApprovalError::Terms => Code::InvalidArgument,
+        ApprovalError::Store(_) | ApprovalError::Stopping => Code::Unavailable,
+    }
 }
 
 fn held(error: &HeldError) -> Code {

@@ -112,10 +112,20 @@ settings! {
 }
 
 settings! {
-    /// Keys that tether holds for workloads, and proofs made with them: tether.session.v1 on the workload socket.
+    /// Tasks, keys that tether holds for workloads, and proofs made with them: tether.session.v1 on the workload socket.
     pub struct Sessions {
         /// Whether these services are offered.
         enabled: bool = true;
+        /// How long a session lasts that does not say.
+        default_ttl: Duration = 15 * MINUTE;
+        /// How long a session lasts at most, whatever it says.
+        max_ttl: Duration = 8 * 60 * MINUTE;
+        /// How many sessions may be above one: how often a task can be handed on.
+        max_depth: u32 = 8;
+        /// Sessions of one uid that have not ended.
+        per_uid: u32 = 4_096;
+        /// Sessions that have not ended.
+        total: u32 = 65_536;
     }
 }
 

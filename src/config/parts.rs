@@ -6,7 +6,7 @@ use crate::api::serve;
 use crate::authority::{self, DiskFiles};
 use crate::base::quota::{Quota, Turns};
 use crate::sys::Kernel;
-use crate::{attest, ledger, peer, registry};
+use crate::{attest, ledger, peer, registry, session};
 
 use super::{AuthorityKind, Config, KernelInterfaces};
 
@@ -72,6 +72,19 @@ impl Config {
                 patience: patience(systemd.patience),
                 ..systemd
             },
+        }
+    }
+
+    /// What sessions may be.
+    pub fn session_settings(&self) -> session::Settings {
+        let section = &self.sessions;
+        session::Settings {
+            default_ttl: section.default_ttl.min(section.max_ttl),
+            max_ttl: section.max_ttl,
+            max_depth: section.max_depth,
+            per_uid: index(section.per_uid),
+            total: index(section.total),
+            introspect_url: None,
         }
     }
 

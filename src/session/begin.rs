@@ -280,7 +280,8 @@ impl Sessions {
     ) -> Result<(), SessionError> {
         let issuer = self.issuer();
         if session.state() == State::Active {
-            issuer.held.begin_session(session.terms().id.as_str()).await?;
+            let key = issuer.held.begin_session(session.terms().id.as_str()).await?;
+            session.inner().key_thumbprint = Some(key.key().thumbprint());
         }
         issuer.audit.before(super::record::started(peer, session, decision))?;
         self.write(session)?;
@@ -315,9 +316,10 @@ impl Sessions {
         // Asked again, because much may have happened since.
         let _permitted = self.issuer().policy.start_session(&question)?;
         self.approvals().use_up(&approval.id).await?;
-        self.issuer().held.begin_session(terms.id.as_str()).await?;
+        let key = self.issuer().held.begin_session(terms.id.as_str()).await?;
         {
             let mut inner = session.inner();
+            inner.key_thumbprint = Some(key.key().thumbprint());
             // Ended while it got its key: then nobody else wipes that.
             if let Some(reason) = inner.ending {
                 drop(inner);

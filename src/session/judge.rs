@@ -76,8 +76,9 @@ impl Sessions {
             return Err(EndReason::ParentEnded);
         }
         let waits = session.state() == State::PendingApproval;
-        if !waits && self.issuer().held.session_key(terms.id.as_str()).is_none() {
-            return Err(EndReason::AgentRestart);
+        if !waits {
+            let key = self.issuer().held.session_key(terms.id.as_str()).ok_or(EndReason::AgentRestart)?;
+            session.inner().key_thumbprint = Some(key.key().thumbprint());
         }
         if !terms.launched.is_empty() {
             // What was measured is known to the agent that measured it alone.

@@ -88,6 +88,7 @@ pub(super) struct Inner {
     /// Whoever acts: held as long as the session lives.
     pub(super) hold: Option<Arc<Hold>>,
     pub(super) launched: Option<Launched>,
+    pub(super) key_thumbprint: Option<String>,
     /// The latest time that was seen.
     latest: OffsetDateTime,
 }
@@ -158,6 +159,16 @@ impl Session {
     /// What was disposed of when it ended.
     pub fn receipt(&self) -> Option<Arc<Receipt>> {
         self.inner().receipt.clone()
+    }
+
+    /// The thumbprint (RFC 7638) of its key, once it has one; also when that is wiped.
+    pub fn key_thumbprint(&self) -> Option<String> {
+        self.inner().key_thumbprint.clone()
+    }
+
+    /// Who acts, as the audit log has it.
+    pub fn members_text(&self) -> String {
+        super::record::tie_text(self)
     }
 
     /// For policy: the session.
@@ -252,6 +263,7 @@ impl Inner {
             receipt: None,
             hold: None,
             launched: None,
+            key_thumbprint: None,
             latest: now,
         }
     }

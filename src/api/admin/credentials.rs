@@ -368,7 +368,7 @@ fn view(credential: Credential) -> wire::CredentialView {
 }
 
 /// A binding level in a line: what a thief needs.
-fn meaning(level: u8) -> &'static str {
+pub(crate) fn meaning(level: u8) -> &'static str {
     match level {
         0 => "bearer: whoever has it can use it, except at verifiers that ask tether",
         1 => "its key is in the workload: whoever copies the key can use it, except at verifiers that enforce our CRL",

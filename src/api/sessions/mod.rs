@@ -1,5 +1,6 @@
 //! `tether.session.v1` over the real caller: translates, decides nothing.
 
+mod tasks;
 mod verifier;
 
 use std::collections::HashMap;
@@ -16,12 +17,15 @@ use crate::base::drain;
 use crate::held::{HeldCredential, Holds};
 use crate::id::SpiffeId;
 use crate::issue::{HeldX509State, Issuer, OnBehalfOf, ProofRequest, ProofScheme, Refusal};
+use crate::peer::PeerConn;
 use crate::proof::{BodyDigest, Method, ProofTarget, TargetUri};
 use crate::proto::session as wire;
 use crate::proto::session::prove_request::Scheme;
-use crate::proto::session::sessions_server::Sessions;
+use crate::proto::session::sessions_server::Sessions as Service;
+use crate::session::{ProveWish, Sessions};
 use crate::stream::{Update, updates};
 
+pub(crate) use self::tasks::{state_view, view};
 pub use self::verifier::VerifierApi;
 
 /// The header that carries a WIT (draft-ietf-wimse-workload-creds).
@@ -32,60 +36,53 @@ const MAX_TEXT_BYTES: usize = 16 * 1024;
 /// Sessions, and keys that never leave.
 #[derive(Clone, Debug)]
 pub struct SessionApi {
+    sessions: Sessions,
     issuer: Arc<Issuer>,
     drain: drain::Watcher,
 }
 
 impl SessionApi {
-    /// Serves what `issuer` holds until `drain` begins.
-    pub fn new(issuer: Arc<Issuer>, drain: drain::Watcher) -> Self {
-        Self { issuer, drain }
+    /// Serves `sessions`, and what their issuer holds, until `drain` begins.
+    pub fn new(sessions: Sessions, drain: drain::Watcher) -> Self {
+        Self { issuer: sessions.issuer().clone(), sessions, drain }
     }
 }
 
 #[tonic::async_trait]
-impl Sessions for SessionApi {
+impl Service for SessionApi {
     type HoldX509Stream = Updates<wire::HoldX509Response>;
     type WatchStream = Updates<wire::Session>;
 
     async fn start(&self, request: Request<wire::StartRequest>) -> Result<Response<wire::Session>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        self.start_task(request).await
     }
 
     async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::Session>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        self.get_task(request).await
     }
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        self.list_tasks(request).await
     }
 
     async fn heartbeat(&self, request: Request<wire::HeartbeatRequest>) -> Result<Response<wire::Session>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        self.beat(request).await
     }
 
     async fn mint(&self, request: Request<wire::MintRequest>) -> Result<Response<wire::MintResponse>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        self.mint_token(request).await
     }
 
     async fn delegate(&self, request: Request<wire::DelegateRequest>) -> Result<Response<wire::Session>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        self.delegate_task(request).await
     }
 
     async fn end(&self, request: Request<wire::EndRequest>) -> Result<Response<wire::DisposalReceipt>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        self.end_task(request).await
     }
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        self.watch_tasks(request).await
     }
 
     async fn hold_x509(
@@ -164,6 +161,15 @@ impl Sessions for SessionApi {
             },
         };
         let key = Some(request.key.as_str()).filter(|key| !key.is_empty());
+        if let Some(session) = self.session_of(&peer, &request).await? {
+            if key.is_some() || request.on_behalf_of.is_some() {
+                return Err(status::bad_field(
+                    "session",
+                    "has a key of its own, which nobody uses for another process",
+                ));
+            }
+            return self.prove_in_session(&peer, &session, &request, target, scheme).await;
+        }
         let proving = ProofRequest { key, target, scheme };
         let proven = self.issuer.prove(&peer, &proving, request.on_behalf_of.map(on_behalf_of)).await;
         let (proof, key) = proven.map_err(|refusal| status::refused(&refusal))?;
@@ -176,6 +182,62 @@ impl Sessions for SessionApi {
         };
         let expires_at = rfc3339(proof.expires_at);
         Ok(Response::new(wire::ProveResponse { headers, expires_at, ..wire::ProveResponse::default() }))
+    }
+}
+
+impl SessionApi {
+    /// The session a request is to be proven in: the one it names, or the one its caller is in.
+    async fn session_of(&self, peer: &PeerConn, request: &wire::ProveRequest) -> Result<Option<String>, Status> {
+        if !request.session.is_empty() {
+            return match request.without_session {
+                true => Err(status::bad_field("session", "is there although `without_session` is set")),
+                false => Ok(Some(request.session.clone())),
+            };
+        }
+        if request.without_session || !request.key.is_empty() || request.on_behalf_of.is_some() {
+            return Ok(None);
+        }
+        let session = self.sessions.innermost(peer).await.map_err(|error| status::session(&error))?;
+        Ok(session.map(|session| session.terms().id.to_string()))
+    }
+
+    async fn prove_in_session(
+        &self,
+        peer: &PeerConn,
+        session: &str,
+        request: &wire::ProveRequest,
+        target: ProofTarget,
+        scheme: ProofScheme<'_>,
+    ) -> Result<Response<wire::ProveResponse>, Status> {
+        let arguments_sha256 = match request.arguments_sha256.len() {
+            0 => None,
+            _ => Some(<[u8; 32]>::try_from(&request.arguments_sha256[..]).map_err(|_| {
+                let length = request.arguments_sha256.len();
+                status::bad_field("arguments_sha256", format!("has {length} bytes, not 32"))
+            })?),
+        };
+        let wish = ProveWish {
+            target,
+            scheme,
+            tool: request.tool.clone(),
+            arguments_sha256,
+            effect: tasks::effect(request.effect)?,
+            txn: request.txn.clone(),
+        };
+        let proven = self.sessions.prove(peer, session, &wish).await.map_err(|error| status::session(&error))?;
+        let headers = match &proven.wit {
+            Some(wit) => HashMap::from([
+                (WIT_HEADER.to_owned(), wit.to_string()),
+                ("Authorization".to_owned(), format!("WPT {}", proven.proof.token)),
+            ]),
+            None => HashMap::from([("DPoP".to_owned(), proven.proof.token)]),
+        };
+        Ok(Response::new(wire::ProveResponse {
+            headers,
+            expires_at: rfc3339(proven.proof.expires_at),
+            session: proven.session.terms().id.to_string(),
+            txn: proven.txn,
+        }))
     }
 }
 
