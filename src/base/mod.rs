@@ -11,6 +11,8 @@ pub mod entropy;
 pub mod exhaustion;
 #[cfg(feature = "agent")]
 pub mod frames;
+#[cfg(feature = "agent")]
+pub mod mistake;
 pub mod secret;
 #[cfg(feature = "agent")]
 pub mod quota;

@@ -3,7 +3,15 @@
 //! A yes is a grant, a value with a private constructor that the authority consumes by signing: nothing can be
 //! signed without one, and nothing else makes one. Deciding is pure: no I/O, no clock of its own.
 
+mod compile;
+mod facts;
+mod grant;
+mod live;
 mod question;
+mod rule;
+mod scan;
+mod set;
+mod words;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,15 +19,24 @@ use std::time::Duration;
 
 use thiserror::Error;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use crate::attest::Attested;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::proof::TargetUri;
 use crate::registry::{EntryId, Identity};
 
+use self::grant::Permitted;
+
+pub use self::compile::{BuiltIn, Compiled, MAX_POLICIES, PolicyFile, compile};
+pub use self::grant::{Call, Checks, JwtGrant, KeyUse, MintGrant, Permit, Start, WitGrant, X509Grant};
+pub use self::live::Policies;
 pub use self::question::{
     Action, AgentFacts, Decision, Effect, IssueFacts, Obligations, Question, SessionFacts, ToolFacts,
 };
+pub use self::rule::{PolicyOrigin, Rule};
+pub use self::set::PolicySet;
+pub use self::words::SCHEMA;
 
 /// Why an identity that matches is not issued.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -49,6 +66,43 @@ pub enum Denial {
     /// No entry of the asking process lists the URI.
     #[error("no registration entry of the calling process lists `{0}` under `serves`")]
     NotServed(TargetUri),
+    /// A policy forbids it, or none permits it.
+    #[error("{}", refused(action, what, policies, errors))]
+    Policy {
+        /// What was to be done.
+        action: Action,
+        /// By whom, and where to.
+        what: String,
+        /// The policies that forbid it.
+        policies: Arc<[String]>,
+        /// Policies that could not be evaluated, with why.
+        errors: Vec<String>,
+    },
+    /// Policy permits it once a person agreed.
+    #[error("policy wants a person to agree to `{action}` first: {why} ({})", policies.join(", "))]
+    StepUp {
+        /// What is to be done.
+        action: Action,
+        /// What policy tells the person.
+        why: String,
+        /// The policies that permit it.
+        policies: Arc<[String]>,
+    },
+}
+
+/// Says what refused, and what to do about it.
+fn refused(action: &Action, what: &str, policies: &[String], errors: &[String]) -> String {
+    let see = "`tether policy explain` shows why";
+    if !policies.is_empty() {
+        return format!("policy `{}` forbids `{action}` for {what}: {see}", policies.join("`, `"));
+    }
+    if !errors.is_empty() {
+        return format!(
+            "`{action}` for {what} is refused because of policies that cannot be evaluated: {}",
+            errors.join("; ")
+        );
+    }
+    format!("no policy permits `{action}` for {what}: add a permit to a `.cedar` file in `policies_dir`; {see}")
 }
 
 impl Denial {
@@ -60,122 +114,10 @@ impl Denial {
             Self::Executable { .. } => "executable",
             Self::NotDelegate => "not_delegate",
             Self::NotServed(_) => "not_served",
+            Self::Policy { .. } => "policy_denied",
+            Self::StepUp { .. } => "step_up",
         }
     }
-}
-
-/// Permission to sign one X.509-SVID.
-#[must_use = "a grant is permission to sign; drop it only to refuse"]
-#[derive(Debug)]
-pub struct X509Grant {
-    spiffe_id: SpiffeId,
-    dns_names: Vec<String>,
-    ttl: Duration,
-    ends: Option<OffsetDateTime>,
-}
-
-impl X509Grant {
-    /// For whom.
-    pub fn spiffe_id(&self) -> &SpiffeId {
-        &self.spiffe_id
-    }
-
-    /// DNS names for the certificate.
-    pub fn dns_names(&self) -> &[String] {
-        &self.dns_names
-    }
-
-    /// How long the SVID may live, counted from `now`: never beyond the end of its entry.
-    pub fn not_after(&self, now: OffsetDateTime) -> OffsetDateTime {
-        not_after(now, self.ttl, self.ends)
-    }
-}
-
-/// Permission to sign one JWT-SVID.
-#[must_use = "a grant is permission to sign; drop it only to refuse"]
-#[derive(Debug)]
-pub struct JwtGrant {
-    spiffe_id: SpiffeId,
-    audience: Vec<String>,
-    ttl: Duration,
-    ends: Option<OffsetDateTime>,
-}
-
-impl JwtGrant {
-    /// For whom.
-    pub fn spiffe_id(&self) -> &SpiffeId {
-        &self.spiffe_id
-    }
-
-    /// For which audiences, exactly.
-    pub fn audience(&self) -> &[String] {
-        &self.audience
-    }
-
-    /// How long the SVID may live, counted from `now`: never beyond the end of its entry.
-    pub fn not_after(&self, now: OffsetDateTime) -> OffsetDateTime {
-        not_after(now, self.ttl, self.ends)
-    }
-}
-
-/// Permission to sign one WIT-SVID.
-#[must_use = "a grant is permission to sign; drop it only to refuse"]
-#[derive(Debug)]
-pub struct WitGrant {
-    spiffe_id: SpiffeId,
-    ttl: Duration,
-    ends: Option<OffsetDateTime>,
-}
-
-impl WitGrant {
-    /// For whom.
-    pub fn spiffe_id(&self) -> &SpiffeId {
-        &self.spiffe_id
-    }
-
-    /// How long the SVID may live, counted from `now`: never beyond the end of its entry.
-    pub fn not_after(&self, now: OffsetDateTime) -> OffsetDateTime {
-        not_after(now, self.ttl, self.ends)
-    }
-}
-
-/// Permission to use one key that is held for an identity, once.
-#[must_use = "a permit is permission to sign; drop it only to refuse"]
-#[derive(Debug)]
-pub struct KeyUse {
-    spiffe_id: SpiffeId,
-    entry: EntryId,
-}
-
-impl KeyUse {
-    /// The identity whose key it is.
-    pub fn spiffe_id(&self) -> &SpiffeId {
-        &self.spiffe_id
-    }
-
-    /// The entry that gives it.
-    pub fn entry(&self) -> &EntryId {
-        &self.entry
-    }
-}
-
-/// Permission to have proofs for one URI checked.
-#[must_use = "without it nothing is checked"]
-#[derive(Debug)]
-pub struct Checks {
-    asker: SpiffeId,
-}
-
-impl Checks {
-    /// As whom the asker asks: replays are told apart by it.
-    pub fn asker(&self) -> &SpiffeId {
-        &self.asker
-    }
-}
-
-fn not_after(now: OffsetDateTime, ttl: Duration, ends: Option<OffsetDateTime>) -> OffsetDateTime {
-    let by_ttl = now + ttl;
-    ends.map_or(by_ttl, |ends| by_ttl.min(ends))
 }
 
 /// Lifetimes for entries that name none.
@@ -219,17 +161,78 @@ impl FromIterator<(String, Duration)> for AudienceCaps {
     }
 }
 
-/// Decides about issuing; an immutable snapshot like the entries and the bundles.
+/// Decides, by the policies in force at that moment. Cheap to clone; the clones see the same policies.
 #[derive(Clone, Debug)]
 pub struct Policy {
     lifetimes: Lifetimes,
     jwt_caps: Arc<AudienceCaps>,
+    policies: Policies,
 }
 
 impl Policy {
-    /// The policy that permits issuing what a registration entry gives.
+    /// The policy that permits issuing what a registration entry gives, and nothing else.
     pub fn new(lifetimes: Lifetimes) -> Self {
-        Self { lifetimes, jwt_caps: Arc::default() }
+        Self { lifetimes, jwt_caps: Arc::default(), policies: Policies::built_in(BuiltIn::Issue) }
+    }
+
+    /// The same, with these policies.
+    pub fn with_policies(self, policies: Policies) -> Self {
+        Self { policies, ..self }
+    }
+
+    /// The policies in force.
+    pub fn set(&self) -> Arc<PolicySet> {
+        self.policies.set()
+    }
+
+    /// The policies in force, and every later set: what was decided by another may be decided otherwise.
+    pub fn watch(&self) -> watch::Receiver<Arc<PolicySet>> {
+        self.policies.watch()
+    }
+
+    /// What the policies say.
+    pub fn decide(&self, question: &Question<'_>) -> Decision {
+        self.set().decide(question)
+    }
+
+    /// Whether a session may begin: [`Action::Start`] or [`Action::Delegate`].
+    pub fn start_session(&self, question: &Question<'_>) -> Result<Permit<Start>, Denial> {
+        let fits = matches!(question.action, Action::Start | Action::Delegate);
+        self.permitted(question, fits).map(Permit::new)
+    }
+
+    /// Whether a session's token may be minted: [`Action::Mint`].
+    pub fn mint_token(&self, question: &Question<'_>) -> Result<MintGrant, Denial> {
+        let asked = self.permitted(question, question.action == Action::Mint)?;
+        let tool = question.tool.as_ref();
+        Ok(MintGrant {
+            asked,
+            target: tool.map(|tool| tool.uri.to_owned()).unwrap_or_default(),
+            is_bearer: tool.is_some_and(|tool| tool.kind == "jwt"),
+        })
+    }
+
+    /// Whether a tool may be called: [`Action::Call`].
+    pub fn call(&self, question: &Question<'_>) -> Result<Permit<Call>, Denial> {
+        let fits = matches!(question.action, Action::Call(_));
+        self.permitted(question, fits).map(Permit::new)
+    }
+
+    /// What is permitted where the decision is a yes. `fits` is whether the question is one of those the permission is for.
+    fn permitted(&self, question: &Question<'_>, fits: bool) -> Result<Permitted, Denial> {
+        let decision = self.decide(question);
+        if fits && decision.allowed {
+            let session = question.session.as_ref().map(|session| session.id.to_owned()).unwrap_or_default();
+            return Ok(Permitted { spiffe_id: question.agent.spiffe_id.clone(), session, decision });
+        }
+        let action = question.action;
+        match decision.obligations.step_up {
+            Some(why) if fits => Err(Denial::StepUp { action, why, policies: decision.policies }),
+            _ => {
+                let Decision { policies, errors, .. } = decision;
+                Err(Denial::Policy { action, what: subject(question), policies, errors })
+            }
+        }
     }
 
     /// The same, with JWT-SVIDs for some audiences living no longer than these caps.
@@ -336,6 +339,18 @@ impl Policy {
     }
 }
 
+/// By whom and where to, for a refusal.
+fn subject(question: &Question<'_>) -> String {
+    let agent = question.agent.spiffe_id;
+    match (&question.tool, &question.issue, &question.session) {
+        (Some(tool), ..) if tool.method.is_empty() => format!("`{agent}` at `{}`", tool.uri),
+        (Some(tool), ..) => format!("`{agent}` at `{} {}`", tool.method, tool.uri),
+        (None, Some(issue), _) => format!("`{agent}` and `{}`", issue.kind),
+        (None, None, Some(session)) => format!("`{agent}` and the purpose `{}`", session.purpose),
+        (None, None, None) => format!("`{agent}`"),
+    }
+}
+
 /// The first identity that stands; what the last one lacks, or `none`.
 fn first_standing<'a>(
     attested: &Attested,
@@ -362,30 +377,4 @@ fn standing(attested: &Attested, identity: &Identity, now: OffsetDateTime) -> Re
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_smallest_cap_of_a_tokens_audiences_counts_and_the_star_stands_for_those_without_one() {
-        type Caps<'a> = &'a [(&'a str, u64)];
-        let seconds = |caps: Caps<'_>| -> AudienceCaps {
-            caps.iter().map(|(audience, seconds)| ((*audience).to_owned(), Duration::from_secs(*seconds))).collect()
-        };
-        let some = [("pay", 30), ("mail", 120)];
-        let table: &[(Caps<'_>, &[&str], Option<u64>)] = &[
-            (&[], &["pay"], None),
-            (&some, &["other"], None),
-            (&some, &["pay"], Some(30)),
-            (&some, &["pay/"], None),
-            (&some, &["mail", "pay"], Some(30)),
-            (&some, &["mail", "other"], Some(120)),
-            (&[("*", 60), ("mail", 120)], &["other"], Some(60)),
-            (&[("*", 60), ("mail", 120)], &["mail"], Some(120)),
-            (&[("*", 60), ("mail", 120)], &["mail", "other"], Some(60)),
-        ];
-        for (caps, audience, expected) in table {
-            let audience: Vec<String> = audience.iter().map(|text| (*text).to_owned()).collect();
-            assert_eq!(seconds(caps).of(&audience), expected.map(Duration::from_secs), "{caps:?} {audience:?}");
-        }
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 /// Why a text is not a lifetime.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(super) enum LifetimeError {
+pub(crate) enum LifetimeError {
     /// It is not a row of numbers with units.
     #[error("`{0}` is not a lifetime: write numbers with the units d, h, m and s, for example `15m` or `1h30m`")]
     Form(String),
@@ -26,7 +26,7 @@ pub(super) enum LifetimeError {
 const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
 
 /// Parses a lifetime of at least a second and at most `most`. Units come in falling order, each once.
-pub(super) fn parse(text: &str, most: Duration) -> Result<Duration, LifetimeError> {
+pub(crate) fn parse(text: &str, most: Duration) -> Result<Duration, LifetimeError> {
     let form = || LifetimeError::Form(text.to_owned());
     let too_long = || LifetimeError::TooLong { written: text.to_owned(), most };
     if text.is_empty() {

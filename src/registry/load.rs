@@ -10,9 +10,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 use time::OffsetDateTime;
 
 use super::entry::{Entry, Origin, rfc3339};
-use super::mistake::{Lines, Mistake};
 use super::parse::{Interner, Rules, Source, parse_interned};
 use crate::base::durable;
+use crate::base::mistake::{Lines, Mistake};
 
 /// The largest entries file in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;

@@ -16,10 +16,10 @@ use toml::de::{DeTable, DeValue};
 
 use super::entry::{ANY, Bind, Common, Entry, EntryId, Fields, Origin, Rare};
 use super::keys::{Key, KeySet};
-use super::mistake::{Lines, Mistake};
 use super::template::Template;
 use super::{fields, lifetime};
 use crate::base::entropy::hex;
+use crate::base::mistake::{Lines, Mistake};
 use crate::id::TrustDomain;
 use crate::selector::Selector;
 

@@ -11,10 +11,10 @@ use tokio::task::{JoinError, spawn_blocking};
 use super::entry::Entry;
 use super::index::Index;
 use super::load::Loader;
-use super::mistake::Mistake;
 use super::parse::Rules;
 use super::watch::DirectoryWatch;
 use crate::base::clock::Clock;
+use crate::base::mistake::Mistake;
 
 /// Why the registry refused something.
 #[derive(Debug, Error)]
