@@ -22,7 +22,7 @@ use crate::issue::Issuer;
 use crate::ledger::{Ledger, LedgerError, NewTies};
 use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
-use crate::policy::{Lifetimes, Policy};
+use crate::policy::{BuiltIn, Lifetimes, Policies, Policy};
 use crate::registry::{self, Registry, parse_entry};
 use crate::session::approvals::Approvals;
 use crate::session::{self, Sessions};
@@ -81,7 +81,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let revocations = Arc::new(ledger.clone());
     let crls = Crls::open(&trust, revocations, store.clone(), deps.clock.clone(), metrics.clone()).await?;
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl })
-        .with_jwt_caps(config.svid.jwt_ttl_caps.clone());
+        .with_jwt_caps(config.svid.jwt_ttl_caps.clone())
+        .with_policies(Policies::built_in(if config.dev { BuiltIn::Dev } else { BuiltIn::Issue }));
     let issuer = Arc::new(Issuer {
         attestation: Attestation::new(
             Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy)

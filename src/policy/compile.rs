@@ -201,8 +201,12 @@ impl<'a> Reading<'a> {
                 first.insert(read.rule.id.clone(), read.rule.origin.clone());
                 return true;
             };
-            let message =
-                format!("the id `{}` is already used by the policy from {earlier}: give it another @id", read.rule.id);
+            let id = &read.rule.id;
+            let message = if read.rule.cedar.annotation("id").is_some() {
+                format!("the id `{id}` is already used by the policy from {earlier}: give it another @id")
+            } else {
+                format!("the policy from {earlier} is called `{id}` too: give one of them an @id")
+            };
             mistakes.insert(read.place.mistake(0, message));
             false
         });

@@ -241,7 +241,7 @@ fn a_policy_that_names_one_entity_applies_to_it_alone() {
         assert!(decide(&permit, &Case::default(), READ).allowed, "{anchor}");
         let elsewhere = Case { agent: other.clone(), ..Case::at("https://files.example.com/") };
         assert!(!decide(&permit, &elsewhere, READ).allowed, "{anchor}");
-        let forbid = format!("permit(principal, action, resource); forbid({anchor});");
+        let forbid = format!("permit(principal, action, resource);\nforbid({anchor});");
         assert!(!decide(&forbid, &Case::default(), READ).allowed, "{anchor}");
         assert!(decide(&forbid, &elsewhere, READ).allowed, "{anchor}");
     }
@@ -337,13 +337,15 @@ fn a_denial_says_what_to_do() {
             "",
             Action::Start,
             "policy_denied",
-            "no policy permits `start` for `spiffe://example.org/agent/mail` and the purpose `answer-mail`: add a permit              to a `.cedar` file in `policies_dir`; `tether policy explain` shows why",
+            "no policy permits `start` for `spiffe://example.org/agent/mail` and the purpose `answer-mail`: add a permit \
+             to a `.cedar` file in `policies_dir`; `tether policy explain` shows why",
         ),
         (
             r#"@id("f") forbid(principal, action, resource);"#,
             READ,
             "policy_denied",
-            "policy `f` forbids `call` for `spiffe://example.org/agent/mail` at `GET https://mail.example.com/inbox`:              `tether policy explain` shows why",
+            "policy `f` forbids `call` for `spiffe://example.org/agent/mail` at `GET https://mail.example.com/inbox`: \
+             `tether policy explain` shows why",
         ),
         (
             r#"@id("s") @step_up("reads mail") permit(principal, action, resource);"#,
