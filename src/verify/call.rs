@@ -206,8 +206,7 @@ impl Agreed {
     }
 }
 
-/// Whether the proof says of the session what the session is, the token is for this call, and proof and asker speak of
-/// the same call.
+/// Whether the proof says of the session what the session is, and all agree on the call.
 pub(super) fn agree(
     session: &SessionView,
     wit: &WitSession,
@@ -216,13 +215,36 @@ pub(super) fn agree(
     call: &Call,
 ) -> Result<Agreed, Inactive> {
     same_session(session, wit, of_wit, proof)?;
-    if !covers(&wit.target, call) || !session.targets.iter().any(|target| covers(target, call)) {
+    let agreed = agree_offline(wit, of_wit, proof, call)?;
+    if !session.targets.iter().any(|target| covers(target, call)) {
+        return Err(Inactive::Target);
+    }
+    within(&agreed.scopes, &session.scopes)?;
+    Ok(agreed)
+}
+
+/// The part of it that takes nobody but those who are there: the token is for this call, and proof and asker speak of the
+/// same one.
+pub(super) fn agree_offline(
+    wit: &WitSession,
+    of_wit: &SpiffeId,
+    proof: &SessionClaims,
+    call: &Call,
+) -> Result<Agreed, Inactive> {
+    let claims = &proof.tether;
+    if claims.sid != wit.sid {
+        return Err(Inactive::Claim("sid"));
+    }
+    // Whoever calls is the outermost of those who act, or acts for nobody.
+    let acting = proof.act.as_ref().map_or(proof.sub.as_str(), |actor| actor.sub.as_str());
+    if acting != of_wit.as_str() {
+        return Err(Inactive::Claim("act"));
+    }
+    if !covers(&wit.target, call) {
         return Err(Inactive::Target);
     }
     let scopes = within(&words(proof.scope.as_deref().unwrap_or_default()), &words(&wit.scope))?;
-    within(&scopes, &session.scopes)?;
     within(&call.scopes, &scopes)?;
-    let claims = &proof.tether;
     let tool = same(claims.tool.as_deref(), Some(call.tool.as_str()).filter(|tool| !tool.is_empty()));
     let said = claims.arguments_sha256.as_deref().map(|digest| BodyDigest::parse(digest).ok_or(Inactive::Arguments));
     let arguments = same(said.transpose()?, call.arguments);

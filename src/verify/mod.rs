@@ -11,6 +11,8 @@ mod asker;
 mod call;
 mod inactive;
 mod seam;
+#[cfg(test)]
+mod vectors;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
