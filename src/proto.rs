@@ -23,3 +23,9 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 /// The response metadata in which tether says why it denied a call: the stable name of the reason. The standard has one
 /// status for all of them; clients that do not know it lose nothing.
 pub const DENIAL_METADATA: &str = "tether-denial";
+
+/// The response metadata that names the approval a call waits for.
+pub const APPROVAL_METADATA: &str = "tether-approval";
+
+/// The response metadata that says why the session of a call has ended.
+pub const SESSION_END_METADATA: &str = "tether-session-end";
