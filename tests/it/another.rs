@@ -7,12 +7,13 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::Receiver;
 
 use tether::proto::session::sessions_client::SessionsClient;
-use tether::proto::session::{HoldWitRequest, OnBehalfOf, ProveRequest};
+use tether::proto::session::{EndRequest, GetRequest, HoldWitRequest, MintRequest, OnBehalfOf, ProveRequest};
 use tether::sys::PidFd;
 use tonic::Status;
 
 use crate::harness::{Header, PATIENCE, channel};
 use crate::program::lines;
+use crate::sessions::task;
 
 /// Where the other process finds the socket; without it there is nothing to play.
 const SOCKET: &str = "TETHER_TEST_SOCKET";
@@ -62,6 +63,17 @@ impl Another {
         OnBehalfOf { pid, pidfs_inode: PidFd::open(pid).unwrap().inode().unwrap() }
     }
 
+    /// Makes it run another program, and waits until it does.
+    pub fn become_another_program(&mut self) {
+        let program = format!("/proc/{}/exe", self.child.id());
+        let before = std::fs::read_link(&program).unwrap();
+        self.tell("exec");
+        // In the middle of it the process has no program at all.
+        while !std::fs::read_link(&program).is_ok_and(|now| now != before) {
+            std::thread::yield_now();
+        }
+    }
+
     /// Ends it and waits until it is gone.
     pub fn end(mut self) {
         self.child.kill().unwrap();
@@ -100,6 +112,37 @@ async fn these_tests_play_another_process() {
                     Err(status) => failed(status),
                 }
             }
+            ["start", purpose, target] => match sessions.start(task(purpose, &[target])).await {
+                Ok(session) => session.get_ref().id.clone(),
+                Err(status) => failed(status),
+            },
+            ["in", session, method, uri] => {
+                let request = ProveRequest {
+                    session: session.trim_start_matches('-').to_owned(),
+                    method: method.to_owned(),
+                    uri: uri.to_owned(),
+                    ..ProveRequest::default()
+                };
+                match sessions.prove(request).await {
+                    Ok(proven) => serde_json::to_string(&proven.get_ref().headers).unwrap(),
+                    Err(status) => failed(status),
+                }
+            }
+            ["mint", session, target] => {
+                let (session, target) = (session.to_owned(), target.to_owned());
+                match sessions.mint(MintRequest { session, target, ..MintRequest::default() }).await {
+                    Ok(minted) => minted.get_ref().id.clone(),
+                    Err(status) => failed(status),
+                }
+            }
+            ["state", session] => match sessions.get(GetRequest { session: session.to_owned() }).await {
+                Ok(session) => format!("{:?} {}", session.get_ref().state(), session.get_ref().end_reason),
+                Err(status) => failed(status),
+            },
+            ["end", session] => match sessions.end(EndRequest { session: session.to_owned() }).await {
+                Ok(receipt) => receipt.get_ref().end_reason.clone(),
+                Err(status) => failed(status),
+            },
             ["group", gid] => match nix::unistd::setgid(nix::unistd::Gid::from_raw(gid.parse().unwrap())) {
                 Ok(()) => "done".to_owned(),
                 Err(error) => error.to_string(),

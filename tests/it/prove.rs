@@ -14,7 +14,7 @@ use tether::proto::workload::JwtsvidRequest;
 use tonic::{Code, Status};
 
 use crate::another::Another;
-use crate::harness::{Sessions, TestAgent, Verifier, channel, event, uid, within};
+use crate::harness::{Sessions, TestAgent, Verifier, channel, event, uid};
 use crate::program::{NOBODY, is_root};
 
 const URI: &str = "https://tool.example.com/charge";
@@ -205,17 +205,7 @@ async fn a_proof_of_a_process_that_runs_another_program_is_refused() {
     let mut verifier = agent.verifier().await;
     let mut another = Another::start(agent.socket());
     let unused: HashMap<String, String> = serde_json::from_str(&another.ask(&format!("prove - POST {URI}"))).unwrap();
-    let before = std::fs::read_link(format!("/proc/{}/exe", another.named().pid)).unwrap();
-    another.tell("exec");
-    let pid = another.named().pid;
-    within(tokio::task::spawn_blocking(move || {
-        // In the middle of it the process has no program at all.
-        while !std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|now| now != before) {
-            std::thread::yield_now();
-        }
-    }))
-    .await
-    .unwrap();
+    another.become_another_program();
     let why = reason(&mut verifier, "POST", URI, &unused).await;
     assert!(["ended", "revoked"].contains(&why.as_str()), "{why}");
 }
