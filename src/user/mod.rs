@@ -10,6 +10,8 @@
 //! known to have ended.
 
 mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod fetch;
 mod local;
 mod logind;
