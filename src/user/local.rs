@@ -74,7 +74,7 @@ impl Local {
             if status.uid != uid {
                 return unproven(format!("it runs as user {}", status.uid));
             }
-            if status.in_nested_pid_namespace {
+            if status.in_nested_pid_namespace() {
                 return unproven("it is in a pid namespace of its own".to_owned());
             }
             None

@@ -38,10 +38,11 @@ impl Login {
     /// Waits for the end of the login.
     pub async fn ended(&self) -> UserEnd {
         let mut end = self.end.clone();
-        match end.wait_for(Option::is_some).await {
-            Ok(end) => end.unwrap_or(UserEnd::LoggedOut),
+        let ended = end.wait_for(Option::is_some).await.ok().and_then(|end| *end);
+        match ended {
+            Some(end) => end,
             // The agent is stopping, and whoever waits with it: that is nobody's logging out.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 }

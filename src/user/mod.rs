@@ -33,7 +33,7 @@ use self::oidc::Issuers;
 use crate::attest::{NameSource, Names, Nss};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
-use crate::id::SpiffeId;
+use crate::id::TrustDomain;
 use crate::peer::Instance;
 
 pub use self::error::UserError;
@@ -100,7 +100,7 @@ impl fmt::Display for User {
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The SPIFFE ID of this node's agent, which vouches for local users.
-    pub agent: SpiffeId,
+    pub agent: String,
     /// This node.
     pub node: String,
     /// The issuers whose tokens are believed: setting `sessions.issuers`.
@@ -119,10 +119,10 @@ pub struct Config {
 
 impl Config {
     /// The users of this node, and no issuers.
-    pub fn of_node(agent: SpiffeId, node: String) -> Self {
+    pub fn of_node(domain: &TrustDomain, node: &str) -> Self {
         Self {
-            agent,
-            node,
+            agent: format!("spiffe://{domain}/tether/agent/{node}"),
+            node: node.to_owned(),
             issuers: IssuerTable::new(),
             bus: None,
             patience: Duration::from_millis(500),
@@ -155,7 +155,7 @@ impl Users {
     pub fn with_names(config: Config, names: impl NameSource + 'static, clock: &Clock, entropy: &Entropy) -> Self {
         let logind = Arc::new(Logind::new(config.bus, config.login_sessions));
         let local = Local {
-            agent: config.agent.to_string(),
+            agent: config.agent,
             node: config.node.clone(),
             names: Names::new(names, clock.clone(), config.name_cache),
             patience: config.patience,

@@ -224,7 +224,7 @@ impl Keeper {
         loop {
             let next = self.attempt(&mut backoff).await;
             tokio::select! {
-                () = self.clock.pause(next) => {}
+                () = self.clock.sleep_until(next) => {}
                 () = self.asked() => {}
             }
         }
@@ -240,8 +240,8 @@ impl Keeper {
         }
     }
 
-    /// Asks once, and says how long it is until the next time.
-    async fn attempt(&self, backoff: &mut Backoff) -> Duration {
+    /// Asks once, and says when the next time is, unless somebody asks before.
+    async fn attempt(&self, backoff: &mut Backoff) -> OffsetDateTime {
         let answer = self.provider.fetch().await;
         let now = self.clock.now();
         let (held, failure, rest, next) = match answer {
@@ -263,7 +263,7 @@ impl Keeper {
             known.asked_at = now;
             known.ask_again = now + rest;
         });
-        next
+        now + next
     }
 }
 
