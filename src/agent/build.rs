@@ -260,7 +260,7 @@ async fn open_sessions(
     let Deps { clock, entropy, audit, .. } = deps.clone();
     let parts = session::Parts {
         issuer: issuer.clone(),
-        users: Users::default(),
+        users: Users::new(config.users(node), &clock, &entropy),
         approvals: Approvals::open(store.clone(), clock, entropy, audit).await?,
         launches: Launches::default(),
         settings: config.session_settings(),

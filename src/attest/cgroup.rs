@@ -32,7 +32,7 @@ impl Attestor for Cgroup {
 
 /// Where a process stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// At this path, which begins with a slash.
     At(String),
     /// Outside of the part that our cgroup namespace shows: the path is only relative to it.
@@ -57,12 +57,12 @@ fn findings(place: &Place) -> Findings {
 }
 
 /// Why a path outside our cgroup namespace says nothing.
-pub(super) fn outside(path: &str) -> String {
+pub(crate) fn outside(path: &str) -> String {
     format!("its cgroup `{path}` is outside the agent's cgroup namespace; run the agent in the host's")
 }
 
 /// Reads where the process stands.
-pub(super) fn read(proc_dir: &ProcDir) -> Result<Place, AttestError> {
+pub(crate) fn read(proc_dir: &ProcDir) -> Result<Place, AttestError> {
     CgroupPaths::read(proc_dir).map(CgroupPaths::place)
 }
 

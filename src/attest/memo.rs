@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use crate::base::clock::Clock;
 
 /// Why a computation failed, in words; shared by everybody who waited for it.
-pub(super) type Failure = Arc<str>;
+pub(crate) type Failure = Arc<str>;
 
 /// What a computation came to.
 pub(super) struct Computed<V> {

@@ -8,7 +8,9 @@
 //! instance again before acting on it (peer rule 4).
 
 mod cgroup;
+pub(crate) mod dbus;
 mod evidence;
+pub(crate) mod guard;
 mod launch;
 mod lsm;
 mod memo;
@@ -29,6 +31,7 @@ use crate::base::entropy::Entropy;
 use crate::metrics::{self, AttestorFailure, FailureReason, Metrics};
 
 pub use cgroup::{Cgroup, CgroupPaths};
+pub(crate) use cgroup::{Place, outside, read as place_of};
 pub use evidence::{Evidence, Findings, Gap, Note, Wanted};
 pub use launch::{Launch, LaunchError, LaunchRequest, Launched, LaunchedBy, Launches};
 pub use lsm::Lsm;
@@ -38,6 +41,7 @@ pub use systemd::{
     Bus, Config as SystemdConfig, Systemd, UnitAnswer, UnitChanges, UnitFacts, UnitManager, UnitManagerError,
     UnitWatcher, unit_path,
 };
+pub(crate) use unix::Names;
 pub use unix::{Config as UnixConfig, NameSource, Nss, Unix};
 
 /// How attestation behaves; section `[attest]` of the configuration.

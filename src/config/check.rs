@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{AuthorityKind, Config};
+use crate::user::{IssuerSettings, KeySource};
 
 /// The longest path a Unix socket address holds, in bytes (unix(7): `sun_path` has 108 with the final zero).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -27,6 +28,7 @@ pub(super) fn mistakes(config: &Config, is_set: &dyn Fn(&str) -> bool) -> Vec<(&
     lifetimes(config, &mut rule);
     sockets(config, &mut rule);
     limits(config, &mut rule);
+    issuers(config, &mut rule);
     let loopback = config.http.address.is_none_or(|address| address.ip().is_loopback());
     rule(
         loopback || config.http.allow_remote,
@@ -85,6 +87,25 @@ fn sockets(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
         config.listen.workload.parent() != config.listen.admin.parent(),
         "listen.admin",
         "it shares a directory with listen.workload, which containers mount; put it into another one",
+    );
+}
+
+fn issuers(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
+    let issuers = &config.sessions.issuers;
+    let is_secure = |(url, issuer): (&String, &IssuerSettings)| {
+        let keys = !matches!(&issuer.keys, KeySource::Url(keys) if !keys.is_secure());
+        url.starts_with("https://") && keys
+    };
+    rule(
+        config.dev || issuers.iter().all(is_secure),
+        "sessions.issuers",
+        "without --dev every URL begins with `https://`: any user of this host could listen at a plain one",
+    );
+    let ourselves = config.authority.jwt_issuer.as_ref().is_some_and(|url| issuers.contains_key(url));
+    rule(
+        !ourselves,
+        "sessions.issuers",
+        "authority.jwt_issuer is among them: our own tokens are of workloads, not users",
     );
 }
 

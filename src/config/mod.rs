@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::id::TrustDomain;
 use crate::policy::AudienceCaps;
 use crate::telemetry;
+use crate::user::IssuerTable;
 use crate::x509::KeyType;
 
 mod check;
@@ -126,6 +127,17 @@ settings! {
         per_uid: u32 = 4_096;
         /// Sessions that have not ended.
         total: u32 = 65_536;
+        /// Whose tokens prove a user, by the URL that is their `iss`:
+        ///
+        /// [sessions.issuers."https://login.example.com"]
+        /// audience = "tether", which must be the token's `aud`, and no other beside it;
+        /// jwks_url or jwks_file, its keys; absent: where its OpenID Connect discovery document says;
+        /// algorithms = ["ES256", "RS256"]; authorized_parties = [..], the clients (`azp`) it may be made for;
+        /// max_age, how long ago it may have been issued; max_ttl, how long it proves the user at most;
+        /// ca_file, the roots of the issuer's server instead of the host's.
+        ///
+        /// In the environment and with --set the same as an inline table: { "https://.." = { audience = "tether" } }.
+        issuers: IssuerTable = IssuerTable::new();
     }
 }
 

@@ -6,7 +6,7 @@ use crate::api::serve;
 use crate::authority::{self, DiskFiles};
 use crate::base::quota::{Quota, Turns};
 use crate::sys::Kernel;
-use crate::{attest, ledger, peer, registry, session};
+use crate::{attest, ledger, peer, registry, session, user};
 
 use super::{AuthorityKind, Config, KernelInterfaces};
 
@@ -85,6 +85,17 @@ impl Config {
             per_uid: index(section.per_uid),
             total: index(section.total),
             introspect_url: None,
+        }
+    }
+
+    /// How users are proven on the node with this id.
+    pub fn users(&self, node: &str) -> user::Config {
+        let defaults = user::Config::of_node(&self.trust_domain, node);
+        user::Config {
+            issuers: self.sessions.issuers.clone(),
+            bus: self.attest.systemd.bus_address.clone(),
+            name_cache: self.attest.unix.name_cache,
+            ..defaults
         }
     }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::load::load;
 use super::*;
+use crate::jwt::Algorithm;
+use crate::user::KeySource;
 
 const FILE: &str = "/etc/tether/tether.toml";
 
@@ -76,6 +78,44 @@ fn every_kind_of_mistake_is_placed_and_says_what_to_write() {
         ("[svid.jwt_ttl_caps]\na = 60", &["FILE:2:5: `svid.jwt_ttl_caps`: expected a duration such as"]),
         ("[svid.jwt_ttl_caps]\na = \"500ms\"", &["FILE:2:5: `svid.jwt_ttl_caps`: the cap of `a` is at least 1s"]),
         ("[svid.jwt_ttl_caps]\n\"\" = \"1m\"", &["FILE:2:6: `svid.jwt_ttl_caps`: an audience is empty"]),
+        ("[sessions]\nissuers = \"a\"", &["FILE:2:11: `sessions.issuers`: expected a table such as { \""]),
+        ("[sessions]\nissuers = { a = 1 }", &["FILE:2:13: `sessions.issuers`: the issuer `a`: expected a URL"]),
+        (
+            "[sessions.issuers.\"http://login.example.com\"]\naudience = \"a\"",
+            &["FILE:1:19: `sessions.issuers`: the issuer `http://login.example.com`: the URL begins with `https://`"],
+        ),
+        (
+            "[sessions.issuers.\"https://a.example/?b\"]\naudience = \"a\"",
+            &["FILE:1:19: `sessions.issuers`: the issuer `https://a.example/?b`: an issuer's URL has no query"],
+        ),
+        (
+            "[sessions]\nissuers.\"https://a.example\" = \"b\"",
+            &["FILE:2:31: `sessions.issuers`: expected a table such as { \""],
+        ),
+        (
+            "[sessions.issuers.\"https://a.example\"]\njwks_url = \"https://a.example\"",
+            &["FILE:1:1: `sessions.issuers`: an issuer needs `audience`"],
+        ),
+        (
+            "[sessions.issuers.\"https://a.example\"]\naudience = \"a\"\njwks = \"b\"",
+            &["FILE:3:1: `sessions.issuers`: an issuer has no `jwks`; it has audience, jwks_url, jwks_file"],
+        ),
+        (
+            "[sessions.issuers.\"https://a.example\"]\naudience = \"a\"\njwks_url = \"http://b.example\"",
+            &["FILE:3:12: `sessions.issuers`: `jwks_url`: the URL begins with `https://`"],
+        ),
+        (
+            "[sessions.issuers.\"https://a.example\"]\naudience = \"a\"\nalgorithms = [\"HS256\"]",
+            &["FILE:3:14: `sessions.issuers`: `algorithms`: `HS256` is none of RS256, RS384"],
+        ),
+        (
+            "[sessions.issuers.\"https://a.example\"]\naudience = \"a\"\nalgorithms = [1]",
+            &["FILE:3:15: `sessions.issuers`: `algorithms`: expected a list of strings"],
+        ),
+        (
+            "[sessions.issuers.\"https://a.example\"]\naudience = \"a\"\nmax_age = 60",
+            &["FILE:3:11: `sessions.issuers`: `max_age`: expected a duration"],
+        ),
         ("a = \n[svid]\nx509_ttl = 1", &["FILE:1:", "FILE:1:1: there is no setting `a`", "FILE:3:12: `svid.x509_ttl`"]),
         ("[log]\nformat = \"text\"\nformat = \"json\"", &["FILE:3:1: duplicate key"]),
     ];
@@ -287,4 +327,61 @@ fn a_file_that_cannot_be_read_is_named_with_what_to_do() {
     let Mistakes(found) = source.load().expect_err("refused");
     let text = found[0].to_string();
     assert!(text.contains("/nonexistent/tether.toml") && text.contains("--config"), "{text}");
+}
+
+#[test]
+fn issuers_are_the_same_from_the_file_the_environment_and_a_flag_and_show_as_what_they_are() {
+    let file = r#"
+        trust_domain = "example.org"
+        [sessions.issuers."https://login.example.com/realm"]
+        audience = "tether"
+        [sessions.issuers."https://other.example.com/"]
+        audience = "spiffe://example.org/tether"
+        jwks_url = "https://keys.example.com/jwks?v=1"
+        algorithms = ["ES256", "PS512"]
+        authorized_parties = ["chat", "shell"]
+        max_age = "10m"
+        max_ttl = "1h"
+        ca_file = "/etc/tether/idp.pem"
+    "#;
+    let loaded = from_file(file).expect("right");
+    let issuers = &loaded.config.sessions.issuers;
+    let (first, second) = (&issuers["https://login.example.com/realm"], &issuers["https://other.example.com/"]);
+    assert_eq!((first.audience.as_str(), &first.keys), ("tether", &KeySource::Discovery));
+    assert_eq!(first.algorithms, [Algorithm::Es256, Algorithm::Rs256]);
+    assert_eq!((second.max_age, second.max_ttl), (Some(10 * MINUTE), Some(60 * MINUTE)));
+    assert_eq!(second.algorithms, [Algorithm::Es256, Algorithm::Ps512]);
+    assert_eq!(second.authorized_parties, ["chat", "shell"]);
+
+    let again = from_file(&show(&loaded, false)).expect("what is shown is right");
+    assert_eq!(again.config, loaded.config);
+    let shown = show(&loaded, false);
+    let inline = shown.lines().find_map(|line| line.strip_prefix("issuers = ")).expect("a line");
+    let flagged = from_layers("trust_domain = \"example.org\"", &[], &[("sessions.issuers", inline)]);
+    assert_eq!(flagged.expect("right").config, loaded.config);
+    let env = from_layers("trust_domain = \"example.org\"", &[("TETHER_SESSIONS__ISSUERS", inline)], &[]);
+    assert_eq!(env.expect("right").config, loaded.config);
+    let taken_back = from_layers(file, &[], &[("sessions.issuers", "")]).expect("right");
+    assert!(taken_back.config.sessions.issuers.is_empty());
+    for text in ["x", "1", "{", "{}\nb = 1", "{ a = {} }"] {
+        let found = mistakes(from_layers("trust_domain = \"example.org\"", &[], &[("sessions.issuers", text)]));
+        assert!(found[0].starts_with("--set sessions.issuers: `sessions.issuers`: "), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn a_plain_issuer_is_for_dev_and_our_own_name_is_no_users_issuer() {
+    let plain = r#"{ "http://127.0.0.1:8080" = { audience = "tether" } }"#;
+    let found = mistakes(from_layers("trust_domain = \"example.org\"", &[], &[("sessions.issuers", plain)]));
+    assert!(found[0].contains("without --dev every URL begins with `https://`"), "{found:?}");
+    let dev = Source {
+        dev: Some(PathBuf::from("/tmp/dev")),
+        flags: vec![("sessions.issuers".to_owned(), plain.to_owned())],
+        ..Source::default()
+    };
+    assert_eq!(load(&dev, None).expect("right").config.sessions.issuers.len(), 1);
+
+    let own = "trust_domain = \"example.org\"\n[authority]\njwt_issuer = \"https://example.org\"\n\
+               [sessions.issuers.\"https://example.org\"]\naudience = \"a\"";
+    assert!(mistakes(from_file(own))[0].contains("our own tokens are of workloads"));
 }

@@ -7,12 +7,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
 use crate::id::TrustDomain;
 use crate::policy::AudienceCaps;
 use crate::telemetry;
 use crate::x509::{KeyError, KeyType};
+
+mod issuers;
 
 /// A value as a source has it.
 #[derive(Clone, Copy)]

@@ -10,12 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::Mutex;
-use zbus::wire::DynamicDeserialize;
-use zbus::{Connection, DynamicType, Fd, Message, OwnedObjectPath, OwnedVariant, connection, fdo};
+use zbus::{Connection, DynamicType, Fd, Message, OwnedObjectPath, OwnedVariant};
 
 use super::{UnitAnswer, UnitFacts, UnitManager, UnitManagerError};
 use crate::attest::Subject;
+use crate::attest::dbus::{self, Link, decode};
 use crate::base::entropy::hex;
 
 mod watch;
@@ -62,7 +61,7 @@ impl Bus {
 
     async fn connect(&self) -> Result<Connection, UnitManagerError> {
         let fresh = || self.only_numbers.store(false, Ordering::Relaxed);
-        self.questions.connect_and(self.address.as_deref(), fresh).await
+        Ok(self.questions.connect_and(self.address.as_deref(), fresh).await?)
     }
 
     async fn find(&self, connection: &Connection, subject: &Subject) -> Result<Found, UnitManagerError> {
@@ -84,31 +83,6 @@ impl Bus {
             Err(CallError::NoUnit) => Ok(Found { unit: None, by_number: true }),
             Err(error) => Err(error.into()),
         }
-    }
-}
-
-/// A connection that is made when needed and made again when it broke.
-#[derive(Debug, Default)]
-struct Link(Mutex<Option<Connection>>);
-
-impl Link {
-    async fn connect(&self, address: Option<&str>) -> Result<Connection, UnitManagerError> {
-        self.connect_and(address, || ()).await
-    }
-
-    /// Calls `fresh` when the connection is a new one.
-    async fn connect_and(&self, address: Option<&str>, fresh: impl FnOnce()) -> Result<Connection, UnitManagerError> {
-        let mut slot = self.0.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
-        }
-        let builder = match address {
-            Some(address) => connection::Builder::address(address),
-            None => connection::Builder::system(),
-        };
-        let connection = builder.build().await.map_err(|error| UnitManagerError::Unreachable(error.to_string()))?;
-        fresh();
-        Ok(slot.insert(connection).clone())
     }
 }
 
@@ -143,7 +117,7 @@ async fn describe(
     Ok(UnitFacts { id, fragment_path, invocation_id })
 }
 
-/// How a call failed, as far as it matters what to do.
+/// How a call of systemd failed, as far as it matters what to do.
 enum CallError {
     NoUnit,
     AlreadySubscribed,
@@ -151,6 +125,28 @@ enum CallError {
     Gone,
     Refused(String),
     Unreachable(String),
+}
+
+impl From<dbus::CallError> for CallError {
+    fn from(error: dbus::CallError) -> Self {
+        match error {
+            dbus::CallError::Named(name, words) => match name.as_str() {
+                NO_UNIT | NO_SUCH_UNIT => Self::NoUnit,
+                watch::ALREADY_SUBSCRIBED => Self::AlreadySubscribed,
+                NO_PROCESS => Self::Gone,
+                _ => Self::Refused(format!("{name}: {words}")),
+            },
+            dbus::CallError::UnknownMethod => Self::UnknownMethod,
+            dbus::CallError::Refused(words) => Self::Refused(words),
+            dbus::CallError::Unreachable(words) => Self::Unreachable(words),
+        }
+    }
+}
+
+impl From<dbus::CallError> for UnitManagerError {
+    fn from(error: dbus::CallError) -> Self {
+        CallError::from(error).into()
+    }
 }
 
 impl From<CallError> for UnitManagerError {
@@ -173,34 +169,7 @@ async fn call<B: serde::Serialize + DynamicType>(
     method: &str,
     body: &B,
 ) -> Result<Message, CallError> {
-    let reply = connection.call_method(Some(SERVICE), path, Some(interface), method, body).await;
-    reply.map_err(|error| match error {
-        zbus::Error::MethodError(name, _, _) if matches!(name.as_str(), NO_UNIT | NO_SUCH_UNIT) => CallError::NoUnit,
-        zbus::Error::MethodError(name, _, _) if name.as_str() == watch::ALREADY_SUBSCRIBED => {
-            CallError::AlreadySubscribed
-        }
-        zbus::Error::MethodError(name, _, _) if name.as_str() == NO_PROCESS => CallError::Gone,
-        zbus::Error::MethodError(name, words, _) => {
-            CallError::Refused(format!("{name}: {}", words.unwrap_or_default()))
-        }
-        zbus::Error::FDO(error) => match *error {
-            fdo::Error::UnknownMethod(_) => CallError::UnknownMethod,
-            fdo::Error::ServiceUnknown(_)
-            | fdo::Error::NameHasNoOwner(_)
-            | fdo::Error::NoReply(_)
-            | fdo::Error::Disconnected(_) => CallError::Unreachable(error.to_string()),
-            _ => CallError::Refused(error.to_string()),
-        },
-        zbus::Error::Unsupported => CallError::UnknownMethod, // a bus that passes no descriptors, such as over TCP
-        error => CallError::Unreachable(error.to_string()),
-    })
-}
-
-fn decode<T>(reply: &Message) -> Result<T, UnitManagerError>
-where
-    T: for<'de> DynamicDeserialize<'de>,
-{
-    reply.body().deserialize().map_err(|error| UnitManagerError::Refused(error.to_string()))
+    Ok(dbus::call(connection, SERVICE, path, interface, method, body).await?)
 }
 
 #[cfg(test)]

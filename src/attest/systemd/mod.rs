@@ -11,7 +11,6 @@
 //! let two units share a name; a name with an escape cannot stand in a SPIFFE ID, and `explain` says so.
 
 mod bus;
-mod guard;
 mod placement;
 
 use std::path::PathBuf;
@@ -23,9 +22,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use thiserror::Error;
 
-use self::guard::Guarded;
 use self::placement::{Placement, UnitName};
 use super::cgroup::{self, Place};
+use super::guard::{Guard, Outage};
 use super::{AttestError, Attestor, Findings, Subject, Wanted};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
@@ -34,6 +33,7 @@ pub use self::bus::Bus;
 pub use self::placement::unit_path;
 
 const KIND: &str = "systemd";
+const MEANWHILE: &str = "units are taken from control groups until systemd answers";
 
 /// Section `[attest.systemd]`.
 #[derive(Clone, Debug)]
@@ -92,8 +92,15 @@ pub enum UnitManagerError {
     Gone,
 }
 
-impl UnitManagerError {
-    /// Whether the next question would fare no better.
+impl Outage for UnitManagerError {
+    fn late(patience: Duration) -> Self {
+        Self::Late(patience)
+    }
+
+    fn resting() -> Self {
+        Self::Resting
+    }
+
     fn is_outage(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Late(_))
     }
@@ -125,15 +132,16 @@ pub trait UnitWatcher: Send + Sync {
 
 /// Attests `systemd:*`.
 pub struct Systemd {
-    manager: Guarded,
+    manager: Box<dyn UnitManager>,
+    guard: Guard,
     booted: PathBuf,
 }
 
 impl Systemd {
     /// An attestor that asks `manager`.
     pub fn new(config: &Config, manager: impl UnitManager + 'static, clock: Clock, entropy: Entropy) -> Self {
-        let manager = Guarded::new(Box::new(manager), config.patience, clock, entropy);
-        Self { manager, booted: config.booted.clone() }
+        let guard = Guard::new(config.patience, MEANWHILE, clock, entropy);
+        Self { manager: Box::new(manager), guard, booted: config.booted.clone() }
     }
 
     /// The unit of the process in systemd's own word; `None` when it is in none, or when systemd did not start the host.
@@ -141,7 +149,7 @@ impl Systemd {
         if !self.has_booted() {
             return Ok(None);
         }
-        let answer = self.manager.unit_of(subject).await?;
+        let answer = self.guard.ask(|| self.manager.unit_of(subject)).await?;
         if answer.by_number {
             let placement = match cgroup::read(&subject.proc_dir) {
                 Ok(Place::At(path)) => Ok(Placement::of(&path)),
@@ -175,7 +183,7 @@ impl Systemd {
             Err(AttestError::Gone) => return Err(AttestError::Gone),
             Err(error) => Err(error.words()),
         };
-        let answer = match self.manager.unit_of(subject).await {
+        let answer = match self.guard.ask(|| self.manager.unit_of(subject)).await {
             Ok(answer) => answer,
             Err(UnitManagerError::Gone) => return Err(AttestError::Gone),
             Err(error) => return Ok(from_placement(placement, &error.to_string(), subject.uid)),

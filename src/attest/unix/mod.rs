@@ -16,7 +16,6 @@ use tokio::time::timeout;
 
 use self::digest::Digests;
 use self::executable::{Files, PathFinding};
-use self::names::Names;
 use super::evidence::NOT_WANTED;
 use super::memo::Failure;
 use super::{AttestError, Attestor, ExecutableEvidence, Findings, Subject, Wanted};
@@ -24,6 +23,7 @@ use crate::base::clock::Clock;
 use crate::sys::Status;
 use crate::sys::procfs::FileId;
 
+pub(crate) use self::names::Names;
 pub use self::names::{NameSource, Nss};
 
 /// More supplementary groups than this are not looked at: their names would cost the name service too much.

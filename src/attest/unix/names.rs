@@ -44,7 +44,7 @@ impl NameSource for Nss {
 }
 
 /// Names, kept for a short time and looked up off the async threads, once for many callers.
-pub(super) struct Names {
+pub(crate) struct Names {
     source: Arc<dyn NameSource>,
     memo: Memo<Id, Option<String>>,
     queue: Queue,

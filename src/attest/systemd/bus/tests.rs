@@ -1,56 +1,20 @@
 //! A real message bus with something on it that answers like systemd.
 
-use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use nix::sys::socket::{getsockopt, sockopt};
-use zbus::{MessageStream, message};
+use zbus::{MessageStream, connection, message};
 
 use super::*;
 use crate::attest::ExecutableEvidence;
+use crate::attest::dbus::tests::{Daemon, address};
+use crate::attest::guard::Outage as _;
 use crate::attest::systemd::UnitWatcher;
 use crate::sys::procfs::ProcDir;
-
-/// A message bus of our own at `DIR/bus`.
-struct Daemon(Child);
-
-impl Daemon {
-    /// `None` where no message bus is installed.
-    fn start(dir: &Path) -> Option<Self> {
-        let config = format!(
-            r#"<busconfig><type>session</type><listen>{}</listen><policy context="default">
-            <allow send_destination="*"/><allow own="*"/><allow eavesdrop="false"/></policy></busconfig>"#,
-            address(dir)
-        );
-        std::fs::write(dir.join("bus.conf"), config).expect("written");
-        let mut command = Command::new("dbus-daemon");
-        command.arg("--nofork").arg("--print-address").arg("--config-file").arg(dir.join("bus.conf"));
-        let mut child = match command.stdout(Stdio::piped()).spawn() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-            started => started.expect("it starts"),
-        };
-        let mut ready = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("it says where it listens");
-        assert!(ready.starts_with("unix:"), "{ready}");
-        Some(Self(child))
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn address(dir: &Path) -> String {
-    format!("unix:path={}", dir.join("bus").display())
-}
 
 /// How the other side behaves.
 #[derive(Clone, Copy, PartialEq, Eq)]

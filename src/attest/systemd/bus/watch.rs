@@ -11,7 +11,6 @@ use crate::attest::systemd::{UnitChanges, UnitWatcher};
 
 const UNIT_PATHS: &str = "/org/freedesktop/systemd1/unit/";
 pub(super) const ALREADY_SUBSCRIBED: &str = "org.freedesktop.systemd1.AlreadySubscribed";
-const BUS_SERVICE: &str = "org.freedesktop.DBus";
 
 impl Bus {
     async fn running_now(&self, unit: &str) -> Result<Option<String>, UnitManagerError> {
@@ -45,7 +44,7 @@ impl Bus {
             let heard = MessageStream::for_match_rule(rule, &connection, None).await.map_err(broken)?;
             streams.push(heard.map(|message| message.ok().map(drop)).boxed());
         }
-        let owner = MessageStream::for_match_rule(other_systemd().map_err(broken)?, &connection, None).await;
+        let owner = MessageStream::for_match_rule(dbus::other_owner(SERVICE).map_err(broken)?, &connection, None).await;
         streams.push(owner.map_err(broken)?.map(|_| None).boxed());
         // With the first stream that ends all do.
         let ends = |heard: stream::BoxStream<'static, Option<()>>| heard.chain(stream::iter([None]));
@@ -71,12 +70,6 @@ fn rules(unit: &str) -> zbus::Result<[MatchRule<'static>; 2]> {
         from_systemd().path(unit_object(unit)).interface(PROPERTIES).member("PropertiesChanged").build()?,
         from_systemd().path(MANAGER_PATH).member("UnitRemoved").arg(0, unit.to_owned()).build()?,
     ])
-}
-
-/// What the bus sends when systemd leaves it or is another one, which knows nothing of our subscription.
-fn other_systemd() -> zbus::Result<MatchRule<'static>> {
-    let from_bus = MatchRule::builder().msg_type(message::Type::Signal).sender(BUS_SERVICE);
-    from_bus.member("NameOwnerChanged").arg(0, SERVICE).build()
 }
 
 /// Whether a unit in this state has begun and is not over. One that is stopping still has processes with work to
