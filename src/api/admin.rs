@@ -32,7 +32,7 @@ use crate::trust::{CrlSet, Trust};
 
 pub(crate) use self::credentials::meaning as binding_meaning;
 pub use self::entries::stored_entries;
-pub use self::roles::{Role, Roles};
+pub use self::roles::{Role, RoleSet, Roles};
 
 /// Explaining shows at most this many entries that do not match; those that do are always shown.
 const MAX_EXPLAINED: usize = 1000;
@@ -106,7 +106,7 @@ impl Admin {
     /// The caller, when it has the role.
     fn require<T>(&self, request: &Request<T>, role: Role) -> Result<PeerConn, Status> {
         let caller = administrator(request)?;
-        if caller.role < Some(role) {
+        if !caller.roles.has(role) {
             return Err(Status::permission_denied(format!(
                 "this needs the {role} role: join one of the groups that [admin] names, or ask as root"
             )));
@@ -260,7 +260,7 @@ impl wire::agent_server::Agent for Admin {
         if facts.uid != asker.uid {
             self.require(&request, Role::Viewer)?;
         }
-        let everything = asker.role.is_some();
+        let everything = !asker.roles.is_empty();
         let explained = self.parts.issuer.attestation.explain(&instance, asker.uid).await;
         let explained = explained.map_err(|error| Status::unavailable(status::chain(&error)))?;
         if explained.uid() != facts.uid {
@@ -330,7 +330,7 @@ impl Admin {
 
 /// Who calls, as the gate found out.
 fn administrator<T>(request: &Request<T>) -> Result<&Administrator, Status> {
-    request.extensions().get::<Administrator>().ok_or_else(|| Status::internal("BUG: the caller's role is unknown"))
+    request.extensions().get::<Administrator>().ok_or_else(|| Status::internal("BUG: the caller's roles are unknown"))
 }
 
 fn no_process(pid: i32, error: &InstanceError) -> Status {
