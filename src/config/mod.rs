@@ -26,7 +26,7 @@ mod tests;
 
 pub use example::{Shown, example, show};
 pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source, fuzz_file};
-pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter};
+pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter, duration};
 
 use settings::settings;
 

@@ -16,6 +16,7 @@
 
 pub mod approvals;
 mod begin;
+mod document;
 mod end;
 mod error;
 mod journal;
@@ -35,6 +36,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
 
+pub use self::document::SessionDocument;
 pub use self::error::SessionError;
 pub use self::live::{Session, Unusable, Used, covers};
 pub use self::model::{Boundary, Budget, EndReason, Members, SessionId, State, Terms};

@@ -89,11 +89,7 @@ impl Roles {
         let member = |groups: &[u32]| {
             groups.contains(&credentials.gid) || credentials.groups.iter().any(|gid| groups.contains(gid))
         };
-        RoleSet {
-            viewer: member(&self.viewers),
-            operator: member(&self.operators),
-            approver: member(&self.approvers),
-        }
+        RoleSet { viewer: member(&self.viewers), operator: member(&self.operators), approver: member(&self.approvers) }
     }
 }
 
