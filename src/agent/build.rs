@@ -175,6 +175,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         registry: registry.clone(),
         rules: config.entry_rules(),
         store,
+        sessions: sessions.clone(),
         issuer: issuer.clone(),
         instances,
         log: deps.log.clone(),

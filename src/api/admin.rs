@@ -4,9 +4,11 @@
 //! and the groups of the `[admin]` section (see [`super::gate`]). Everything that changes something is audited with its
 //! caller before it is done, and so is everyone who is refused.
 
+mod approvals;
 mod credentials;
 mod entries;
 mod roles;
+mod sessions;
 
 use std::sync::Arc;
 
@@ -26,6 +28,7 @@ use crate::issue::{Issuer, caller};
 use crate::peer::{InstanceError, Instances, PeerConn};
 use crate::proto::admin as wire;
 use crate::registry::{Registry, Rules, Verdict};
+use crate::session::Sessions;
 use crate::store::Store;
 use crate::telemetry::LogLevel;
 use crate::trust::{CrlSet, Trust};
@@ -34,6 +37,8 @@ pub(crate) use self::credentials::meaning as binding_meaning;
 pub use self::entries::stored_entries;
 pub use self::roles::{Role, RoleSet, Roles};
 
+/// The longest text that says why.
+const MAX_TEXT_BYTES: usize = 256;
 /// Explaining shows at most this many entries that do not match; those that do are always shown.
 const MAX_EXPLAINED: usize = 1000;
 
@@ -77,6 +82,8 @@ pub struct Parts {
     pub rules: Rules,
     /// Where entries made here are kept.
     pub store: Store,
+    /// Tasks, and what of them waits for a person's word.
+    pub sessions: Sessions,
     /// Who attests, for explaining.
     pub issuer: Arc<Issuer>,
     /// Processes by number, for explaining.
@@ -331,6 +338,14 @@ impl Admin {
 /// Who calls, as the gate found out.
 fn administrator<T>(request: &Request<T>) -> Result<&Administrator, Status> {
     request.extensions().get::<Administrator>().ok_or_else(|| Status::internal("BUG: the caller's roles are unknown"))
+}
+
+/// Whether a text that is kept is one line, and not a long one.
+fn one_line(field: &str, text: &str) -> Result<(), Status> {
+    if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
+        return Err(status::bad_field(field, format!("is one line of at most {MAX_TEXT_BYTES} bytes")));
+    }
+    Ok(())
 }
 
 fn no_process(pid: i32, error: &InstanceError) -> Status {

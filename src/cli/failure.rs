@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use crate::base::durable::DurableError;
 use crate::client::{ClientError, Endpoint};
 use crate::config::Mistakes;
-use crate::proto::{APPROVAL_METADATA, SESSION_END_METADATA};
+use crate::proto::{APPROVAL_METADATA, DENIAL_METADATA, SESSION_END_METADATA};
 
 use super::output::identifier;
 
@@ -68,6 +68,10 @@ impl Failure {
         }
         match status.code() {
             Code::Unavailable => Self::new(Exit::Unreachable, format!("the agent is not ready: {message}")),
+            // It says why by itself: it is not for want of a role.
+            Code::PermissionDenied if status.metadata().contains_key(DENIAL_METADATA) => {
+                Self::new(Exit::Denied, format!("denied: {message}"))
+            }
             Code::PermissionDenied | Code::Unauthenticated => Self::new(
                 Exit::Denied,
                 format!("denied: {message}; the groups under [admin] in the agent's configuration say who may do this"),
@@ -96,6 +100,9 @@ impl Failure {
             if told(SESSION_END_METADATA).is_some() {
                 let advice = "what goes on is a new session: `tether session start`, or `tether run`";
                 return Self::new(Exit::Invalid, format!("{message}; {advice}"));
+            }
+            if told(DENIAL_METADATA) == Some("session_pending") {
+                return Self::new(Exit::Waiting, message);
             }
             match status.code() {
                 Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => {

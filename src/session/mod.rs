@@ -115,6 +115,8 @@ struct Shared {
     book: Mutex<Book>,
     journal: Mutex<Journal>,
     changes: broadcast::Sender<Change>,
+    /// Held while all sessions are judged.
+    judging: tokio::sync::Mutex<()>,
 }
 
 /// Who there is.
@@ -147,6 +149,7 @@ impl Sessions {
             book: Mutex::default(),
             journal: Mutex::new(journal),
             changes: broadcast::Sender::new(BACKLOG),
+            judging: tokio::sync::Mutex::default(),
         }));
         Ok((sessions, Interrupted(living)))
     }
