@@ -166,7 +166,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         log: deps.log.clone(),
         source: deps.reload,
     });
-    let roles = Roles::new(&config.admin.viewers, &config.admin.operators)
+    let roles = Roles::new(&config.admin.viewers, &config.admin.operators, &config.admin.approvers)
         .map_err(|(group, source)| StartError::Group { group, source })?;
     let admin_gate = RoleLayer { roles, calls: Quota::new(ADMIN_CALLS, ADMIN_CALLS / 4), audit: deps.audit.clone() };
     let admin_service = Admin::new(crate::api::admin::Parts {
@@ -175,6 +175,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         registry: registry.clone(),
         rules: config.entry_rules(),
         store,
+        sessions: sessions.clone(),
         issuer: issuer.clone(),
         instances,
         log: deps.log.clone(),

@@ -4,9 +4,11 @@
 //! and the groups of the `[admin]` section (see [`super::gate`]). Everything that changes something is audited with its
 //! caller before it is done, and so is everyone who is refused.
 
+mod approvals;
 mod credentials;
 mod entries;
 mod roles;
+mod sessions;
 
 use std::sync::Arc;
 
@@ -26,14 +28,17 @@ use crate::issue::{Issuer, caller};
 use crate::peer::{InstanceError, Instances, PeerConn};
 use crate::proto::admin as wire;
 use crate::registry::{Registry, Rules, Verdict};
+use crate::session::Sessions;
 use crate::store::Store;
 use crate::telemetry::LogLevel;
 use crate::trust::{CrlSet, Trust};
 
 pub(crate) use self::credentials::meaning as binding_meaning;
 pub use self::entries::stored_entries;
-pub use self::roles::{Role, Roles};
+pub use self::roles::{Role, RoleSet, Roles};
 
+/// The longest text that says why.
+const MAX_TEXT_BYTES: usize = 256;
 /// Explaining shows at most this many entries that do not match; those that do are always shown.
 const MAX_EXPLAINED: usize = 1000;
 
@@ -77,6 +82,8 @@ pub struct Parts {
     pub rules: Rules,
     /// Where entries made here are kept.
     pub store: Store,
+    /// Tasks, and what of them waits for a person's word.
+    pub sessions: Sessions,
     /// Who attests, for explaining.
     pub issuer: Arc<Issuer>,
     /// Processes by number, for explaining.
@@ -106,7 +113,7 @@ impl Admin {
     /// The caller, when it has the role.
     fn require<T>(&self, request: &Request<T>, role: Role) -> Result<PeerConn, Status> {
         let caller = administrator(request)?;
-        if caller.role < Some(role) {
+        if !caller.roles.has(role) {
             return Err(Status::permission_denied(format!(
                 "this needs the {role} role: join one of the groups that [admin] names, or ask as root"
             )));
@@ -260,7 +267,7 @@ impl wire::agent_server::Agent for Admin {
         if facts.uid != asker.uid {
             self.require(&request, Role::Viewer)?;
         }
-        let everything = asker.role.is_some();
+        let everything = !asker.roles.is_empty();
         let explained = self.parts.issuer.attestation.explain(&instance, asker.uid).await;
         let explained = explained.map_err(|error| Status::unavailable(status::chain(&error)))?;
         if explained.uid() != facts.uid {
@@ -330,7 +337,15 @@ impl Admin {
 
 /// Who calls, as the gate found out.
 fn administrator<T>(request: &Request<T>) -> Result<&Administrator, Status> {
-    request.extensions().get::<Administrator>().ok_or_else(|| Status::internal("BUG: the caller's role is unknown"))
+    request.extensions().get::<Administrator>().ok_or_else(|| Status::internal("BUG: the caller's roles are unknown"))
+}
+
+/// Whether a text that is kept is one line, and not a long one.
+fn one_line(field: &str, text: &str) -> Result<(), Status> {
+    if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
+        return Err(status::bad_field(field, format!("is one line of at most {MAX_TEXT_BYTES} bytes")));
+    }
+    Ok(())
 }
 
 fn no_process(pid: i32, error: &InstanceError) -> Status {

@@ -1,5 +1,5 @@
 //! What every call passes before its body is read and before anything is spent on it: the endpoint's metadata, the
-//! caller's places, a deadline for the request, and on the admin socket the caller's role.
+//! caller's places, a deadline for the request, and on the admin socket the caller's roles.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tonic::body::Body;
 use tonic::service::Interceptor;
 use tower::{Layer, Service};
 
-use super::admin::{Role, Roles};
+use super::admin::{RoleSet, Roles};
 use super::status;
 use crate::audit::{Audit, Event};
 use crate::base::quota::{Place, Quota};
@@ -126,12 +126,12 @@ pub struct Administrator {
     pub peer: PeerConn,
     /// The user id now.
     pub uid: u32,
-    /// The highest role, if any.
-    pub role: Option<Role>,
+    /// What it may do.
+    pub roles: RoleSet,
     _place: CallPlace,
 }
 
-/// Decides the role of each caller of the admin socket, by its credentials as the kernel has them now.
+/// Decides the roles of each caller of the admin socket, by its credentials as the kernel has them now.
 #[derive(Clone, Debug)]
 pub struct RoleLayer {
     /// Who may do what.
@@ -149,20 +149,20 @@ impl RoleLayer {
         peer.proven().await.map_err(|refusal| denied(refusal.to_string()))?;
         let credentials = peer.credentials().map_err(|error| denied(error.to_string()))?;
         let admitted = peer.opened_by(credentials.uid, credentials.gid).await;
-        let role = self.roles.of(&credentials);
-        let refused = match (&admitted, role) {
-            (Err(refusal), _) => Some((refusal.as_str(), refusal.to_string())),
-            (Ok(()), None) if !for_everyone => {
+        let roles = self.roles.of(&credentials);
+        let refused = match &admitted {
+            Err(refusal) => Some((refusal.as_str(), refusal.to_string())),
+            Ok(()) if roles.is_empty() && !for_everyone => {
                 let why = "this needs a role: join one of the groups that [admin] names, or ask as root";
                 Some(("role", why.to_owned()))
             }
-            _ => None,
+            Ok(()) => None,
         };
         if let Some((reason, detail)) = refused {
             self.audit.record(Event::Refused { caller: caller(&peer), reason, detail: detail.clone() });
             return Err(denied(detail));
         }
-        Ok(Administrator { peer, uid: credentials.uid, role, _place: place })
+        Ok(Administrator { peer, uid: credentials.uid, roles, _place: place })
     }
 }
 

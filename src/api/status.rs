@@ -89,7 +89,7 @@ pub fn session(error: &SessionError) -> Status {
         | SessionError::Ended(_)
         | SessionError::Budget(_)
         | SessionError::Clock(_) => Code::FailedPrecondition,
-        SessionError::Approval(error) => approval(error),
+        SessionError::Approval(error) => approval_code(error),
         SessionError::TooMany(_) => Code::ResourceExhausted,
         SessionError::Held(error) => held(error),
         SessionError::Bond(_) | SessionError::Unheld(_) | SessionError::Journal(_) | SessionError::Audit(_) => {
@@ -123,7 +123,17 @@ fn too_many_sessions(full: Full) -> Status {
     Status::resource_exhausted(too_many("sessions", full).message().to_owned())
 }
 
-fn approval(error: &ApprovalError) -> Code {
+/// An approver's word was not taken.
+pub fn approval(error: &ApprovalError) -> Status {
+    let mut status = Status::new(approval_code(error), chain(error));
+    if status.code() == Code::PermissionDenied {
+        // Not for want of a role.
+        status.metadata_mut().insert(DENIAL_METADATA, MetadataValue::from_static("own_approval"));
+    }
+    status
+}
+
+fn approval_code(error: &ApprovalError) -> Code {
     match error {
         ApprovalError::Unknown(_) => Code::NotFound,
         ApprovalError::OwnAgent(_) | ApprovalError::OwnUser(_) | ApprovalError::Refused(_) => Code::PermissionDenied,
@@ -132,7 +142,7 @@ fn approval(error: &ApprovalError) -> Code {
             Code::ResourceExhausted
         }
         ApprovalError::Text { .. } | ApprovalError::Terms => Code::InvalidArgument,
-        ApprovalError::Store(_) | ApprovalError::Stopping => Code::Unavailable,
+        ApprovalError::Store(_) | ApprovalError::Audit(_) | ApprovalError::Stopping => Code::Unavailable,
     }
 }
 

@@ -1,6 +1,9 @@
 //! The command line as types. What is parsed here is complete: no command checks its flags again.
 
+mod approval;
 mod credential;
+mod prove;
+mod session;
 
 use std::path::PathBuf;
 
@@ -9,7 +12,10 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use crate::config::LogFilter;
 use crate::id::{SpiffeId, TrustDomain};
 
+pub use approval::ApprovalCommand;
 pub use credential::{CredentialCommand, RevokeArgs};
+pub use prove::{EffectName, ProveArgs, SchemeName};
+pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
 
 /// The commit of the SPIFFE specification that is implemented.
 pub const SPIFFE_COMMIT: &str = "665a28f";
@@ -31,14 +37,16 @@ Exit codes:
   4  the agent cannot be reached or is not ready
   5  invalid or expired: a token, a configuration, a set of entries
   6  denied by policy, or not in a group that may do this
+  7  waiting for an approval
 
 Environment:
   SPIFFE_ENDPOINT_SOCKET  the workload socket, as unix:///path
+  TETHER_SESSION          the session a command is about, where none is named
   TETHER_ADMIN_SOCKET     the admin socket, as a path or unix:///path
   TETHER_SECTION__KEY     a setting of the agent, over its configuration file
   NO_COLOR                no colours
-Without the first two, the socket of the installed agent is used if there is one, else that of an agent you
-started with --dev.";
+Without SPIFFE_ENDPOINT_SOCKET or TETHER_ADMIN_SOCKET, the socket of the installed agent is used if there is one,
+else that of an agent you started with --dev.";
 
 /// SPIFFE workload identity, tethered to the process that earned it.
 #[derive(Debug, Parser)]
@@ -95,6 +103,17 @@ pub enum Command {
     /// The ledger: who holds which credential, what it is worth to a thief, and revoking it.
     #[command(subcommand)]
     Credential(CredentialCommand),
+    /// Sessions: authority that lasts as long as a task.
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Print the headers that prove one HTTP request, made with a key that never leaves the agent.
+    ///
+    /// In a session, if there is one: the one that is named, else that of TETHER_SESSION, else the one this process is a
+    /// member of. The proof is good for this method and URI alone, once, for half a minute.
+    Prove(ProveArgs),
+    /// What waits for a person's word.
+    #[command(subcommand)]
+    Approval(ApprovalCommand),
     /// What signs.
     #[command(subcommand)]
     Authority(AuthorityCommand),

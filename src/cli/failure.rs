@@ -8,8 +8,11 @@ use tonic::{Code, Status};
 use crate::base::durable::DurableError;
 use crate::client::{ClientError, Endpoint};
 use crate::config::Mistakes;
+use crate::proto::{APPROVAL_METADATA, DENIAL_METADATA, SESSION_END_METADATA};
 
-/// The exit codes scripts rely on. 7 is kept for what waits for an approval.
+use super::output::identifier;
+
+/// The exit codes scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -27,6 +30,8 @@ pub enum Exit {
     Invalid = 5,
     /// Denied.
     Denied = 6,
+    /// Waiting for an approval.
+    Waiting = 7,
 }
 
 /// A failed command.
@@ -63,6 +68,10 @@ impl Failure {
         }
         match status.code() {
             Code::Unavailable => Self::new(Exit::Unreachable, format!("the agent is not ready: {message}")),
+            // It says why by itself: it is not for want of a role.
+            Code::PermissionDenied if status.metadata().contains_key(DENIAL_METADATA) => {
+                Self::new(Exit::Denied, format!("denied: {message}"))
+            }
             Code::PermissionDenied | Code::Unauthenticated => Self::new(
                 Exit::Denied,
                 format!("denied: {message}; the groups under [admin] in the agent's configuration say who may do this"),
@@ -76,6 +85,44 @@ impl Failure {
             }
             code => Self::new(Exit::Failure, format!("the agent failed ({code:?}): {message}")),
         }
+    }
+}
+
+impl Failure {
+    /// What the session services answered instead of doing what they were asked.
+    pub fn from_session(endpoint: &Endpoint, status: &Status) -> Self {
+        let message = status.message();
+        let told = |name: &str| status.metadata().get(name).and_then(|value| value.to_str().ok());
+        if status.source().is_none() {
+            if let Some(approval) = told(APPROVAL_METADATA) {
+                return Self::waiting(message, approval);
+            }
+            if told(SESSION_END_METADATA).is_some() {
+                let advice = "what goes on is a new session: `tether session start`, or `tether run`";
+                return Self::new(Exit::Invalid, format!("{message}; {advice}"));
+            }
+            if told(DENIAL_METADATA) == Some("session_pending") {
+                return Self::new(Exit::Waiting, message);
+            }
+            match status.code() {
+                Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => {
+                    return Self::new(Exit::Failure, message);
+                }
+                Code::Unimplemented => {
+                    let advice = "set `sessions.enabled` in its configuration";
+                    return Self::new(Exit::Failure, format!("the agent does not offer sessions: {advice}"));
+                }
+                _ => {}
+            }
+        }
+        ClientError::from_status(endpoint, status).into()
+    }
+
+    /// Somebody must agree first: what to do about it, to be copied.
+    pub fn waiting(what: &str, approval: &str) -> Self {
+        let approval = identifier(approval);
+        let who = "somebody else must agree, as root or in a group under `approvers` of [admin]";
+        Self::new(Exit::Waiting, format!("{what}\n{who}:\n  tether approval approve {approval}"))
     }
 }
 

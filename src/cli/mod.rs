@@ -4,6 +4,7 @@
 //! are those of [`Exit`]. Nothing here decides who may do what: the agent does.
 
 mod agent;
+mod approval;
 mod args;
 mod authority;
 mod bundle;
@@ -16,6 +17,8 @@ mod failure;
 mod fetch;
 mod manual;
 mod output;
+mod prove;
+mod session;
 mod sockets;
 mod status;
 mod validate;
@@ -35,10 +38,12 @@ use clap::error::ErrorKind;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tonic::Status;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
 use crate::base::clock::Clock;
-use crate::client::{Endpoint, WorkloadApi, channel};
+use crate::client::{Endpoint, SecurityHeader, WorkloadApi, channel, with_header};
+use crate::proto::session::sessions_client::SessionsClient;
 
 use args::{Cli, Command, ConfigCommand, LogCommand, ValidateCommand};
 use failure::Failure;
@@ -159,6 +164,9 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Entry(command) => context.wait(async |context| entry::run(command, context).await),
         Command::Explain(args) => context.wait(async |context| explain::run(args, context).await),
         Command::Credential(command) => context.wait(async |context| credential::run(command, context).await),
+        Command::Session(command) => context.wait(async |context| session::run(command, context).await),
+        Command::Prove(args) => context.wait(async |context| prove::run(args, context).await),
+        Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
         Command::Completion { shell } => manual::completion(shell, context),
@@ -184,6 +192,12 @@ impl Context {
     /// The Workload API this command talks to.
     fn workload_api(&self) -> Result<WorkloadApi, Failure> {
         Ok(WorkloadApi::new(sockets::workload(&self.host, self.socket.as_deref())?))
+    }
+
+    /// The session services this command talks to, on the workload socket.
+    fn sessions(&self) -> Result<Sessions, Failure> {
+        let endpoint = sockets::workload(&self.host, self.socket.as_deref())?;
+        Ok(Sessions { channel: channel(&endpoint), endpoint })
     }
 
     /// The admin API this command talks to.
@@ -232,6 +246,8 @@ services! {
     authorities: authorities_client::AuthoritiesClient,
     bundles: bundles_client::BundlesClient,
     credentials: credentials_client::CredentialsClient,
+    sessions: session_admin_client::SessionAdminClient,
+    approvals: approvals_client::ApprovalsClient,
 }
 
 impl Admin {
@@ -239,6 +255,29 @@ impl Admin {
     async fn answer<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failure> {
         let answer = within(call, &self.endpoint).await?;
         answer.map(tonic::Response::into_inner).map_err(|status| Failure::from_admin(&self.endpoint, &status))
+    }
+}
+
+/// The session services on the workload socket.
+struct Sessions {
+    endpoint: Endpoint,
+    channel: Channel,
+}
+
+impl Sessions {
+    fn client(&self) -> SessionsClient<InterceptedService<Channel, SecurityHeader>> {
+        SessionsClient::new(with_header(self.channel.clone())).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// The answer to one call, or why there is none.
+    async fn answer<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failure> {
+        let answer = within(call, &self.endpoint).await?;
+        answer.map(tonic::Response::into_inner).map_err(|status| self.failure(&status))
+    }
+
+    /// What a status of theirs means.
+    fn failure(&self, status: &Status) -> Failure {
+        Failure::from_session(&self.endpoint, status)
     }
 }
 

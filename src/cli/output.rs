@@ -162,6 +162,33 @@ impl Style {
     }
 }
 
+/// A name from outside as it is, where every character shows and has no double: anything beyond printable ASCII is escaped,
+/// so that what is read is what is meant.
+pub fn identifier(text: &str) -> String {
+    escaped(text, |c| c == ' ' || c.is_ascii_graphic())
+}
+
+/// Prose from outside on one line: what would move the cursor, does not show, or turns the direction of writing is escaped.
+pub fn prose(text: &str) -> String {
+    let hidden = |c: char| {
+        matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    };
+    escaped(text, |c| !c.is_control() && !hidden(c))
+}
+
+fn escaped(text: &str, shows: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if shows(c) {
+            out.push(c);
+        } else {
+            out.extend(c.escape_unicode());
+        }
+    }
+    out
+}
+
 /// RFC 3339 in UTC, to the second.
 pub fn time(at: OffsetDateTime) -> String {
     let at = at.to_offset(time::UtcOffset::UTC);
@@ -190,6 +217,19 @@ fn span(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_from_outside_shows_as_it_is_or_escaped() {
+        for (text, as_name, as_prose) in [
+            ("close_ticket", "close_ticket", "close_ticket"),
+            ("del\u{435}te", "del\\u{435}te", "del\u{435}te"),
+            ("a\u{202e}b", "a\\u{202e}b", "a\\u{202e}b"),
+            ("a\x1b[2Kb\n", "a\\u{1b}[2Kb\\u{a}", "a\\u{1b}[2Kb\\u{a}"),
+            ("naïve — yes", "na\\u{ef}ve \\u{2014} yes", "naïve — yes"),
+        ] {
+            assert_eq!((identifier(text).as_str(), prose(text).as_str()), (as_name, as_prose));
+        }
+    }
 
     #[test]
     fn distances_in_time_are_given_in_their_two_largest_units() {

@@ -27,7 +27,7 @@ mod tests;
 
 pub use example::{Shown, example, show};
 pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source, fuzz_file};
-pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter};
+pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter, duration};
 
 use settings::settings;
 
@@ -248,9 +248,10 @@ settings! {
     pub struct Admin {
         /// May look: status, entries, credentials, authorities, bundles, and explain for any process.
         viewers: Vec<String> = vec!["tether-viewers".to_owned()];
-        /// May also change them.
+        /// May also change them, and end sessions.
         operators: Vec<String> = vec!["tether-operators".to_owned()];
-        /// May approve what waits for a person. Nothing waits for one in this version.
+        /// May look, and approve what policy wants a person's word for; never what is asked by a process of their own user
+        /// id, or for themselves. Approvers may not change anything, and operators may not approve.
         approvers: Vec<String> = vec!["tether-approvers".to_owned()];
     }
 }

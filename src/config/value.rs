@@ -283,6 +283,14 @@ impl Text for Duration {
 
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
+/// Reads a time span as settings are written, for the command line: `15m`, `1h30m`.
+///
+/// # Errors
+/// What it should have been, for a person.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    Duration::parse_text(text)
+}
+
 /// Reads `1h30m`: numbers with units, nothing between them, the larger units first.
 fn parse_duration(text: &str) -> Option<Duration> {
     let (mut rest, mut total, mut previous) = (text, 0u64, u64::MAX);

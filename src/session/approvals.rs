@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Mutex, watch};
 
 use super::SessionId;
-use crate::audit::Audit;
+use crate::audit::{Audit, AuditError, Event};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::store::{Change, Expect, Space, Store, StoreError};
@@ -109,6 +109,9 @@ pub enum ApprovalError {
     /// The store could not be read or written; nothing was changed.
     #[error("the approval could not be stored")]
     Store(#[from] StoreError),
+    /// It could not be put on record; nothing was changed.
+    #[error("the decision could not be put into the audit log")]
+    Audit(#[from] AuditError),
     /// The agent is going down.
     #[error("the agent is stopping: try again when it is back")]
     Stopping,
@@ -137,7 +140,6 @@ struct Inner {
     store: Store,
     clock: Clock,
     entropy: Entropy,
-    #[expect(dead_code, reason = "until the events are there")]
     audit: Audit,
     rows: RwLock<Rows>,
     /// Held from reading what is to be changed until the change is visible.
@@ -157,7 +159,18 @@ struct Row {
 /// What a change comes to.
 struct Draft<T> {
     put: Vec<Approval>,
+    /// That more is allowed than before: in the audit log before it is so.
+    before: Option<Event>,
+    /// What has happened then.
+    after: Option<Event>,
     answer: T,
+}
+
+impl<T> Draft<T> {
+    /// All is as it should be.
+    fn nothing(answer: T) -> Self {
+        Self { put: Vec::new(), before: None, after: None, answer }
+    }
 }
 
 impl Approvals {
@@ -204,7 +217,9 @@ impl Approvals {
             if !approval.is_usable(now) {
                 return Err(ApprovalError::NotUsable { id, state: approval.state_at(now) });
             }
-            Ok(Draft { put: vec![approval.used_once(now)], answer: () })
+            let used = approval.used_once(now);
+            let after = Some(record::used(&used));
+            Ok(Draft { put: vec![used], before: None, after, answer: () })
         })
         .await
     }
@@ -213,6 +228,7 @@ impl Approvals {
     /// be used; a question that was refused in its session stays refused.
     pub async fn request(&self, asked: &Asked<'_>) -> Result<Approval, ApprovalError> {
         let matter = Matter::of(asked)?;
+        let action = asked.action.as_str();
         let now = self.0.clock.now();
         let id = ApprovalId::new(self.0.entropy.hex::<8>());
         let fresh = Approval::pending(id, matter, asked, now, now + PENDING_TTL);
@@ -220,9 +236,9 @@ impl Approvals {
             let same = rows.values().map(|row| &row.approval).filter(|known| known.matter == fresh.matter);
             for known in same {
                 match known.state_at(now) {
-                    ApprovalState::Pending => return Ok(Draft { put: Vec::new(), answer: known.clone() }),
+                    ApprovalState::Pending => return Ok(Draft::nothing(known.clone())),
                     ApprovalState::Granted if known.is_usable(now) => {
-                        return Ok(Draft { put: Vec::new(), answer: known.clone() });
+                        return Ok(Draft::nothing(known.clone()));
                     }
                     ApprovalState::Denied | ApprovalState::Withdrawn => {
                         return Err(ApprovalError::Refused(known.id.clone()));
@@ -231,7 +247,8 @@ impl Approvals {
                 }
             }
             room_for(&fresh, rows, now)?;
-            Ok(Draft { put: vec![fresh.clone()], answer: fresh })
+            let after = Some(record::requested(&fresh, action));
+            Ok(Draft { put: vec![fresh.clone()], before: None, after, answer: fresh })
         })
         .await
     }
@@ -263,7 +280,10 @@ impl Approvals {
                 }
                 (_, state) => return Err(ApprovalError::Decided { id: approval.id.clone(), state }),
             };
-            Ok(Draft { put: vec![decided.clone()], answer: decided })
+            let event = Some(record::decided(&decided, by));
+            // More is allowed when that is on record; less is allowed at once.
+            let (before, after) = if decided.state == ApprovalState::Granted { (event, None) } else { (None, event) };
+            Ok(Draft { put: vec![decided.clone()], before, after, answer: decided })
         })
         .await
     }
@@ -290,20 +310,20 @@ impl Approvals {
     /// A session is over: nothing waits for it any more, and nothing is left to use.
     pub async fn session_ended(&self, session: &SessionId) {
         let session = session.clone();
-        self.close(move |approval, _| approval.matter.session == session).await;
+        self.session_over(move |approval, _| approval.matter.session == session).await;
     }
 
     /// After a restart: closes what belongs to sessions that are no longer there.
     pub async fn keep_only(&self, lives: impl Fn(&SessionId) -> bool) {
         let gone: Vec<SessionId> = self.list().into_iter().map(|approval| approval.matter.session).collect();
         let gone: std::collections::BTreeSet<_> = gone.into_iter().filter(|session| !lives(session)).collect();
-        self.close(move |approval, _| gone.contains(&approval.matter.session)).await;
+        self.session_over(move |approval, _| gone.contains(&approval.matter.session)).await;
     }
 
-    async fn close(&self, over: impl Fn(&Approval, OffsetDateTime) -> bool + Send + 'static) {
+    async fn session_over(&self, over: impl Fn(&Approval, OffsetDateTime) -> bool + Send + 'static) {
         let inner = self.0.clone();
         // Only a runtime that is going down does not run it to its end, and then nothing is visible any more.
-        let _ = tokio::spawn(async move { inner.close(over).await }).await;
+        let _ = tokio::spawn(async move { inner.close(over, "session_ended").await }).await;
     }
 
     /// Judges and makes one change. It is a task of its own: a caller that goes away in the middle must not leave the
@@ -325,11 +345,19 @@ impl Inner {
     ) -> Result<T, ApprovalError> {
         let _alone = self.writing.lock().await;
         let now = self.clock.now();
-        let draft = judge(&self.rows(), now)?;
-        if !draft.put.is_empty() {
-            self.write(draft.put, now).await?;
+        let Draft { put, before, after, answer } = judge(&self.rows(), now)?;
+        if let Some(event) = before {
+            self.audit.synced(event).await?;
         }
-        Ok(draft.answer)
+        if !put.is_empty() {
+            self.write(put, now).await?;
+        }
+        if let Some(event) = after
+            && let Err(error) = self.audit.synced(event).await
+        {
+            tracing::error!(%error, "what became of an approval is not in the audit log");
+        }
+        Ok(answer)
     }
 
     /// Stores, then shows. With it goes what is kept no longer.
@@ -366,7 +394,7 @@ impl Inner {
 
     /// Ends those for which it is over. That less is allowed does not wait for a disk: when it cannot be written it is
     /// so in memory, and what is on disk has an end of its own.
-    async fn close(&self, over: impl Fn(&Approval, OffsetDateTime) -> bool) {
+    async fn close(&self, over: impl Fn(&Approval, OffsetDateTime) -> bool, reason: &'static str) {
         let _alone = self.writing.lock().await;
         let now = self.clock.now();
         let closed: Vec<Approval> = {
@@ -379,7 +407,10 @@ impl Inner {
         }
         if let Err(error) = self.write(closed.clone(), now).await {
             tracing::error!(%error, "approvals that have ended could not be stored as such; they have ended all the same");
-            self.show(closed, None, &[]);
+            self.show(closed.clone(), None, &[]);
+        }
+        for approval in &closed {
+            self.audit.record(record::ended(approval, reason));
         }
     }
 
@@ -422,7 +453,7 @@ async fn expire(approvals: Weak<Inner>, clock: Clock, mut changed: watch::Receiv
         tokio::select! {
             told = changed.changed() => if told.is_err() { return },
             () = lapse => match approvals.upgrade() {
-                Some(inner) => inner.close(|approval, now| approval.expires_at <= now).await,
+                Some(inner) => inner.close(|approval, now| approval.expires_at <= now, "expired").await,
                 None => return,
             },
         }

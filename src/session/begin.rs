@@ -129,7 +129,9 @@ impl Sessions {
         let (state, decision) = match permitted {
             Ok(permit) => (State::Active, permit.into_decision()),
             Err(Denial::StepUp { why, policies, .. }) => {
-                let asked = asked(&terms, action, &why, &policies);
+                // Whoever approves is shown all that is allowed with it.
+                let targets = terms.targets.join(" ");
+                let asked = asked(&terms, action, &targets, &why, &policies);
                 inner.approval = Some(self.approvals().request(&asked).await?.id.to_string());
                 let set = self.issuer().policy.set().digest().into();
                 let obligations = Obligations { step_up: Some(why), ..Obligations::default() };
@@ -357,7 +359,7 @@ pub(super) fn question(terms: &Terms, action: Action, used: Used, approved: bool
 }
 
 /// What an approver is asked about a session as a whole.
-fn asked<'a>(terms: &'a Terms, action: Action, why: &'a str, policies: &'a [String]) -> Asked<'a> {
+fn asked<'a>(terms: &'a Terms, action: Action, targets: &'a str, why: &'a str, policies: &'a [String]) -> Asked<'a> {
     Asked {
         session: &terms.id,
         spiffe_id: &terms.spiffe_id,
@@ -365,7 +367,7 @@ fn asked<'a>(terms: &'a Terms, action: Action, why: &'a str, policies: &'a [Stri
         uid: terms.uid,
         purpose: &terms.purpose,
         action,
-        target: terms.targets.first().map(String::as_str).unwrap_or_default(),
+        target: targets,
         method: "",
         tool: "",
         arguments_sha256: "",

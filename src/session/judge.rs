@@ -139,11 +139,14 @@ impl Sessions {
 
     /// Judges all sessions by what approvals say now. When this returns, what was allowed by a withdrawn one has ended.
     pub async fn settle_approvals(&self) {
-        self.judge_all(Some(&self.issuer().registry.borrow().clone())).await;
+        let index = self.issuer().registry.borrow().clone();
+        self.judge_all(Some(&index)).await;
     }
 
     /// Judges every session. Processes are attested anew where their entry is another than in `before`.
     async fn judge_all(&self, before: Option<&Arc<Index>>) {
+        // One at a time: a session that is being begun by its approval has used that up and is not active yet.
+        let _alone = self.0.judging.lock().await;
         let mut judging = JoinSet::new();
         let all = self.all(|session| !matches!(session.state(), State::Ended(_)));
         for session in all {

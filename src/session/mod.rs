@@ -16,6 +16,7 @@
 
 pub mod approvals;
 mod begin;
+mod document;
 mod end;
 mod error;
 mod journal;
@@ -35,6 +36,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
 
+pub use self::document::SessionDocument;
 pub use self::error::SessionError;
 pub use self::live::{Session, Unusable, Used, covers};
 pub use self::model::{Boundary, Budget, EndReason, Members, SessionId, State, Terms};
@@ -113,6 +115,8 @@ struct Shared {
     book: Mutex<Book>,
     journal: Mutex<Journal>,
     changes: broadcast::Sender<Change>,
+    /// Held while all sessions are judged.
+    judging: tokio::sync::Mutex<()>,
 }
 
 /// Who there is.
@@ -145,6 +149,7 @@ impl Sessions {
             book: Mutex::default(),
             journal: Mutex::new(journal),
             changes: broadcast::Sender::new(BACKLOG),
+            judging: tokio::sync::Mutex::default(),
         }));
         Ok((sessions, Interrupted(living)))
     }

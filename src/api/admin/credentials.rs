@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
-use super::{Admin, Role, rfc3339};
+use super::{Admin, Role, one_line, rfc3339};
 use crate::api::status;
 use crate::audit::Event;
 use crate::id::SpiffeId;
@@ -23,8 +23,6 @@ const MAX_NAMED: usize = 1000;
 const MIN_DIGITS: usize = 6;
 /// The digits of a whole serial number, and of the random part of a jti.
 const ALL_DIGITS: usize = 32;
-/// The longest text that says why.
-const MAX_REASON_BYTES: usize = 256;
 
 /// The beginning of a serial number or jti, perhaps all of it.
 #[derive(Clone, Debug)]
@@ -290,10 +288,7 @@ impl wire::credentials_server::Credentials for Admin {
         if wanted.is_everything() {
             return Err(status::bad_field("filter", "picks everything: name at least one field"));
         }
-        if reason.len() > MAX_REASON_BYTES || reason.chars().any(char::is_control) {
-            let why = format!("is one line of at most {MAX_REASON_BYTES} bytes");
-            return Err(status::bad_field("reason", why));
-        }
+        one_line("reason", &reason)?;
         let picks = wanted.clone();
         let there = self.newest(0, move |credential| picks.picks(credential)).await?.total;
         wanted.names_one(there)?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::ApprovalError;
+use crate::audit::Event;
 use crate::id::SpiffeId;
 use crate::policy::{Action, Effect};
 use crate::session::SessionId;
@@ -15,8 +16,8 @@ use crate::user::{User, UserProof};
 
 /// How far the clock may go back behind a decision before the decision no longer holds: small corrections are no attack.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
-/// The longest target, as everywhere in sessions.
-const MAX_TARGET: usize = 2048;
+/// The longest target; of a session that is to begin, all of them.
+const MAX_TARGET: usize = 16 << 10;
 /// The longest method, tool name, digest.
 const MAX_NAME: usize = 256;
 /// The longest reason of a policy that is kept; more is cut off.
@@ -325,4 +326,55 @@ fn line(text: &str, most: usize) -> String {
         end -= 1;
     }
     text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// For the audit log: somebody is asked.
+pub(super) fn requested(approval: &Approval, action: &'static str) -> Event {
+    let matter = &approval.matter;
+    Event::ApprovalRequested {
+        approval: approval.id.to_string(),
+        session: matter.session.to_string(),
+        txn: String::new(),
+        spiffe_id: approval.spiffe_id.to_string(),
+        user: approval.user.as_ref().map(ToString::to_string),
+        action,
+        target: matter.target.clone(),
+        method: matter.method.clone(),
+        tool: matter.tool.clone(),
+        arguments_sha256: matter.arguments_sha256.clone(),
+        why: approval.why.clone(),
+        policies: approval.policies.clone(),
+        expires_at: Some(approval.expires_at),
+    }
+}
+
+/// For the audit log: somebody has decided.
+pub(super) fn decided(approval: &Approval, by: u32) -> Event {
+    let granted = approval.state == ApprovalState::Granted;
+    let verdict = if granted { "approved" } else { approval.state.as_str() };
+    Event::ApprovalDecided {
+        caller: None,
+        approval: approval.id.to_string(),
+        session: approval.matter.session.to_string(),
+        verdict,
+        by: format!("uid {by}"),
+        expires_at: granted.then_some(approval.expires_at),
+        uses: approval.uses_left,
+        note: approval.note.clone(),
+    }
+}
+
+/// For the audit log: one use less.
+pub(super) fn used(approval: &Approval) -> Event {
+    Event::ApprovalUsed {
+        approval: approval.id.to_string(),
+        session: approval.matter.session.to_string(),
+        txn: String::new(),
+        uses_left: Some(approval.uses_left),
+    }
+}
+
+/// For the audit log: it is over, and why.
+pub(super) fn ended(approval: &Approval, reason: &'static str) -> Event {
+    Event::ApprovalEnded { approval: approval.id.to_string(), session: approval.matter.session.to_string(), reason }
 }
