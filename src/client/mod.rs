@@ -1,5 +1,5 @@
-//! What a Rust workload links: the SPIFFE Workload API as a client, mutual TLS with what it gives ([`tls`]), and none of
-//! the daemon's dependencies.
+//! What a Rust workload links: the SPIFFE Workload API as a client, mutual TLS with what it gives ([`tls`]), sessions for
+//! agents ([`session`]), checks for tools ([`verifier`]), and none of the daemon's dependencies.
 //!
 //! Promises: documents are parsed before they are handed out, so an [`X509Svid`] has a chain, a key and a bundle that
 //! belong together; a [`Watch`] reconnects by the standard's rules and every update is the whole state. Keys stay in
@@ -11,7 +11,9 @@
 mod channel;
 mod endpoint;
 mod error;
+pub mod session;
 pub mod tls;
+pub mod verifier;
 mod watch;
 mod wit;
 mod workload;
