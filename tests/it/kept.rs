@@ -138,3 +138,37 @@ async fn without_a_service_manager_held_keys_end_with_the_agent_and_the_ledger_s
     assert_eq!(held.len(), 1);
     assert_eq!(held[0].reason, "agent_restart");
 }
+
+#[test]
+fn a_session_goes_on_after_a_restart_with_the_same_key_if_the_agent_could_keep_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new(dir.path());
+    let agent = AgentProcess::start(dir.path(), &[], &manager.env());
+    let (mut lives, mut dies) = (Another::start(&agent.workload()), Another::start(&agent.workload()));
+    let id = lives.ask("start t https://a/");
+    let over = dies.ask("start t https://a/");
+    let before = lives.ask(&format!("in {id} GET https://a/"));
+    assert!(before.starts_with('{'), "{before}");
+    agent.stop();
+    manager.drain();
+    dies.end();
+
+    let _agent = AgentProcess::with_kept(dir.path(), NAME, &manager.kept(), &manager.env());
+    let after = loop {
+        let answer = lives.ask(&format!("in {id} GET https://a/"));
+        if !answer.starts_with("Unavailable") && !answer.starts_with("Unknown") && !answer.starts_with("Cancelled") {
+            break answer;
+        }
+    };
+    assert_eq!(key_of(&after), key_of(&before), "one session is one key");
+    assert_eq!(lives.ask(&format!("state {id}")), "Active ");
+    assert_eq!(lives.ask(&format!("state {over}")), "Ended process_exit");
+}
+
+/// The key that the WIT among these headers names.
+fn key_of(headers: &str) -> serde_json::Value {
+    let headers: std::collections::HashMap<String, String> =
+        serde_json::from_str(headers).unwrap_or_else(|_| panic!("{headers}"));
+    let wit = tether::jwt::Jws::parse(&headers["Workload-Identity-Token"]).unwrap().claims().unwrap();
+    wit["cnf"].clone()
+}
