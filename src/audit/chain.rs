@@ -15,6 +15,7 @@ use crate::base::entropy::hex;
 /// The version of the format.
 pub(super) const VERSION: u64 = 1;
 /// Fields that every record has; no event has a field of these names.
+#[cfg(test)]
 pub(super) const OF_THE_CHAIN: &[&str] = &["version", "seq", "time", "node", "prev", "event", "hash"];
 /// No record is longer, by far.
 pub(super) const MAX_RECORD: usize = 1024 * 1024;

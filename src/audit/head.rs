@@ -43,7 +43,9 @@ pub fn head_path(dir: &Path) -> PathBuf {
 pub(super) fn read(path: &Path) -> Result<Head, AuditError> {
     let content = match durable::read(path, MAX_BYTES) {
         Ok(content) => content,
-        Err(DurableError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(Head::Missing),
+        Err(DurableError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Head::Missing);
+        }
         Err(error) => return Err(error.into()),
     };
     let read: Option<Document> = serde_json::from_slice(&content).ok();

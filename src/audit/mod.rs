@@ -39,15 +39,15 @@ pub use self::chain::Link;
 pub use self::error::AuditError;
 pub use self::event::{Caller, Event};
 pub use self::field::{FieldSchema, Schema, Value};
+use self::files::RealDisk;
 pub use self::files::{Part, parts};
 pub use self::head::head_path;
-pub use self::query::{Cursor, Filter, fuzz_record, last_lines};
+pub use self::query::{Cursor, Filter, Picker, fuzz_record, last_lines};
 pub use self::record::{Level, Record};
 pub use self::settings::{OnFailure, Settings};
 pub use self::sink::SYNC_WITHIN;
-pub use self::verify::{Begins, Expected, HeadSays, Problem, Report, expected, verify};
-use self::files::RealDisk;
 use self::sink::{Health, Sink};
+pub use self::verify::{Begins, Expected, HeadSays, Problem, Report, expected, verify};
 use crate::base::clock::Clock;
 use crate::base::drain;
 

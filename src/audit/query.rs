@@ -124,6 +124,13 @@ pub struct Filter {
     pub spiffe_id: Option<String>,
     /// For this person.
     pub user: Option<String>,
+}
+
+/// A [`Filter`] at work. Lines must come in their order: a session is known to be below another from the record of its
+/// start.
+#[derive(Clone, Debug)]
+pub struct Picker {
+    wanted: Filter,
     /// The sessions that were found to be wanted.
     tree: HashSet<String>,
 }
@@ -144,48 +151,60 @@ struct Fields<'a> {
     user: Option<Cow<'a, str>>,
 }
 
-impl Filter {
-    /// Whether the record on this line is wanted. Lines must come in their order: a session is known to be below another
-    /// from the record of its start.
+impl Picker {
+    /// Picks what the filter wants.
+    pub fn new(wanted: Filter) -> Self {
+        Self { wanted, tree: HashSet::new() }
+    }
+
+    /// Whether the record on this line is wanted.
     pub fn picks(&mut self, line: &str) -> bool {
+        let wanted = &self.wanted;
         // Most lines of a long log are about something else, and need not be understood.
         let is_escaped = |text: &str| text.contains(['"', '\\']) || text.contains(char::is_control);
-        let mentions = |wanted: &Option<String>| {
-            wanted.as_deref().is_none_or(|wanted| is_escaped(wanted) || line.contains(wanted))
-        };
-        if !mentions(&self.txn) || !mentions(&self.user) || (self.session.is_some() && !line.contains("\"session\":")) {
+        let mentions =
+            |text: &Option<String>| text.as_deref().is_none_or(|text| is_escaped(text) || line.contains(text));
+        if !mentions(&wanted.txn) || !mentions(&wanted.user) {
+            return false;
+        }
+        if wanted.session.is_some() && !line.contains("\"session\":") {
             return false;
         }
         let Ok(fields) = serde_json::from_str::<Fields<'_>>(line) else { return false };
+        // First of all, and whatever else is wanted: it learns which sessions are below.
+        if !self.is_of_session(&fields) {
+            return false;
+        }
+        let wanted = &self.wanted;
         let is = |wanted: &Option<String>, found: &Option<Cow<'_, str>>| {
             wanted.as_deref().is_none_or(|wanted| found.as_deref() == Some(wanted))
         };
-        // First of all: it learns which sessions are below.
-        self.is_of_session(&fields)
-            && (self.events.is_empty() || self.events.iter().any(|event| event == fields.event))
-            && self.is_in_time(fields.time)
-            && is(&self.txn, &fields.txn)
-            && is(&self.user, &fields.user)
-            && self.spiffe_id.as_deref().is_none_or(|wanted| fields.spiffe_id.is_some_and(|id| is_id(wanted, &id)))
+        (wanted.events.is_empty() || wanted.events.iter().any(|event| event == fields.event))
+            && wanted.is_in_time(fields.time)
+            && is(&wanted.txn, &fields.txn)
+            && is(&wanted.user, &fields.user)
+            && wanted.spiffe_id.as_deref().is_none_or(|wanted| fields.spiffe_id.is_some_and(|id| is_id(wanted, &id)))
     }
 
+    fn is_of_session(&mut self, fields: &Fields<'_>) -> bool {
+        let Some(wanted) = &self.wanted.session else { return true };
+        let Some(session) = fields.session.as_deref() else { return false };
+        let is_below = fields.parent.as_deref().is_some_and(|parent| self.tree.contains(parent));
+        let is_of = names(wanted, session) || (self.wanted.below && (is_below || self.tree.contains(session)));
+        if is_of && self.wanted.below && !self.tree.contains(session) {
+            self.tree.insert(session.to_owned());
+        }
+        is_of
+    }
+}
+
+impl Filter {
     fn is_in_time(&self, time: &str) -> bool {
         if self.since.is_none() && self.until.is_none() {
             return true;
         }
         let Ok(time) = OffsetDateTime::parse(time, &Rfc3339) else { return false };
         self.since.is_none_or(|since| time >= since) && self.until.is_none_or(|until| time < until)
-    }
-
-    fn is_of_session(&mut self, fields: &Fields<'_>) -> bool {
-        let Some(wanted) = &self.session else { return true };
-        let Some(session) = fields.session.as_deref() else { return false };
-        let is_below = fields.parent.as_deref().is_some_and(|parent| self.tree.contains(parent));
-        let is_of = names(wanted, session) || (self.below && (is_below || self.tree.contains(session)));
-        if is_of && self.below && !self.tree.contains(session) {
-            self.tree.insert(session.to_owned());
-        }
-        is_of
     }
 }
 
@@ -208,7 +227,9 @@ fn is_id(wanted: &str, id: &str) -> bool {
 /// For the fuzzer: whatever the bytes are, reading them as a record ends; whether they are one whose hash holds.
 pub fn fuzz_record(bytes: &[u8]) -> bool {
     let line = String::from_utf8_lossy(bytes);
-    let mut filter = Filter { session: Some("abcdef".to_owned()), below: true, ..Filter::default() };
-    let _ = (filter.picks(&line), Filter::default().picks(&line));
+    let below = Filter { session: Some("abcdef".to_owned()), below: true, ..Filter::default() };
+    for filter in [below, Filter::default()] {
+        Picker::new(filter).picks(&line);
+    }
     Sealed::read(bytes).is_some_and(|record| record.holds)
 }

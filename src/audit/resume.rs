@@ -109,7 +109,8 @@ fn without_files(head: Head) -> (Resumed, Option<Event>) {
             (go_on(link), Some(event))
         }
         Head::Unreadable | Head::Missing => {
-            let why = if head == Head::Missing { "there was none" } else { "there was none, and the head is unreadable" };
+            let why =
+                if head == Head::Missing { "there was none" } else { "there was none, and the head is unreadable" };
             (go_on(Link::genesis()), Some(Event::AuditBegan { why: why.to_owned() }))
         }
     }

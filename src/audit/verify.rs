@@ -209,7 +209,8 @@ impl Check {
         let Some((from, (to, noticed))) = gap.map(|(from, gap)| (*from, gap.clone())) else {
             let is_from_before = self.first.as_ref().is_some_and(|first| seq < first.link.seq);
             let kind = if is_from_before { "reordered" } else { "repeated" };
-            let what = if is_from_before { "it belongs before the first record" } else { "its number is there already" };
+            let what =
+                if is_from_before { "it belongs before the first record" } else { "its number is there already" };
             return self.problem(kind, Some(seq), what.to_owned());
         };
         self.missing.remove(&from);
@@ -312,4 +313,3 @@ fn skip_line(lines: &mut impl BufRead) -> std::io::Result<()> {
 fn records(from: u64, to: u64) -> String {
     if from == to { format!("record {from} is") } else { format!("records {from} to {to} are") }
 }
-
