@@ -9,6 +9,7 @@ use super::{AgentState, Bound, Deps, Parts, StartError, observer};
 use crate::api::admin::{Admin, Reloadable, Roles, StatusSource};
 use crate::api::gate::RoleLayer;
 use crate::attest::{Attestation, Attestors, Launches};
+use crate::audit::{Audit, AuditError, Event};
 use crate::authority::Authority;
 use crate::authority::keys::KeyStore;
 use crate::base::durable;
@@ -34,7 +35,7 @@ use crate::user::Users;
 use crate::verify::{NoTasks, Verifier};
 
 /// The parts of `/readyz`.
-const PARTS: &[&str] = &["agent", "authority", "entries", "store"];
+const PARTS: &[&str] = &["agent", "audit", "authority", "entries", "store"];
 const NODE_ID: &str = "node-id";
 /// Who may ask on the admin socket is decided by role; connections to it are few.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -62,6 +63,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     }
     let store = Store::open(&path).await?;
     let node = node_id(&store, &deps).await?;
+    let audit = open_audit(&config, &node, &deps).await?;
+    let deps = Deps { audit, ..deps };
     let (authority, signers) = Authority::open(
         config.authority(&node).ok_or(StartError::DiskFiles)?,
         deps.clock.clone(),
@@ -235,6 +238,16 @@ async fn node_id(store: &Store, deps: &Deps) -> Result<String, StoreError> {
     let fresh = deps.entropy.hex::<16>();
     store.apply(vec![Change::put(Space::Node, NODE_ID, &fresh, Expect::Absent)]).await?;
     Ok(fresh)
+}
+
+/// The audit log, before anything can happen that must be in it.
+async fn open_audit(config: &Config, node: &str, deps: &Deps) -> Result<Audit, AuditError> {
+    let (settings, node, clock, audit) = (config.audit_log(), node.to_owned(), deps.clock.clone(), deps.audit.clone());
+    let opened = tokio::task::spawn_blocking(move || audit.with_log(settings, &node, clock)).await;
+    let audit = opened.map_err(|_| AuditError::Stopping)??;
+    let (release, trust_domain) = (env!("CARGO_PKG_VERSION").to_owned(), config.trust_domain.to_string());
+    audit.before(Event::AgentStarted { release, trust_domain })?;
+    Ok(audit)
 }
 
 /// The ledger, read in whole; what must be watched for it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::AgentState;
+use crate::audit::Audit;
 use crate::authority::{Authority, X509Svid};
 use crate::base::backoff::Backoff;
 use crate::base::drain;
@@ -148,6 +149,25 @@ pub(super) async fn report_entries(registry: Registry, state: Arc<AgentState>, m
                 state.index_is(&index);
             }
         }
+    }
+}
+
+/// Keeps the audit log, and tells readiness how it is.
+pub(super) async fn keep_audit(audit: Audit, state: Arc<AgentState>, drain: drain::Watcher) {
+    let mut healthy = audit.healthy();
+    let report = async {
+        loop {
+            let health = healthy.borrow_and_update().clone();
+            state.readiness.set("audit", health.map_err(|why| format!("the audit log cannot be written: {why}")));
+            if healthy.changed().await.is_err() {
+                // Nobody writes any more; the last word stands.
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = audit.keep(drain) => {}
+        () = report => {}
     }
 }
 

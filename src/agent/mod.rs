@@ -23,7 +23,7 @@ use crate::api::admin::Reloadable;
 use crate::api::gate::{RoleLayer, WorkloadGate};
 use crate::api::sessions::{SessionApi, VerifierApi};
 use crate::api::{admin, serve, workload};
-use crate::audit::Audit;
+use crate::audit::{Audit, AuditError};
 use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
 use crate::base::clock::Clock;
 use crate::base::drain;
@@ -55,7 +55,7 @@ pub struct Deps {
     pub clock: Clock,
     /// Nonces, serials and jitter.
     pub entropy: Entropy,
-    /// Where events go.
+    /// Who is told of events; the agent adds its log.
     pub audit: Audit,
     /// The running log.
     pub log: LogLevel,
@@ -95,6 +95,9 @@ pub enum StartError {
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The audit log cannot be used.
+    #[error("the audit log cannot be opened")]
+    Audit(#[from] AuditError),
     /// The approvals cannot be read.
     #[error(transparent)]
     Approvals(#[from] ApprovalError),
@@ -219,6 +222,8 @@ impl Bound {
             async move { ledger.keep_synced(watcher).await }
         });
 
+        let audit = issuer.audit.clone();
+        duties.spawn(duties::keep_audit(audit.clone(), state.clone(), watcher.clone()));
         duties.spawn(kept::keep(issuer.held.clone(), watcher.clone()));
         duties.spawn(kept::wipe_revoked(issuer.held.clone(), ledger.clone(), watcher.clone()));
 
@@ -264,6 +269,7 @@ impl Bound {
         }
         // What was issued during the drain.
         ledger.sync().await;
+        audit.stop().await;
         early
     }
 }

@@ -21,6 +21,15 @@ pub enum AuditError {
         #[source]
         source: std::io::Error,
     },
+    /// A file cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The refusal.
+        #[source]
+        source: std::io::Error,
+    },
     /// What is in the directory is of another node.
     #[error(
         "`{}` is the audit log of another node: move it away, or name another directory in `audit.dir`",

@@ -86,6 +86,8 @@ pub struct Appender {
     file: Arc<File>,
     path: PathBuf,
     length: u64,
+    /// A failed write left something behind that could not be cut off yet.
+    torn: bool,
 }
 
 /// Syncs what was appended so far, from any thread.
@@ -102,16 +104,37 @@ impl Appender {
         options.append(true).create_new(true).custom_flags(nix::libc::O_NOFOLLOW).mode(0o600);
         let file = Arc::new(options.open(path).map_err(io_error("create", path))?);
         sync_parent(path)?;
-        Ok(Self { file, path: path.to_owned(), length: 0 })
+        Ok(Self { file, path: path.to_owned(), length: 0, torn: false })
     }
 
-    /// Appends all of `record` or nothing: what a failed write left behind is cut off again.
+    /// A file that is there, of which the first `length` bytes are whole: what follows them is cut off.
+    pub fn resume(path: &Path, length: u64) -> Result<Self, DurableError> {
+        let mut options = OpenOptions::new();
+        options.append(true).custom_flags(nix::libc::O_NOFOLLOW);
+        let file = Arc::new(options.open(path).map_err(io_error("open", path))?);
+        let mut appender = Self { file, path: path.to_owned(), length, torn: true };
+        appender.cut()?;
+        Ok(appender)
+    }
+
+    /// Appends all of `record` or nothing: what a failed write left behind is cut off again, at the latest before
+    /// anything follows it.
     pub fn append(&mut self, record: &[u8]) -> Result<(), DurableError> {
+        self.cut()?;
         if let Err(error) = (&*self.file).write_all(record) {
-            self.file.set_len(self.length).map_err(io_error("cut a half-written record off", &self.path))?;
+            self.torn = true;
+            self.cut()?;
             return Err(io_error("append to", &self.path)(error));
         }
         self.length += record.len() as u64;
+        Ok(())
+    }
+
+    fn cut(&mut self) -> Result<(), DurableError> {
+        if self.torn {
+            self.file.set_len(self.length).map_err(io_error("cut a half-written record off", &self.path))?;
+            self.torn = false;
+        }
         Ok(())
     }
 

@@ -29,6 +29,7 @@ pub(super) fn mistakes(config: &Config, is_set: &dyn Fn(&str) -> bool) -> Vec<(&
     sockets(config, &mut rule);
     limits(config, &mut rule);
     issuers(config, &mut rule);
+    audit(config, &mut rule);
     let loopback = config.http.address.is_none_or(|address| address.ip().is_loopback());
     rule(
         loopback || config.http.allow_remote,
@@ -107,6 +108,15 @@ fn issuers(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
         "sessions.issuers",
         "authority.jwt_issuer is among them: our own tokens are of workloads, not users",
     );
+}
+
+fn audit(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
+    let section = &config.audit;
+    rule(section.rotate >= super::ByteSize::kib(64), "audit.rotate", "it is at least 64KiB");
+    let two = "it is at least 2: the record that says what was removed must not be removed with it";
+    rule(section.keep >= 2, "audit.keep", two);
+    let hour = Duration::from_secs(60 * 60);
+    rule(section.keep_for.is_none_or(|keep_for| keep_for >= hour), "audit.keep_for", "it is at least 1h");
 }
 
 fn limits(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {

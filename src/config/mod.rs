@@ -27,7 +27,7 @@ mod tests;
 
 pub use example::{Shown, example, show};
 pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source, fuzz_file};
-pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter, duration};
+pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter, OnAuditFailure, duration};
 
 use settings::settings;
 
@@ -49,7 +49,7 @@ settings! {
     pub struct Config {
         /// The trust domain whose SPIFFE IDs this agent issues. Required.
         trust_domain: TrustDomain = settings::unset_trust_domain();
-        /// Where authorities, stored entries and the ledger are kept. Created with mode 0700.
+        /// Where authorities, stored entries, the ledger and the audit log are kept. Created with mode 0700.
         state_dir: PathBuf = PathBuf::from("/var/lib/tether");
         /// Registration entries: every `*.toml` in this directory is loaded, and again when one changes.
         entries_dir: PathBuf = PathBuf::from("/etc/tether/entries.d");
@@ -62,6 +62,7 @@ settings! {
         section limits: Limits;
         section attest: Attest;
         section admin: Admin;
+        section audit: Audit;
         section log: Log;
         fixed dev: bool = false, "Whether this is `agent run --dev`, which has one built-in entry and needs no owners.";
     }
@@ -253,6 +254,26 @@ settings! {
         /// May look, and approve what policy wants a person's word for; never what is asked by a process of their own user
         /// id, or for themselves. Approvers may not change anything, and operators may not approve.
         approvers: Vec<String> = vec!["tether-approvers".to_owned()];
+    }
+}
+
+settings! {
+    /// The audit log: a chain of records in files, see docs/audit.md.
+    pub struct Audit {
+        /// Where its files are, in a directory of mode 0700 that is the agent's alone. Absent: "audit" in state_dir. The file
+        /// `audit.head` in state_dir says which record was the last.
+        dir: Option<PathBuf> = None;
+        /// A file that has reached this size is left alone, and a new one begun.
+        rotate: ByteSize = ByteSize::mib(64);
+        /// How many files are kept: with more, the oldest is removed, and a record says so. At least 2.
+        keep: u32 = 16;
+        /// How long a record is kept at most; files are removed whole, so some go up to a quarter earlier. Absent: as long
+        /// as `keep` allows.
+        keep_for: Option<Duration> = None;
+        /// What happens when a record cannot be written, as on a full disk: "refuse" lets nothing happen that would not be
+        /// recorded, so nothing is issued; with "alarm" it happens, and how many records are lost is recorded afterwards. In
+        /// both cases the agent is not ready and says why.
+        on_failure: OnAuditFailure = OnAuditFailure::Refuse;
     }
 }
 

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use crate::api::serve;
+use crate::audit;
 use crate::authority::{self, DiskFiles};
 use crate::base::quota::{Quota, Turns};
 use crate::sys::Kernel;
 use crate::{attest, ledger, peer, registry, session, user};
 
-use super::{AuthorityKind, Config, KernelInterfaces};
+use super::{AuthorityKind, Config, KernelInterfaces, OnAuditFailure};
 
 /// The longest JWT-SVID an entry may ask for, unless the default lifetime is longer: whoever holds it can use it.
 const LONGEST_JWT: Duration = Duration::from_secs(60 * 60);
@@ -118,6 +119,22 @@ impl Config {
         ledger::Limits {
             credentials_per_uid: index(self.limits.credentials_per_uid),
             certificates_per_uid: index(self.limits.certificates_per_uid),
+        }
+    }
+
+    /// Where the audit log is, and how much of it is kept.
+    pub fn audit_log(&self) -> audit::Settings {
+        let section = &self.audit;
+        audit::Settings {
+            dir: section.dir.clone().unwrap_or_else(|| self.state_dir.join("audit")),
+            head: self.state_dir.join("audit.head"),
+            rotate: section.rotate.bytes(),
+            keep: index(section.keep),
+            keep_for: section.keep_for,
+            on_failure: match section.on_failure {
+                OnAuditFailure::Refuse => audit::OnFailure::Refuse,
+                OnAuditFailure::Alarm => audit::OnFailure::Alarm,
+            },
         }
     }
 

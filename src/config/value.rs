@@ -467,6 +467,17 @@ words! {
     }
 }
 
+words! {
+    /// What becomes of something whose audit record cannot be written.
+    pub enum OnAuditFailure {
+        /// It does not happen.
+        #[default]
+        Refuse = "refuse",
+        /// It happens, and the agent says what is wrong.
+        Alarm = "alarm",
+    }
+}
+
 /// What a TOML value is, for errors.
 pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
