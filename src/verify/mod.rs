@@ -9,8 +9,12 @@
 
 mod asker;
 mod call;
+pub mod form;
 mod inactive;
+pub mod introspection;
+mod nodes;
 mod seam;
+pub mod tls;
 #[cfg(test)]
 mod vectors;
 
@@ -21,17 +25,18 @@ use time::OffsetDateTime;
 
 use crate::audit::Event;
 use crate::id::{SpiffeId, TrustDomain};
-use crate::issue::{Entitled, Issuer, LEEWAY, Refusal, caller};
+use crate::issue::{Issuer, LEEWAY, Refusal};
 use crate::ledger::{Credential, Kind, Standing};
 use crate::peer::PeerConn;
 use crate::policy::Decision;
-use crate::proof::{CheckedProof, Expected, Presented, ReplayCache, ReplayLimits, SessionClaims, TargetUri, check_wpt};
+use crate::proof::{CheckedProof, Expected, Presented, ReplayCache, ReplayLimits, SessionClaims, check_wpt};
 use crate::session::State;
 use crate::wit::WitSession;
 
-pub use self::asker::Asker;
+pub use self::asker::{Asker, NotAsker};
 pub use self::call::{Agreed, Call, SessionView};
 pub use self::inactive::Inactive;
+pub use self::nodes::{NodeUrls, Nodes};
 pub use self::seam::{AskedFor, NoTasks, Tasks};
 
 /// A request whose caller is who it says, now.
@@ -66,6 +71,8 @@ pub struct InSession {
     pub redact: BTreeSet<String>,
     /// The policies that decided.
     pub policies: Arc<[String]>,
+    /// Whether an approval was given for exactly this call.
+    pub approved: bool,
 }
 
 /// Checks requests; every surface goes through it.
@@ -76,6 +83,7 @@ pub struct Verifier {
     /// The proofs this agent has seen since it was started.
     replays: Mutex<ReplayCache>,
     memory: asker::Memory,
+    nodes: Nodes,
 }
 
 /// What was presented, once it holds.
@@ -89,9 +97,9 @@ struct Holding {
 
 impl Verifier {
     /// Remembers no proof yet: those from before `now` are refused.
-    pub fn new(issuer: Arc<Issuer>, tasks: Arc<dyn Tasks>, now: OffsetDateTime) -> Self {
+    pub fn new(issuer: Arc<Issuer>, tasks: Arc<dyn Tasks>, nodes: Nodes, now: OffsetDateTime) -> Self {
         let replays = Mutex::new(ReplayCache::new(now, ReplayLimits::default()));
-        Self { issuer, tasks, replays, memory: asker::Memory::default() }
+        Self { issuer, tasks, replays, memory: asker::Memory::default(), nodes }
     }
 
     /// Checks one request for a process on the workload socket that serves it. The outer refusal is the asker's own.
@@ -107,18 +115,6 @@ impl Verifier {
         self.issuer.recorded(peer, None, verdict)
     }
 
-    async fn asker_on_socket(&self, peer: &PeerConn, uri: &TargetUri) -> Result<Asker, Refusal> {
-        let entitled = self.issuer.entitled(peer).await?;
-        let permit =
-            self.issuer.policy.check_proof(&entitled.attested, &entitled.identities, uri, self.issuer.clock.now())?;
-        Ok(Asker {
-            spiffe_id: permit.asker().clone(),
-            caller: caller(peer),
-            federates_with: federates_with(&entitled),
-            is_node: false,
-        })
-    }
-
     /// Checks one request for an asker that serves it. A refusal says that it cannot be told now.
     pub async fn judge(
         &self,
@@ -126,9 +122,13 @@ impl Verifier {
         call: &Call,
         presented: Option<Presented<'_>>,
     ) -> Result<Result<Verified, Inactive>, Refusal> {
-        let verdict = match self.holds(asker, call, presented) {
-            Ok(holding) => self.stands(asker, call, &holding).await?,
-            Err(inactive) => Err(inactive),
+        let elsewhere = presented.and_then(|presented| Some((presented, self.of_other_node(presented)?)));
+        let verdict = match elsewhere {
+            Some((presented, node)) => self.judge_elsewhere(asker, call, presented, &node).await,
+            None => match self.holds(asker, call, presented) {
+                Ok(holding) => self.stands(asker, call, &holding).await?,
+                Err(inactive) => Err(inactive),
+            },
         };
         self.record(asker, call, &verdict);
         Ok(verdict)
@@ -261,7 +261,7 @@ impl Verifier {
             return Err(Inactive::Policy(decision.policies.to_vec()).into());
         }
         let Decision { obligations, policies, .. } = decision;
-        Ok(InSession { view, agreed, txn: proof.txn.clone(), redact: obligations.redact, policies })
+        Ok(InSession { view, agreed, txn: proof.txn.clone(), redact: obligations.redact, policies, approved })
     }
 
     fn first_time(&self, asker: &Asker, checked: &CheckedProof, now: OffsetDateTime) -> Result<(), Inactive> {
@@ -330,8 +330,4 @@ impl Waiting {
             Self::ForApproval { .. } => Inactive::StepUp(None),
         }
     }
-}
-
-fn federates_with(entitled: &Entitled) -> BTreeSet<TrustDomain> {
-    entitled.identities.iter().flat_map(|identity| identity.entry.federates_with()).cloned().collect()
 }
