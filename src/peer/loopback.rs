@@ -17,7 +17,6 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::{Instance, InstanceError, Instances, LookError};
-use crate::sys::procfs::ProcDir;
 
 /// Where the kernel lists TCP connections of the network namespace we are in.
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
@@ -89,7 +88,8 @@ impl LoopbackPeer {
 
     /// Whether it is still so.
     pub fn still(&self) -> Result<(), LoopbackError> {
-        if !holds(self.instance.proc_dir(), self.row.inode)? {
+        // Of the process that is held, so that its number cannot be another's meanwhile.
+        if self.instance.proc_dir().descriptors_of_socket(self.row.inode)?.is_empty() {
             return Err(LoopbackError::NoHolder);
         }
         if self.instance.look()?.uid != self.row.uid {
@@ -186,15 +186,6 @@ fn has_socket(directory: &Path, inode: u64) -> bool {
     descriptors.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str()))
 }
 
-/// The same of a process that is held, so that its number cannot be another's meanwhile.
-fn holds(process: &ProcDir, inode: u64) -> io::Result<bool> {
-    let wanted = format!("socket:[{inode}]");
-    let descriptors = process.list("fd")?;
-    Ok(descriptors.iter().any(|fd| {
-        process.read_link(&format!("fd/{fd}")).is_ok_and(|target| target.as_os_str() == wanted.as_str())
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,7 +196,9 @@ mod tests {
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
         let (ours, theirs) = (at("127.0.0.1:8080"), at("127.0.0.1:40000"));
         let line = |local: &str, remote: &str, state: &str| {
-            format!("  7: {local} {remote} {state} 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0 20 4 30 10 -1")
+            format!(
+                "  7: {local} {remote} {state} 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0 20 4 30 10 -1"
+            )
         };
         let (us, them) = ("0100007F:1F90", "0100007F:9C40");
         let mapped = "0000000000000000FFFF00000100007F:9C40";
@@ -247,11 +240,8 @@ mod tests {
         let client = std::net::TcpStream::connect(ours).unwrap();
         let theirs = client.local_addr().unwrap();
         let inherited = client.try_clone().unwrap();
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
-            .stdin(std::os::fd::OwnedFd::from(inherited))
-            .spawn()
-            .unwrap();
+        let mut child =
+            std::process::Command::new("sleep").arg("60").stdin(std::os::fd::OwnedFd::from(inherited)).spawn().unwrap();
         let instances = Instances::new(Kernel::probe()).unwrap();
         let found = LoopbackPeer::find(&instances, ours, theirs);
         child.kill().unwrap();

@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use nix::dir::Dir;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 
@@ -62,20 +61,6 @@ impl ProcDir {
     /// Which file a name below the directory refers to; links such as `exe` and `ns/pid` are followed.
     pub fn file_id(&self, name: &str) -> io::Result<FileId> {
         Ok(FileId::from(&nix::sys::stat::fstatat(&self.0, name, nix::fcntl::AtFlags::empty())?))
-    }
-
-    /// The names in a directory below the directory.
-    pub fn list(&self, name: &str) -> io::Result<Vec<String>> {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let mut names = Vec::new();
-        for entry in Dir::openat(&self.0, name, flags, Mode::empty())?.iter() {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy();
-            if name != "." && name != ".." {
-                names.push(name.into_owned());
-            }
-        }
-        Ok(names)
     }
 
     /// The text of a link below the directory.

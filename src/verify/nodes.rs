@@ -15,11 +15,11 @@ use time::OffsetDateTime;
 
 use super::introspection::{Answer, ToNode, question};
 use super::tls::Tls;
-use super::{Asker, Call, Decision, Inactive, InSession, Verified, Verifier, call};
+use super::{Asker, Call, InSession, Inactive, Verified, Verifier, call};
 use crate::id::{SpiffeId, TrustDomain};
 use crate::issue::LEEWAY;
 use crate::jwt::{Jwk, Jws};
-use crate::policy::Effect;
+use crate::policy::{Decision, Denial, Effect};
 use crate::proof::{BodyDigest, CheckedProof, Expected, Presented, check_wpt};
 use crate::user::fetch::{Endpoint, EndpointError, Fetcher, Roots};
 use crate::wit::{WitAuthorities, WitSession};
@@ -305,22 +305,23 @@ impl Verifier {
             }
             (Some((wit, proof)), Some(view)) => {
                 if !view.lasts(now) {
-                    return Err(Inactive::SessionEnded.into());
+                    return Err(Inactive::SessionEnded(None).into());
                 }
                 let agreed = call::agree(&view, &wit, checked.wit.spiffe_id(), proof, call)?;
-                let decision = self.tasks.decide(&agreed.question(call, &view, facts.approved, now));
-                if decision.obligations.step_up.is_some() && !facts.approved {
-                    return Err(Inactive::StepUp(None).into());
-                }
-                if !decision.allowed {
-                    return Err(Inactive::Policy(decision.policies.to_vec()).into());
-                }
+                let approved = facts.approved;
+                let decision = match self.issuer.policy.call(&agreed.question(call, &view, approved, now)) {
+                    Ok(permit) => permit.into_decision(),
+                    // Who approves is asked where the session is.
+                    Err(Denial::StepUp { .. }) => return Err(Inactive::StepUp(None).into()),
+                    Err(Denial::Policy { policies, .. }) => return Err(Inactive::Policy(policies.to_vec()).into()),
+                    Err(_) => return Err(Inactive::Policy(Vec::new()).into()),
+                };
                 if age.is_some_and(|age| !accepts(&decision, agreed.effect, age)) {
                     return Err(TooOld);
                 }
-                let Decision { obligations, policies, .. } = decision;
-                let (txn, approved) = (proof.txn.clone(), facts.approved);
-                Some(InSession { view, agreed, txn, redact: obligations.redact, policies, approved })
+                let Decision { obligations, policies, set, .. } = decision;
+                let (txn, redact) = (proof.txn.clone(), obligations.redact);
+                Some(InSession { view, agreed, txn, approved, redact, policies, set })
             }
             _ => return Err(Inactive::Claim("sid").into()),
         };
@@ -330,6 +331,7 @@ impl Verifier {
             spiffe_id: checked.wit.spiffe_id().clone(),
             binding,
             token_id: checked.wit.token_id().unwrap_or_default().to_owned(),
+            proof_id: checked.jti,
             made_at: checked.made_at,
             expires_at: checked.expires_at,
             thumbprint: checked.thumbprint,
@@ -369,7 +371,8 @@ fn check_elsewhere(
 ) -> Result<CheckedProof, Inactive> {
     let target = &call.target;
     let expected = Expected { method: &target.method, uri: &target.uri, body: target.body };
-    let checked = check_wpt(presented, expected, |domain| Some(keys).filter(|keys| keys.trust_domain() == domain), now, LEEWAY)?;
+    let checked =
+        check_wpt(presented, expected, |domain| Some(keys).filter(|keys| keys.trust_domain() == domain), now, LEEWAY)?;
     let named = checked.wit.token_id().and_then(|id| id.split_once('.'));
     if named.is_some_and(|(node, _)| node == claimed.node) { Ok(checked) } else { Err(Inactive::AnotherNode) }
 }
