@@ -235,7 +235,7 @@ impl Bound {
         let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
         let offered = state.config().sessions.enabled;
         duties.spawn(self.parts.sessions.clone().keep_judging(watcher.clone()));
-        let verifier = VerifierApi::new(self.parts.verifier.clone());
+        let verifier = VerifierApi::new(self.parts.verifier.clone(), watcher.clone());
         let sessions = offered.then(|| (SessionApi::new(self.parts.sessions.clone(), watcher.clone()), verifier));
         duties.spawn(self.parts.ends.run(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };

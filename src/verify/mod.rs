@@ -14,6 +14,7 @@ mod inactive;
 pub mod introspection;
 mod nodes;
 mod record;
+mod report;
 pub mod tls;
 #[cfg(test)]
 mod vectors;
@@ -38,6 +39,7 @@ pub use self::asker::{Asker, NotAsker};
 pub use self::call::{Agreed, Call, SessionView};
 pub use self::inactive::Inactive;
 pub use self::nodes::{NodeUrls, Nodes};
+pub use self::report::{CheckedChanges, Report, ReportError};
 
 /// A request whose caller is who it says, now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +113,11 @@ impl Verifier {
     pub fn new(sessions: Sessions, nodes: Nodes, now: OffsetDateTime) -> Self {
         let replays = Mutex::new(ReplayCache::new(now, ReplayLimits::default()));
         Self { issuer: sessions.issuer().clone(), sessions, replays, memory: asker::Memory::default(), nodes }
+    }
+
+    /// Who issues.
+    pub fn issuer(&self) -> &Issuer {
+        &self.issuer
     }
 
     /// Checks one request for a process on the workload socket that serves it. The outer refusal is the asker's own.
