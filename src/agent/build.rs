@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::net::TcpListener;
 
+use super::http::Listeners;
 use super::{AgentState, Bound, Deps, Parts, StartError, observer};
 use crate::api::admin::{Admin, Reloadable, Roles, StatusSource};
 use crate::api::gate::RoleLayer;
@@ -18,7 +18,7 @@ use crate::bond::Bonds;
 use crate::config::Config;
 use crate::ends::Ends;
 use crate::held::Held;
-use crate::http::{Http, Readiness};
+use crate::http::{Introspection, Readiness};
 use crate::issue::Issuer;
 use crate::ledger::{Ledger, LedgerError, NewTies};
 use crate::metrics::{self, Metrics};
@@ -32,7 +32,8 @@ use crate::sys::Kernel;
 use crate::sys::harden::Hardening;
 use crate::trust::{Crls, Trust};
 use crate::user::Users;
-use crate::verify::{NoTasks, Verifier};
+use crate::verify::tls::{OwnSvid, Tls};
+use crate::verify::{Nodes, Verifier};
 
 /// The parts of `/readyz`.
 const PARTS: &[&str] = &["agent", "audit", "authority", "entries", "store"];
@@ -108,11 +109,15 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         entropy: deps.entropy.clone(),
     });
 
-    let verifier = Arc::new(Verifier::new(issuer.clone(), Arc::new(NoTasks), deps.clock.now()));
     super::kept::take_back(&issuer).await?;
     // Before anything can be answered: what died while there was no agent no longer stands.
     let ends = Ends::resume(issuer.clone(), instances.clone(), new_ties).await?;
     let sessions = open_sessions(&config, &node, &issuer, &store, &deps).await?;
+    let own = OwnSvid::default();
+    let tls = Tls { own: own.clone(), trust: trust.clone(), crls: crls.clone(), clock: deps.clock.clone() };
+    let nodes = Nodes::new(&config.sessions.nodes, &config.trust_domain, &tls);
+    let nodes = nodes.map_err(|(node, source)| StartError::Node { node, source })?;
+    let verifier = Arc::new(Verifier::new(sessions.clone(), nodes, deps.clock.now()));
 
     let observer = observer(deps.audit.clone(), metrics.clone());
     let listener = |limits| ListenerConfig {
@@ -130,16 +135,9 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
 
     let calls = config.calls();
     let readiness = Readiness::waiting(PARTS);
-    let http = match config.http.address {
-        None => None,
-        Some(address) => {
-            let failed = |source| StartError::Http { address, source };
-            let listener = TcpListener::bind(address).await.map_err(failed)?;
-            let http = Http { readiness: readiness.clone(), registry: Arc::new(metrics_registry) };
-            Some((listener, http))
-        }
-    };
-    let http_address = http.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
+    let introspection = Introspection::new(verifier.clone(), instances.clone(), trust.clone());
+    let health = super::http::health(readiness.clone(), metrics_registry);
+    let http = Listeners::bind(&config, health, introspection, &tls).await?;
 
     let state = Arc::new(AgentState::new(super::state::Parts {
         node,
@@ -155,6 +153,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         metrics: metrics.clone(),
         audit: deps.audit.clone(),
         clock: deps.clock.clone(),
+        own,
     }));
     // It was read without a mistake, or we would not be here.
     state.config_reloaded(true);
@@ -189,7 +188,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     Ok(Bound {
         workload: config.listen.workload.clone(),
         admin: config.listen.admin.clone(),
-        http: http_address,
+        http: http.address(),
+        https: http.tls_address(),
         state,
         parts: Parts {
             authority,

@@ -5,6 +5,7 @@
 
 mod build;
 mod duties;
+mod http;
 mod kept;
 mod notify;
 mod reload;
@@ -16,7 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::api::admin::Reloadable;
@@ -32,7 +32,6 @@ use crate::base::entropy::Entropy;
 use crate::base::quota::Quota;
 use crate::config::Config;
 use crate::ends::Ends;
-use crate::http::Http;
 use crate::issue::Issuer;
 use crate::ledger::LedgerError;
 use crate::peer::{Listener, Observer};
@@ -134,6 +133,15 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// Another node cannot be asked where the configuration says.
+    #[error("`sessions.nodes` names `{node}` with a URL that cannot be asked")]
+    Node {
+        /// The node.
+        node: String,
+        /// What is wrong with the URL.
+        #[source]
+        source: crate::user::fetch::EndpointError,
+    },
     /// The kernel does not tell what the agent needs to know.
     #[error("the kernel does not tell what the agent must know of its callers")]
     Kernel(#[source] std::io::Error),
@@ -167,6 +175,8 @@ pub struct Bound {
     pub admin: PathBuf,
     /// The http listener's address.
     pub http: Option<SocketAddr>,
+    /// The http listener's address with TLS.
+    pub https: Option<SocketAddr>,
     /// What the agent knows of itself.
     pub state: Arc<AgentState>,
     parts: Parts,
@@ -184,7 +194,7 @@ struct Parts {
     admin: Listener,
     admin_service: admin::Admin,
     admin_gate: RoleLayer,
-    http: Option<(TcpListener, Http)>,
+    http: http::Listeners,
     limits: serve::Limits,
     calls: Quota,
     drain_deadline: Duration,
@@ -230,7 +240,7 @@ impl Bound {
         let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
         let offered = state.config().sessions.enabled;
         duties.spawn(self.parts.sessions.clone().keep_judging(watcher.clone()));
-        let verifier = VerifierApi::new(self.parts.verifier.clone());
+        let verifier = VerifierApi::new(self.parts.verifier.clone(), watcher.clone());
         let sessions = offered.then(|| (SessionApi::new(self.parts.sessions.clone(), watcher.clone()), verifier));
         duties.spawn(self.parts.ends.run(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
@@ -241,7 +251,14 @@ impl Bound {
         servers.spawn(serve::workload(listener, workload, sessions, gate, readiness, limits, stop.clone()));
         let (admin, service, gate) = (self.parts.admin, self.parts.admin_service, self.parts.admin_gate);
         servers.spawn(serve::admin(admin, service, gate, limits, stop.clone()));
-        if let Some((listener, http)) = self.parts.http {
+        if let Some((listener, https)) = self.parts.http.tls {
+            let stop = stop.clone();
+            servers.spawn(async move {
+                https.serve(listener, stop).await;
+                Ok(())
+            });
+        }
+        if let Some((listener, http)) = self.parts.http.plain {
             let stop = stop.clone();
             servers.spawn(async move {
                 http.serve(listener, stop).await;

@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::peer::Instances;
 use crate::registry::{Index, LoadState, Registry};
 use crate::trust::{CrlSet, Crls, Trust};
+use crate::verify::tls::OwnSvid;
 
 /// What [`AgentState`] is made of.
 pub(super) struct Parts {
@@ -34,6 +35,7 @@ pub(super) struct Parts {
     pub(super) metrics: Metrics,
     pub(super) audit: Audit,
     pub(super) clock: Clock,
+    pub(super) own: OwnSvid,
 }
 
 /// One agent's view of itself.
@@ -53,6 +55,7 @@ pub struct AgentState {
     audit: Audit,
     started_at: OffsetDateTime,
     changing: Mutex<Changing>,
+    own: OwnSvid,
 }
 
 #[derive(Default)]
@@ -80,6 +83,7 @@ impl AgentState {
             calls: parts.calls,
             metrics: parts.metrics,
             audit: parts.audit,
+            own: parts.own,
             changing: Mutex::new(Changing { weaknesses: parts.weaknesses, ..Changing::default() }),
         }
     }
@@ -125,6 +129,9 @@ impl AgentState {
     }
 
     pub(super) fn set_own_svid(&self, svid: X509Svid) {
+        if let Err(error) = self.own.set(&svid) {
+            tracing::error!(%error, "BUG: the agent cannot present its own SVID");
+        }
         self.changing().own_svid = Some(Arc::new(svid));
     }
 

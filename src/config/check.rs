@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{AuthorityKind, Config};
+use crate::user::fetch::Endpoint;
 use crate::user::{IssuerSettings, KeySource};
 
 /// The longest path a Unix socket address holds, in bytes (unix(7): `sun_path` has 108 with the final zero).
@@ -36,6 +37,12 @@ pub(super) fn mistakes(config: &Config, is_set: &dyn Fn(&str) -> bool) -> Vec<(&
         "http.address",
         "other hosts can reach it, and the answers need no authentication; use 127.0.0.1, or set http.allow_remote",
     );
+    for (node, url) in config.sessions.nodes.iter() {
+        let usable = Endpoint::parse(url).is_ok_and(|endpoint| endpoint.is_secure());
+        let why =
+            format!("`{node}` is asked at `{url}`, which is no `https://` URL such as https://node.example.org:9466");
+        rule(usable, "sessions.nodes", &why);
+    }
     found
 }
 

@@ -13,6 +13,7 @@ use crate::id::TrustDomain;
 use crate::policy::AudienceCaps;
 use crate::telemetry;
 use crate::user::IssuerTable;
+use crate::verify::NodeUrls;
 use crate::x509::KeyType;
 
 mod check;
@@ -139,6 +140,13 @@ settings! {
         ///
         /// In the environment and with --set the same as an inline table: { "https://.." = { audience = "tether" } }.
         issuers: IssuerTable = IssuerTable::new();
+        /// Other nodes of the trust domain whose sessions tools on this node may be called in: their node ids and where
+        /// their agents answer ([http] tls_address). A request of any other node is refused. { "NODE" =
+        /// "https://node.example.org:9466" }; in the environment and with --set: NODE=https://node.example.org:9466,....
+        nodes: NodeUrls = NodeUrls::default();
+        /// Where other nodes reach the tls_address of this one: stands in the tokens of sessions. Exactly what their
+        /// `nodes` say.
+        introspect_url: Option<String> = None;
     }
 }
 
@@ -163,12 +171,16 @@ settings! {
 }
 
 settings! {
-    /// Health and metrics over HTTP: /livez, /readyz, /readyz/{part}, /metrics.
+    /// Over HTTP: health and metrics (/livez, /readyz, /readyz/{part}, /metrics), and with sessions introspection
+    /// (POST /introspect, RFC 7662) for tools of this host.
     pub struct Http {
         /// Where to listen, for example "127.0.0.1:9465". Absent: nowhere.
         address: Option<SocketAddr> = None;
-        /// Allow an address that other hosts can reach. The answers need no authentication.
+        /// Allow an address that other hosts can reach. Health and metrics need no authentication.
         allow_remote: bool = false;
+        /// Where tools with an SVID and other nodes ask about requests of sessions, for example "0.0.0.0:9466": mutual
+        /// TLS with the agent's own SVID. Absent: nowhere.
+        tls_address: Option<SocketAddr> = None;
     }
 }
 

@@ -85,7 +85,7 @@ impl Config {
             max_depth: section.max_depth,
             per_uid: index(section.per_uid),
             total: index(section.total),
-            introspect_url: None,
+            introspect_url: section.introspect_url.clone(),
         }
     }
 

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 use crate::id::TrustDomain;
 use crate::policy::AudienceCaps;
 use crate::telemetry;
+use crate::verify::NodeUrls;
 use crate::x509::{KeyError, KeyType};
 
 mod issuers;
@@ -187,6 +188,52 @@ impl Value for AudienceCaps {
         let text = |(audience, cap): (&str, Duration)| (audience.to_owned(), toml::Value::String(cap.text()));
         Some(toml::Value::Table(self.iter().map(text).collect()).to_string())
     }
+}
+
+impl Value for NodeUrls {
+    /// A table of URLs in TOML; elsewhere `NODE=URL`, separated by commas.
+    fn set(&mut self, raw: Raw<'_>) -> Result<(), Wrong> {
+        *self = match raw {
+            Raw::Text(text) => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                items
+                    .map(|item| {
+                        let named = item.split_once('=');
+                        let form =
+                            || format!("expected NODE=URL such as 0123..=https://node.example.org:9466, not `{item}`");
+                        let (node, url) = named.ok_or_else(form)?;
+                        node_url(node, url)
+                    })
+                    .collect::<Result<_, String>>()?
+            }
+            Raw::Toml(DeValue::Table(table)) => {
+                let items = table.iter().map(|(node, value)| {
+                    let text = Raw::Toml(value.get_ref()).text::<String>().map_err(Wrong::in_item(value))?;
+                    node_url(node.get_ref(), text).map_err(Wrong::in_item(value))
+                });
+                items.collect::<Result<_, Wrong>>()?
+            }
+            Raw::Toml(other) => {
+                let form = r#"expected a table such as { "NODE" = "https://node.example.org:9466" }"#;
+                return Err(format!("{form}, not {}", kind(other)).into());
+            }
+        };
+        Ok(())
+    }
+
+    fn toml(&self) -> Option<String> {
+        let text = |(node, url): (&str, &str)| (node.to_owned(), toml::Value::String(url.to_owned()));
+        Some(toml::Value::Table(self.iter().map(text).collect()).to_string())
+    }
+}
+
+/// A node is named by its id, which `tether status` shows: 32 hex digits.
+fn node_url(node: &str, url: &str) -> Result<(String, String), String> {
+    let is_id = node.len() == 32 && node.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if !is_id {
+        return Err(format!("`{node}` is no node id: `tether status` on that node shows it"));
+    }
+    Ok((node.to_owned(), url.to_owned()))
 }
 
 fn audience_cap(audience: &str, cap: &str) -> Result<(String, Duration), String> {

@@ -1,140 +1,168 @@
-//! Health and metrics over HTTP: `/livez`, `/readyz`, `/readyz/{part}` and `/metrics`. Off by default.
+//! What the agent answers over HTTP, all of it off by default: health, metrics and introspection.
 //!
-//! It answers from memory and asks nobody, so a probe costs nothing and cannot be made to.
+//! - On `http.address`, without TLS: `/livez`, `/readyz`, `/readyz/{part}`, `/metrics`, and with sessions
+//!   `POST /introspect` for processes of this host.
+//! - On `http.tls_address`, with the agent's own SVID and for clients with one: `POST /introspect` and `GET /keys`.
+//!
+//! One request for each connection, so that whoever asks is found out for each question.
 
-use std::collections::BTreeMap;
+mod health;
+mod introspect;
+
 use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::registry::Registry;
-use serde_json::json;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::base::drain;
 use crate::base::exhaustion::Exhaustion;
+use crate::x509::Certificate;
 
-/// A client that has not sent its request by then is cut.
+pub use self::health::{Health, Parts, Readiness};
+pub use self::introspect::Introspection;
+
+/// A client that has not sent its request by then is cut; and one that has not made itself known.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+/// No answer takes longer, another node's included.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// More connections at once than any probe needs.
 const MAX_CONNECTIONS: usize = 64;
+/// And of verifiers, and of other nodes.
+const MAX_TLS_CONNECTIONS: usize = 256;
 
-/// Which parts of the agent are ready, and why the others are not; clones share it.
-#[derive(Clone, Debug)]
-pub struct Readiness(Arc<watch::Sender<Parts>>);
-
-/// Each part, and why it is not ready.
-pub type Parts = BTreeMap<&'static str, Result<(), String>>;
-
-impl Readiness {
-    /// A readiness whose parts are all waiting.
-    pub fn waiting(parts: &[&'static str]) -> Self {
-        let waiting = parts.iter().map(|&part| (part, Err("starting".to_owned()))).collect();
-        Self(Arc::new(watch::Sender::new(waiting)))
-    }
-
-    /// Sets one part.
-    pub fn set(&self, part: &'static str, state: Result<(), String>) {
-        self.0.send_if_modified(|parts| parts.insert(part, state.clone()).as_ref() != Some(&state));
-    }
-
-    /// Every part.
-    pub fn parts(&self) -> Parts {
-        self.0.borrow().clone()
-    }
-
-    /// Every part, and the event of the next change.
-    pub fn watch(&self) -> watch::Receiver<Parts> {
-        self.0.subscribe()
-    }
-}
-
-/// What the listener answers from.
+/// The listener without TLS.
 #[derive(Clone, Debug)]
 pub struct Http {
-    /// For `/readyz`.
-    pub readiness: Readiness,
-    /// For `/metrics`.
-    pub registry: Arc<Registry>,
+    /// For probes.
+    pub health: Health,
+    /// For tools of this host, with sessions.
+    pub introspection: Option<Introspection>,
 }
 
 impl Http {
     /// Serves until the drain begins.
-    pub async fn serve(self, listener: TcpListener, mut drain: drain::Watcher) {
-        let exhaustion = Exhaustion::default();
-        let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = drain.draining() => return,
-            };
-            let (stream, _) = match accepted {
-                Ok(accepted) => accepted,
-                // TCP also reports what was wrong with a connection that has gone. A pause does no harm then.
-                Err(error) => {
-                    exhaustion.wait_out("http listener", &error).await;
-                    continue;
-                }
-            };
-            exhaustion.over();
-            let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+    pub async fn serve(self, listener: TcpListener, drain: drain::Watcher) {
+        accept(listener, drain, "http listener", MAX_CONNECTIONS, move |stream, theirs| {
             let http = self.clone();
-            tokio::spawn(async move {
-                let service = service_fn(move |request| {
+            async move {
+                let Ok(ours) = stream.local_addr() else { return };
+                one_request(stream, move |request| {
                     let http = http.clone();
-                    async move { Ok::<_, Infallible>(http.answer(&request)) }
-                });
-                let mut connection = http1::Builder::new();
-                connection.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).keep_alive(false);
-                // A probe that hangs up early is no news.
-                let _ = connection.serve_connection(TokioIo::new(stream), service).await;
-                drop(slot);
-            });
-        }
+                    async move { http.answer(request, ours, theirs).await }
+                })
+                .await;
+            }
+        })
+        .await;
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here\n");
-        }
-        match request.uri().path() {
-            "/livez" => text(StatusCode::OK, "ok\n"),
-            "/readyz" => self.ready(|_| true),
-            "/metrics" => self.metrics(),
-            path => match path.strip_prefix("/readyz/") {
-                Some(part) if self.readiness.parts().contains_key(part) => self.ready(|name| name == part),
-                _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /readyz/{part} and /metrics\n"),
-            },
+    async fn answer(&self, request: Request<Incoming>, ours: SocketAddr, theirs: SocketAddr) -> Response<Full<Bytes>> {
+        match &self.introspection {
+            Some(introspection) if request.uri().path() == introspect::PATH => {
+                introspection.over_loopback(request, ours, theirs).await
+            }
+            _ => self.health.answer(&request),
         }
     }
+}
 
-    fn ready(&self, wanted: impl Fn(&str) -> bool) -> Response<Full<Bytes>> {
-        let parts: BTreeMap<_, _> = self.readiness.parts().into_iter().filter(|(name, _)| wanted(name)).collect();
-        let ready = parts.values().all(Result::is_ok);
-        let described = parts.into_iter().map(|(name, state)| match state {
-            Ok(()) => (name, json!({"ready": true})),
-            Err(reason) => (name, json!({"ready": false, "reason": reason})),
+/// The listener with mutual TLS.
+#[derive(Clone, Debug)]
+pub struct Https {
+    /// For tools with an SVID, and for other nodes.
+    pub introspection: Introspection,
+    /// Who the agent is and whom it believes.
+    pub tls: Arc<ServerConfig>,
+}
+
+impl Https {
+    /// Serves until the drain begins.
+    pub async fn serve(self, listener: TcpListener, drain: drain::Watcher) {
+        let acceptor = TlsAcceptor::from(self.tls);
+        let introspection = self.introspection;
+        accept(listener, drain, "https listener", MAX_TLS_CONNECTIONS, move |stream, _| {
+            let (acceptor, introspection) = (acceptor.clone(), introspection.clone());
+            async move {
+                // Why a handshake fails is logged where certificates are judged.
+                let Ok(Ok(stream)) = tokio::time::timeout(HEADER_DEADLINE, acceptor.accept(stream)).await else {
+                    return;
+                };
+                let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let Some(Ok(leaf)) = presented.map(|leaf| Certificate::from_der(leaf)) else { return };
+                let leaf = Arc::new(leaf);
+                one_request(stream, move |request| {
+                    let (introspection, leaf) = (introspection.clone(), leaf.clone());
+                    async move { introspection.over_tls(request, &leaf).await }
+                })
+                .await;
+            }
+        })
+        .await;
+    }
+}
+
+/// Accepts connections until the drain begins, each in a task of its own.
+async fn accept<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    mut drain: drain::Watcher,
+    name: &'static str,
+    most: usize,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) {
+    let exhaustion = Exhaustion::default();
+    let slots = Arc::new(tokio::sync::Semaphore::new(most));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.draining() => return,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            // TCP also reports what was wrong with a connection that has gone. A pause does no harm then.
+            Err(error) => {
+                exhaustion.wait_out(name, &error).await;
+                continue;
+            }
+        };
+        exhaustion.over();
+        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+        let serving = serve(stream, from);
+        tokio::spawn(async move {
+            serving.await;
+            drop(slot);
         });
-        let body = json!({"version": 1, "ready": ready, "parts": described.collect::<BTreeMap<_, _>>()});
-        let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        respond(code, "application/json", format!("{body}\n"))
     }
+}
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        let mut body = String::new();
-        match prometheus_client::encoding::text::encode(&mut body, &self.registry) {
-            Ok(()) => respond(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body),
-            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n"),
+/// Answers one request, in time.
+async fn one_request<F: Future<Output = Response<Full<Bytes>>>>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    answer: impl Fn(Request<Incoming>) -> F,
+) {
+    let service = service_fn(|request| {
+        let answered = tokio::time::timeout(ANSWER_DEADLINE, answer(request));
+        async move {
+            let late = |_| text(StatusCode::SERVICE_UNAVAILABLE, "this took too long\n");
+            Ok::<_, Infallible>(answered.await.unwrap_or_else(late))
         }
-    }
+    });
+    let mut connection = http1::Builder::new();
+    connection.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).keep_alive(false);
+    // A probe that hangs up early is no news.
+    let _ = connection.serve_connection(TokioIo::new(stream), service).await;
 }
 
 fn text(code: StatusCode, body: &'static str) -> Response<Full<Bytes>> {

@@ -25,6 +25,7 @@ mod instance;
 mod instances;
 mod limits;
 mod listener;
+mod loopback;
 mod refusal;
 mod stream;
 #[cfg(test)]
@@ -37,5 +38,6 @@ pub use instance::{Facts, Instance, InstanceEnd, LookError, Weakness};
 pub use instances::{InstanceError, Instances};
 pub use limits::Limits;
 pub use listener::{Listener, ListenerConfig};
+pub use loopback::{LoopbackError, LoopbackPeer};
 pub use refusal::{Observer, PeerInfo, Refusal};
 pub use stream::PeerStream;

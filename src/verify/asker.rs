@@ -3,8 +3,17 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
+use thiserror::Error;
+
+use super::Verifier;
 use crate::audit::Caller;
+use crate::base::entropy::hex;
 use crate::id::{SpiffeId, TrustDomain};
+use crate::issue::{Entitled, Refusal, caller};
+use crate::ledger::{Kind, Standing};
+use crate::peer::{LoopbackError, LoopbackPeer, PeerConn};
+use crate::proof::TargetUri;
+use crate::x509::Certificate;
 
 /// Askers that are remembered, and calls of each.
 const MAX_ASKERS: usize = 1024;
@@ -30,6 +39,81 @@ impl Asker {
     /// Whether it is the agent of another node.
     pub fn is_node(&self) -> bool {
         self.is_node
+    }
+}
+
+/// Why somebody may not ask over HTTP. It is told to nobody outside.
+#[derive(Debug, Error)]
+pub enum NotAsker {
+    /// It is not known who asks.
+    #[error("it cannot be said which process asks: {0}")]
+    Unknown(#[from] LoopbackError),
+    /// What it presents is not a certificate that this node issued, or it no longer stands.
+    #[error("the certificate `{0}` of the asker is not one that stands in the ledger of this node")]
+    NotIssuedHere(SpiffeId),
+    /// It serves something else.
+    #[error("no registration entry of the asker lists `{0}` under `serves`")]
+    NotServed(TargetUri),
+    /// It gets nothing at all.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// Why entries that match on the executable do not count over loopback.
+const LOOPBACK: &str = "over loopback nobody vouches for the program that sent the request";
+
+impl Verifier {
+    /// A process on the workload socket that serves `uri`.
+    pub(super) async fn asker_on_socket(&self, peer: &PeerConn, uri: &TargetUri) -> Result<Asker, Refusal> {
+        let entitled = self.issuer.entitled(peer).await?;
+        self.asker_that_serves(&entitled, uri, caller(peer))
+    }
+
+    /// A process of this host that asks over loopback and serves `uri`. It is attested by what everybody can see of it:
+    /// an entry that matches on the executable does not count.
+    pub async fn asker_on_loopback(&self, peer: &LoopbackPeer, uri: &TargetUri) -> Result<Asker, NotAsker> {
+        let mut entitled = self.issuer.entitled_of(peer.instance()).await?;
+        entitled.attested.require_executable(Err(LOOPBACK.to_owned()));
+        let instance = peer.instance();
+        let caller = Caller { instance: instance.id().to_string(), pid: instance.pid(), uid: peer.uid() };
+        Ok(self.asker_that_serves(&entitled, uri, caller)?)
+    }
+
+    fn asker_that_serves(&self, entitled: &Entitled, uri: &TargetUri, caller: Caller) -> Result<Asker, Refusal> {
+        let now = self.issuer.clock.now();
+        let permit = self.issuer.policy.check_proof(&entitled.attested, &entitled.identities, uri, now)?;
+        let federates_with = entitled.identities.iter().flat_map(|identity| identity.entry.federates_with());
+        let federates_with = federates_with.cloned().collect();
+        Ok(Asker { spiffe_id: permit.asker().clone(), caller, federates_with, is_node: false })
+    }
+
+    /// Whoever has the key of an X.509-SVID of our trust domain, which the handshake showed: the agent of a configured
+    /// node, or a workload that this node issued it to and whose entry serves `uri`.
+    pub async fn asker_with_svid(&self, leaf: &Certificate, uri: &TargetUri) -> Result<Asker, NotAsker> {
+        let spiffe_id = leaf.svid_id().map_err(|_| NotAsker::NotServed(uri.clone()))?;
+        if self.nodes.is_agent_of_one(&spiffe_id) {
+            let caller = Caller { instance: spiffe_id.to_string(), pid: 0, uid: 0 };
+            return Ok(Asker { spiffe_id, caller, federates_with: BTreeSet::new(), is_node: true });
+        }
+        let serial = hex(leaf.serial().as_bytes());
+        let not_here = || NotAsker::NotIssuedHere(spiffe_id.clone());
+        let row = self.issuer.issued_as(&serial, Kind::X509, &spiffe_id).ok_or_else(not_here)?;
+        if row.standing == Standing::Stands {
+            self.issuer.look_at_holder(&row).await?;
+        }
+        if self.issuer.ledger.standing(&serial) != Standing::Stands {
+            return Err(not_here());
+        }
+        let index = self.issuer.registry.borrow().clone();
+        let now = self.issuer.clock.now();
+        let stands = index.entry(&row.entry).filter(|entry| !entry.is_disabled() && !entry.is_expired(now));
+        let entry = stands.filter(|entry| entry.serves_uri(uri)).ok_or_else(|| NotAsker::NotServed(uri.clone()))?;
+        Ok(Asker {
+            spiffe_id,
+            caller: Caller { instance: row.instance.to_string(), pid: row.pid, uid: row.uid },
+            federates_with: entry.federates_with().iter().cloned().collect(),
+            is_node: false,
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::ledger::Reason;
 use crate::proof::{ProofError, ReplayError};
+use crate::session::EndReason;
 
 /// Why a request is not what its caller says. For the log of who asked, and for audit; never for who presented it.
 #[derive(Debug, Error)]
@@ -33,8 +34,8 @@ pub enum Inactive {
     #[error(transparent)]
     Replay(#[from] ReplayError),
     /// The session has ended, or nothing is known of it any more.
-    #[error("the session has ended")]
-    SessionEnded,
+    #[error("the session has ended{}", because(*.0))]
+    SessionEnded(Option<EndReason>),
     /// An operator suspended the session.
     #[error("the session is suspended")]
     SessionSuspended,
@@ -79,6 +80,9 @@ pub enum Inactive {
     /// A person must agree first.
     #[error("policy wants an approval of the call first{}", waiting(.0.as_deref()))]
     StepUp(Option<String>),
+    /// It cannot be written down that the request was accepted.
+    #[error("it cannot be written down that the request was accepted")]
+    Unrecorded,
     /// The node that issued the WIT is not configured.
     #[error("the WIT was issued by node `{0}`, which is not in `sessions.nodes`")]
     NodeUnknown(String),
@@ -99,6 +103,10 @@ fn named(policies: &[String]) -> String {
     if policies.is_empty() { String::new() } else { format!(": {}", policies.join(", ")) }
 }
 
+fn because(reason: Option<EndReason>) -> String {
+    reason.map_or_else(String::new, |reason| format!(": {}", reason.as_str()))
+}
+
 fn waiting(approval: Option<&str>) -> String {
     approval.map_or_else(String::new, |id| format!(": `tether approval approve {id}`"))
 }
@@ -115,7 +123,7 @@ impl Inactive {
             Self::Wiped => "ended",
             Self::Unseen => "unseen",
             Self::Replay(error) => error.as_str(),
-            Self::SessionEnded => "session_ended",
+            Self::SessionEnded(_) => "session_ended",
             Self::SessionSuspended => "session_suspended",
             Self::SessionPending => "session_pending",
             Self::NoSession => "no_session",
@@ -129,6 +137,7 @@ impl Inactive {
             Self::Used => "used",
             Self::Policy(_) => "policy",
             Self::StepUp(_) => "step_up",
+            Self::Unrecorded => "busy",
             Self::NodeUnknown(_) => "node_unknown",
             Self::NodeUnreachable { .. } => "node_unreachable",
         }

@@ -9,8 +9,13 @@
 
 mod asker;
 mod call;
+pub mod form;
 mod inactive;
-mod seam;
+pub mod introspection;
+mod nodes;
+mod record;
+mod report;
+pub mod tls;
 #[cfg(test)]
 mod vectors;
 
@@ -19,20 +24,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use time::OffsetDateTime;
 
-use crate::audit::Event;
+use crate::bond::Tie;
 use crate::id::{SpiffeId, TrustDomain};
-use crate::issue::{Entitled, Issuer, LEEWAY, Refusal, caller};
+use crate::issue::{Issuer, LEEWAY, Refusal};
 use crate::ledger::{Credential, Kind, Standing};
 use crate::peer::PeerConn;
-use crate::policy::Decision;
-use crate::proof::{CheckedProof, Expected, Presented, ReplayCache, ReplayLimits, SessionClaims, TargetUri, check_wpt};
-use crate::session::State;
+use crate::policy::{Action, Decision, Denial};
+use crate::proof::{CheckedProof, Expected, Presented, ReplayCache, ReplayLimits, SessionClaims, check_wpt};
+use crate::session::approvals::{ApprovalError, Asked};
+use crate::session::{Session, Sessions, Unusable};
 use crate::wit::WitSession;
 
-pub use self::asker::Asker;
+pub use self::asker::{Asker, NotAsker};
 pub use self::call::{Agreed, Call, SessionView};
 pub use self::inactive::Inactive;
-pub use self::seam::{AskedFor, NoTasks, Tasks};
+pub use self::nodes::{NodeUrls, Nodes};
+pub use self::report::{CheckedChanges, Report, ReportError};
 
 /// A request whose caller is who it says, now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +50,8 @@ pub struct Verified {
     pub binding: u8,
     /// The WIT's own id.
     pub token_id: String,
+    /// The proof's own id.
+    pub proof_id: String,
     /// When the proof was made, as far as it says.
     pub made_at: OffsetDateTime,
     /// When the proof ends.
@@ -62,36 +71,53 @@ pub struct InSession {
     pub agreed: Agreed,
     /// The transaction it is part of.
     pub txn: String,
+    /// Whether an approval was given for exactly this call.
+    pub approved: bool,
     /// The fields that policy wants left out of logs.
     pub redact: BTreeSet<String>,
     /// The policies that decided.
     pub policies: Arc<[String]>,
+    /// The set of policies they are of.
+    pub set: Arc<str>,
 }
 
 /// Checks requests; every surface goes through it.
 #[derive(Debug)]
 pub struct Verifier {
     issuer: Arc<Issuer>,
-    tasks: Arc<dyn Tasks>,
+    sessions: Sessions,
     /// The proofs this agent has seen since it was started.
     replays: Mutex<ReplayCache>,
     memory: asker::Memory,
+    nodes: Nodes,
 }
 
-/// What was presented, once it holds.
+/// What was presented, once it holds: a WIT that this node issued, and a proof by its key.
 struct Holding {
     checked: CheckedProof,
     /// Of the WIT, in the ledger.
     id: String,
     row: Credential,
-    session: Option<(WitSession, SessionClaims)>,
+    session: Option<OfSession>,
+}
+
+/// What WIT and proof say of the session that both name.
+struct OfSession {
+    wit: WitSession,
+    proof: SessionClaims,
+    session: Arc<Session>,
 }
 
 impl Verifier {
     /// Remembers no proof yet: those from before `now` are refused.
-    pub fn new(issuer: Arc<Issuer>, tasks: Arc<dyn Tasks>, now: OffsetDateTime) -> Self {
+    pub fn new(sessions: Sessions, nodes: Nodes, now: OffsetDateTime) -> Self {
         let replays = Mutex::new(ReplayCache::new(now, ReplayLimits::default()));
-        Self { issuer, tasks, replays, memory: asker::Memory::default() }
+        Self { issuer: sessions.issuer().clone(), sessions, replays, memory: asker::Memory::default(), nodes }
+    }
+
+    /// Who issues.
+    pub fn issuer(&self) -> &Issuer {
+        &self.issuer
     }
 
     /// Checks one request for a process on the workload socket that serves it. The outer refusal is the asker's own.
@@ -107,18 +133,6 @@ impl Verifier {
         self.issuer.recorded(peer, None, verdict)
     }
 
-    async fn asker_on_socket(&self, peer: &PeerConn, uri: &TargetUri) -> Result<Asker, Refusal> {
-        let entitled = self.issuer.entitled(peer).await?;
-        let permit =
-            self.issuer.policy.check_proof(&entitled.attested, &entitled.identities, uri, self.issuer.clock.now())?;
-        Ok(Asker {
-            spiffe_id: permit.asker().clone(),
-            caller: caller(peer),
-            federates_with: federates_with(&entitled),
-            is_node: false,
-        })
-    }
-
     /// Checks one request for an asker that serves it. A refusal says that it cannot be told now.
     pub async fn judge(
         &self,
@@ -126,12 +140,17 @@ impl Verifier {
         call: &Call,
         presented: Option<Presented<'_>>,
     ) -> Result<Result<Verified, Inactive>, Refusal> {
-        let verdict = match self.holds(asker, call, presented) {
-            Ok(holding) => self.stands(asker, call, &holding).await?,
-            Err(inactive) => Err(inactive),
+        let elsewhere = presented.and_then(|presented| Some((presented, self.of_other_node(presented)?)));
+        if let Some((presented, node)) = elsewhere {
+            let verdict = self.judge_elsewhere(asker, call, presented, &node).await;
+            return Ok(self.recorded(asker, call, None, verdict));
+        }
+        let holding = match self.holds(asker, call, presented) {
+            Ok(holding) => holding,
+            Err(inactive) => return Ok(self.recorded(asker, call, None, Err(inactive))),
         };
-        self.record(asker, call, &verdict);
-        Ok(verdict)
+        let verdict = self.stands(asker, call, &holding).await?;
+        Ok(self.recorded(asker, call, Some(&holding), verdict))
     }
 
     /// Whether WIT and proof hold, and the WIT is one of this node.
@@ -147,7 +166,13 @@ impl Verifier {
         let id = of_this_node.ok_or(Inactive::AnotherNode)?.to_owned();
         let row = self.issuer.issued_as(&id, Kind::Wit, checked.wit.spiffe_id()).ok_or(Inactive::Unknown)?;
         let of_wit = WitSession::of(checked.wit.claims()).map_err(|_| Inactive::Claim("tether"))?;
-        let session = of_wit.zip(checked.session.take());
+        let session = match of_wit.zip(checked.session.take()) {
+            None => None,
+            Some((wit, proof)) => {
+                let session = self.sessions.find(&wit.sid).ok_or(Inactive::SessionEnded(None))?;
+                Some(OfSession { wit, proof, session })
+            }
+        };
         Ok(Holding { checked, id, row, session })
     }
 
@@ -158,8 +183,8 @@ impl Verifier {
         call: &Call,
         holding: &Holding,
     ) -> Result<Result<Verified, Inactive>, Refusal> {
-        let mut approval = holding.session.as_ref().and_then(|(_, proof)| proof.tether.approval.clone());
-        let mut asked_for_approval = false;
+        let mut approval = holding.session.as_ref().and_then(|of| of.proof.tether.approval.clone());
+        let mut one_was_used = false;
         loop {
             if holding.row.standing == Standing::Stands {
                 match self.issuer.look_at_holder(&holding.row).await {
@@ -167,21 +192,23 @@ impl Verifier {
                     looked => looked?,
                 }
             }
-            if let Some((wit, _)) = &holding.session {
-                self.tasks.look(&wit.sid).await;
+            if let Some(of) = &holding.session
+                && let Err(unusable) = self.sessions.look(&of.session).await
+            {
+                return Ok(Err(unusable.into()));
             }
             // Nothing waits after this.
-            let verdict = self.now(asker, call, holding, approval.as_deref());
-            let Err(Waiting::ForApproval { view, agreed, decision }) = verdict else {
-                return Ok(verdict.map_err(Waiting::into_inactive));
+            let waiting = match self.now(asker, call, holding, approval.as_deref()) {
+                Ok(verified) => return Ok(Ok(verified)),
+                Err(NotYet::No(inactive)) => return Ok(Err(inactive)),
+                Err(NotYet::StepUp(waiting)) => waiting,
             };
-            if asked_for_approval {
+            // What was approved was approved of another call.
+            if one_was_used {
                 return Ok(Err(Inactive::StepUp(None)));
             }
-            asked_for_approval = true;
-            let why = decision.obligations.step_up.as_deref().unwrap_or_default();
-            let policies = &decision.policies;
-            match self.tasks.approval(&AskedFor { session: &view, call, agreed: &agreed, why, policies }).await {
+            one_was_used = true;
+            match self.approval(call, &waiting, holding).await {
                 // It was used up for this one call: all else is looked at again.
                 Ok(used) => approval = Some(used),
                 Err(pending) => return Ok(Err(Inactive::StepUp(pending))),
@@ -190,30 +217,24 @@ impl Verifier {
     }
 
     /// The answer of this moment. What cannot be undone comes last.
-    fn now(&self, asker: &Asker, call: &Call, holding: &Holding, approval: Option<&str>) -> Result<Verified, Waiting> {
+    fn now(&self, asker: &Asker, call: &Call, holding: &Holding, approval: Option<&str>) -> Result<Verified, NotYet> {
         let Holding { checked, id, row, session } = holding;
         let now = self.issuer.clock.now();
-        let view = match session {
-            None => None,
-            Some((wit, proof)) => Some((self.live(&wit.sid, now)?, wit, proof)),
-        };
+        if let Some(of) = session {
+            of.session.usable(now).map_err(Inactive::from)?;
+        }
         match self.issuer.ledger.asked(id) {
             Standing::Stands => {}
             Standing::Ended { reason, .. } => return Err(Inactive::Revoked(reason).into()),
             Standing::Used => return Err(Inactive::Used.into()),
             Standing::Unknown => return Err(Inactive::Unknown.into()),
         }
-        let in_session = match view {
+        let in_session = match session {
+            Some(of) => Some(self.permitted(call, of, holding, approval, now)?),
+            None if row.held && !self.issuer.held.holds(id) => return Err(Inactive::Wiped.into()),
             None => {
-                if row.held && !self.issuer.held.holds(id) {
-                    return Err(Inactive::Wiped.into());
-                }
                 call.without_session()?;
                 None
-            }
-            Some((view, wit, proof)) => {
-                let agreed = call::agree(&view, wit, checked.wit.spiffe_id(), proof, call)?;
-                Some(self.permitted(call, view, agreed, approval, proof, now)?)
             }
         };
         call.is_bound(row.binding)?;
@@ -223,6 +244,7 @@ impl Verifier {
             spiffe_id: checked.wit.spiffe_id().clone(),
             binding: row.binding,
             token_id: id.clone(),
+            proof_id: checked.jti.clone(),
             made_at: checked.made_at,
             expires_at: checked.expires_at,
             thumbprint: checked.thumbprint.clone(),
@@ -230,38 +252,53 @@ impl Verifier {
         })
     }
 
-    /// The session, if it is active and its time is not over.
-    fn live(&self, id: &str, now: OffsetDateTime) -> Result<SessionView, Inactive> {
-        let (view, state) = self.tasks.view(id).ok_or(Inactive::SessionEnded)?;
-        match state {
-            State::Active if view.lasts(now) => Ok(view),
-            State::Active | State::Ended(_) => Err(Inactive::SessionEnded),
-            State::Suspended => Err(Inactive::SessionSuspended),
-            State::PendingApproval => Err(Inactive::SessionPending),
-        }
-    }
-
-    /// Asks policy: does the user still hold, is the agent still entitled, may this be called.
+    /// The three questions: does the user still hold, is the agent what it was, may this be called.
     fn permitted(
         &self,
         call: &Call,
-        view: SessionView,
-        agreed: Agreed,
+        of: &OfSession,
+        holding: &Holding,
         approval: Option<&str>,
-        proof: &SessionClaims,
         now: OffsetDateTime,
-    ) -> Result<InSession, Waiting> {
-        let asked = AskedFor { session: &view, call, agreed: &agreed, why: "", policies: &[] };
-        let approved = approval.is_some_and(|id| self.tasks.is_approved(id, &asked));
-        let decision = self.tasks.decide(&agreed.question(call, &view, approved, now));
-        if decision.obligations.step_up.is_some() && !approved {
-            return Err(Waiting::ForApproval { view, agreed, decision });
+    ) -> Result<InSession, NotYet> {
+        let OfSession { wit, proof, session } = of;
+        let is_its = |tie: &Tie| matches!(tie, Tie::Session(id) if id == session.terms().id.as_str());
+        if !is_its(&holding.row.tie) || session.key_thumbprint().as_ref() != Some(&holding.checked.thumbprint) {
+            return Err(Inactive::Claim("sid").into());
         }
-        if !decision.allowed {
-            return Err(Inactive::Policy(decision.policies.to_vec()).into());
+        let used = session.used();
+        let view = SessionView::of(session.terms(), used.tokens, used.calls);
+        if !view.lasts(now) {
+            return Err(Inactive::SessionEnded(None).into());
         }
-        let Decision { obligations, policies, .. } = decision;
-        Ok(InSession { view, agreed, txn: proof.txn.clone(), redact: obligations.redact, policies })
+        let agreed = call::agree(&view, wit, holding.checked.wit.spiffe_id(), proof, call)?;
+        let asked = asked(call, session, &agreed, "", &[]);
+        let approved = approval.is_some_and(|id| self.sessions.approvals().allowed(id, &asked));
+        match self.issuer.policy.call(&agreed.question(call, &view, approved, now)) {
+            Ok(permit) => {
+                let Decision { obligations, policies, set, .. } = permit.into_decision();
+                let (txn, redact) = (proof.txn.clone(), obligations.redact);
+                Ok(InSession { view, agreed, txn, approved, redact, policies, set })
+            }
+            Err(Denial::StepUp { why, policies, .. }) => Err(NotYet::StepUp(Waiting { agreed, why, policies })),
+            Err(Denial::Policy { policies, .. }) => Err(Inactive::Policy(policies.to_vec()).into()),
+            Err(_) => Err(Inactive::Policy(Vec::new()).into()),
+        }
+    }
+
+    /// Uses up an approval of exactly this call, or asks for one. `Err`: what to approve.
+    async fn approval(&self, call: &Call, waiting: &Waiting, holding: &Holding) -> Result<String, Option<String>> {
+        let session = &holding.session.as_ref().ok_or(None)?.session;
+        let asked = asked(call, session, &waiting.agreed, &waiting.why, &waiting.policies);
+        let approvals = self.sessions.approvals();
+        if let Some(covering) = approvals.covering(&asked) {
+            return approvals.use_up(&covering).await.map(|()| covering.to_string()).map_err(|_| None);
+        }
+        match approvals.request(&asked).await {
+            Ok(approval) => Err(Some(approval.id.to_string())),
+            Err(ApprovalError::Refused(id)) => Err(Some(id.to_string())),
+            Err(_) => Err(None),
+        }
     }
 
     fn first_time(&self, asker: &Asker, checked: &CheckedProof, now: OffsetDateTime) -> Result<(), Inactive> {
@@ -269,7 +306,6 @@ impl Verifier {
         if asker.is_node {
             return Ok(());
         }
-        // Of this node, so by its own clock: no leeway.
         let forget_at = checked.expires_at + LEEWAY;
         let mut seen = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
         let asked_by = asker.spiffe_id.as_str();
@@ -277,61 +313,68 @@ impl Verifier {
     }
 
     /// Uses up a token that is good for one call; others stay as they are.
-    fn used_up(&self, id: &str) -> Result<(), Waiting> {
+    fn used_up(&self, id: &str) -> Result<(), Inactive> {
         match self.issuer.ledger.use_once(id) {
             Ok(Standing::Stands) => Ok(()),
-            Ok(Standing::Used) => Err(Inactive::Used.into()),
-            Ok(Standing::Ended { reason, .. }) => Err(Inactive::Revoked(reason).into()),
-            Ok(Standing::Unknown) => Err(Inactive::Unknown.into()),
-            // It cannot be written down that it was used: then it was not.
-            Err(_) => Err(Inactive::Unseen.into()),
-        }
-    }
-
-    fn record(&self, asker: &Asker, call: &Call, verdict: &Result<Verified, Inactive>) {
-        let request = format!("{} {}", call.target.method.as_str(), call.target.uri);
-        match verdict {
-            Ok(verified) => {
-                if let Some(session) = &verified.session {
-                    self.memory.note(&asker.spiffe_id, &session.view.id, &session.txn);
-                }
-                self.issuer.audit.record(Event::ProofAccepted {
-                    caller: asker.caller.clone(),
-                    spiffe_id: verified.spiffe_id.to_string(),
-                    request,
-                });
-            }
-            Err(inactive) => self.issuer.audit.record(Event::ProofRefused {
-                caller: asker.caller.clone(),
-                reason: inactive.as_str(),
-                detail: inactive.to_string(),
-                request,
-            }),
+            Ok(Standing::Used) => Err(Inactive::Used),
+            Ok(Standing::Ended { reason, .. }) => Err(Inactive::Revoked(reason)),
+            Ok(Standing::Unknown) => Err(Inactive::Unknown),
+            // What is not written down has not been used.
+            Err(_) => Err(Inactive::Unrecorded),
         }
     }
 }
 
-/// Why there is no yes yet.
-enum Waiting {
+/// What an approver is asked.
+fn asked<'a>(
+    call: &'a Call,
+    session: &'a Session,
+    agreed: &'a Agreed,
+    why: &'a str,
+    policies: &'a [String],
+) -> Asked<'a> {
+    let terms = session.terms();
+    Asked {
+        session: &terms.id,
+        spiffe_id: &terms.spiffe_id,
+        user: terms.user.as_ref(),
+        uid: terms.uid,
+        purpose: &terms.purpose,
+        action: Action::Call(agreed.effect),
+        target: call.target.uri.as_str(),
+        method: call.target.method.as_str(),
+        tool: &agreed.tool,
+        arguments_sha256: &agreed.arguments_sha256,
+        why,
+        policies,
+    }
+}
+
+/// Why there is no yes, yet.
+enum NotYet {
     No(Inactive),
-    ForApproval { view: SessionView, agreed: Agreed, decision: Decision },
+    StepUp(Waiting),
 }
 
-impl From<Inactive> for Waiting {
+/// A call that waits for a person.
+struct Waiting {
+    agreed: Agreed,
+    why: String,
+    policies: Arc<[String]>,
+}
+
+impl From<Inactive> for NotYet {
     fn from(inactive: Inactive) -> Self {
         Self::No(inactive)
     }
 }
 
-impl Waiting {
-    fn into_inactive(self) -> Inactive {
-        match self {
-            Self::No(inactive) => inactive,
-            Self::ForApproval { .. } => Inactive::StepUp(None),
+impl From<Unusable> for Inactive {
+    fn from(unusable: Unusable) -> Self {
+        match unusable {
+            Unusable::Pending => Self::SessionPending,
+            Unusable::Suspended => Self::SessionSuspended,
+            Unusable::Ended(reason) | Unusable::MustEnd(reason) => Self::SessionEnded(Some(reason)),
         }
     }
-}
-
-fn federates_with(entitled: &Entitled) -> BTreeSet<TrustDomain> {
-    entitled.identities.iter().flat_map(|identity| identity.entry.federates_with()).cloned().collect()
 }

@@ -65,6 +65,7 @@ struct Running {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
     http: Option<std::net::SocketAddr>,
+    https: Option<std::net::SocketAddr>,
 }
 
 impl TestAgent {
@@ -106,7 +107,7 @@ impl TestAgent {
         let (clock, audit, entropy) = (self.clock.clone(), self.audit.clone(), self.entropy.clone());
         let deps = Deps { clock, audit, entropy, ..Deps::default() };
         let bound = agent::build(self.config.clone(), deps).await.expect("the agent starts");
-        let (state, http) = (bound.state.clone(), bound.http);
+        let (state, http, https) = (bound.state.clone(), bound.http, bound.https);
         let mut loads = state.registry().loads();
         loads.mark_unchanged();
         let (stop, stopped) = oneshot::channel();
@@ -118,7 +119,7 @@ impl TestAgent {
         });
         // It reads the entries once more when it begins to watch them: that must not pass for a change of a test's.
         within(loads.changed()).await.unwrap();
-        self.running = Some(Running { state, stop, task, http });
+        self.running = Some(Running { state, stop, task, http, https });
     }
 
     /// Where the agent's random numbers come from after the next start.
@@ -187,6 +188,11 @@ impl TestAgent {
     /// The http listener, where the test configured one.
     pub fn http(&self) -> std::net::SocketAddr {
         self.running().http.expect("the test configured http")
+    }
+
+    /// The http listener with TLS, where the test configured one.
+    pub fn https(&self) -> std::net::SocketAddr {
+        self.running().https.expect("the test configured https")
     }
 
     /// Writes an entry file and waits until its entries are in force, or refused.

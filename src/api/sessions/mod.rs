@@ -25,7 +25,7 @@ use crate::proto::session::sessions_server::Sessions as Service;
 use crate::session::{ProveWish, Sessions};
 use crate::stream::{Update, updates};
 
-pub(crate) use self::tasks::view;
+pub(crate) use self::tasks::{state_view, view};
 pub use self::verifier::VerifierApi;
 
 /// The header that carries a WIT (draft-ietf-wimse-workload-creds).

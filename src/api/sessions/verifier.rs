@@ -3,16 +3,22 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use futures_util::stream;
+use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
-use super::{WIT_HEADER, rfc3339, target};
+use super::{WIT_HEADER, rfc3339, state_view, target};
 use crate::api::status;
-use crate::api::workload::{Updates, caller};
+use crate::api::workload::{Open, Updates, caller};
+use crate::base::drain;
+use crate::issue::Refusal;
 use crate::policy::Effect;
 use crate::proof::{BodyDigest, Presented};
 use crate::proto::session as wire;
+use crate::proto::session::report_request::Outcome;
 use crate::proto::session::verifier_server::Verifier as Service;
-use crate::verify::{Call, Inactive, Verified, Verifier};
+use crate::session::{Change, EndReason};
+use crate::verify::{Call, Inactive, Report, ReportError, Verified, Verifier};
 
 /// The longest name of a tool or a scope, and the most scopes an asker may want.
 const MAX_NAME_BYTES: usize = 256;
@@ -22,12 +28,13 @@ const MAX_SCOPES: usize = 64;
 #[derive(Clone, Debug)]
 pub struct VerifierApi {
     verifier: Arc<Verifier>,
+    drain: drain::Watcher,
 }
 
 impl VerifierApi {
-    /// Answers from `verifier`.
-    pub fn new(verifier: Arc<Verifier>) -> Self {
-        Self { verifier }
+    /// Answers from `verifier` until `drain` begins.
+    pub fn new(verifier: Arc<Verifier>, drain: drain::Watcher) -> Self {
+        Self { verifier, drain }
     }
 }
 
@@ -45,14 +52,58 @@ impl Service for VerifierApi {
     }
 
     async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        let (peer, _place) = caller(&request)?;
+        let request = request.into_inner();
+        let outcome = match Outcome::try_from(request.outcome) {
+            Ok(Outcome::Done) => "done",
+            Ok(Outcome::Failed) => "failed",
+            Ok(Outcome::Refused) => "refused",
+            _ => return Err(status::bad_field("outcome", "is none of DONE, FAILED and REFUSED")),
+        };
+        let result = digest("result_sha256", &request.result_sha256)?;
+        let report = Report { session: request.session, txn: request.txn, outcome, note: request.note, result };
+        match self.verifier.report(&peer, &report).await {
+            Ok(()) => Ok(Response::new(wire::ReportResponse {})),
+            Err(ReportError::Refused(refusal)) => Err(status::refused(&refusal)),
+            Err(error @ ReportError::NotChecked(_)) => Err(Status::not_found(error.to_string())),
+            Err(error @ ReportError::Note) => Err(status::bad_field("note", format!("is refused: {error}"))),
+        }
     }
 
     async fn watch(&self, request: Request<wire::WatchCheckedRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let _ = caller(&request)?;
-        Err(Status::unimplemented("not there yet"))
+        let (peer, place) = caller(&request)?;
+        let changes = self.verifier.watch(&peer).await.map_err(|refusal| status::refused(&refusal))?;
+        let open = Open::new(self.verifier.issuer(), place, "WatchChecked");
+        let watching = (changes, self.verifier.clone(), self.drain.clone(), open);
+        Ok(Response::new(Box::pin(stream::unfold(Some(watching), |watching| async move {
+            let (mut changes, verifier, mut drain, open) = watching?;
+            let change = tokio::select! {
+                () = drain.draining() => None,
+                change = changes.next(&verifier) => change,
+            };
+            match change {
+                Some(change) => Some((Ok(change_view(&change, verifier.issuer().clock.now())), Some((changes, verifier, drain, open)))),
+                None => Some((Err(status::refused(&Refusal::Stopping)), None)),
+            }
+        }))))
     }
+}
+
+fn change_view(change: &Change, now: OffsetDateTime) -> wire::StatusChange {
+    wire::StatusChange {
+        session: change.session.terms().id.to_string(),
+        state: state_view(change.state).into(),
+        end_reason: change.state.end_reason().map(EndReason::as_str).unwrap_or_default().to_owned(),
+        at: rfc3339(change.session.ended_at().unwrap_or(now)),
+    }
+}
+
+fn digest(field: &'static str, bytes: &[u8]) -> Result<Option<BodyDigest>, Status> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let wrong = || status::bad_field(field, format!("has {} bytes, not 32", bytes.len()));
+    BodyDigest::from_slice(bytes).map(Some).ok_or_else(wrong)
 }
 
 fn call(request: &wire::CheckRequest) -> Result<Call, Status> {
@@ -63,14 +114,10 @@ fn call(request: &wire::CheckRequest) -> Result<Call, Status> {
     if request.scopes.len() > MAX_SCOPES || request.scopes.iter().any(|scope| scope.len() > MAX_NAME_BYTES) {
         return Err(status::bad_field("scopes", format!("are more than {MAX_SCOPES}, or one is too long")));
     }
-    let arguments = Some(request.arguments_sha256.as_ref()).filter(|digest| !digest.is_empty());
-    let arguments = arguments.map(|digest| {
-        BodyDigest::from_slice(digest).ok_or_else(|| status::bad_field("arguments_sha256", "has not 32 bytes"))
-    });
     Ok(Call {
         target,
         tool: request.tool.clone(),
-        arguments: arguments.transpose()?,
+        arguments: digest("arguments_sha256", &request.arguments_sha256)?,
         effect: effect(request.effect)?,
         scopes: request.scopes.clone(),
         min_binding: u8::try_from(request.min_binding).unwrap_or(u8::MAX),

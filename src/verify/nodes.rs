@@ -1,0 +1,378 @@
+//! WITs that other nodes of the trust domain issued: their keys, and whether they stand, come from the node itself.
+//!
+//! Promises: only configured nodes are asked, each at its own address and by the identity of its agent; a node's keys
+//! vouch for its own WITs and for no others; what a node does not say in time is a no, except that policy may accept its
+//! last yes about the same WIT for reads, for as long as policy says. What is kept of nodes is bounded.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::introspection::{Answer, ToNode, question};
+use super::tls::Tls;
+use super::{Asker, Call, InSession, Inactive, Verified, Verifier, call};
+use crate::id::{SpiffeId, TrustDomain};
+use crate::issue::LEEWAY;
+use crate::jwt::{Jwk, Jws};
+use crate::policy::{Decision, Denial, Effect};
+use crate::proof::{BodyDigest, CheckedProof, Expected, Presented, check_wpt};
+use crate::user::fetch::{Endpoint, EndpointError, Fetcher, Roots};
+use crate::wit::{WitAuthorities, WitSession};
+
+/// A node that has not answered by then is not there.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// The largest answer.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
+/// The most keys one node has.
+const MAX_KEYS: usize = 32;
+/// Keys are fetched again after this, and for a key that is not known no sooner than this.
+const KEYS_FOR: time::Duration = time::Duration::minutes(5);
+const KEYS_AGAIN: time::Duration = time::Duration::seconds(2);
+/// How many good answers of one node are remembered.
+const MAX_GOOD: usize = 4096;
+
+/// Where other nodes answer: base URLs by node id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeUrls(BTreeMap<String, String>);
+
+impl NodeUrls {
+    /// Each node and its URL, in the order of the nodes.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(node, url)| (node.as_str(), url.as_str()))
+    }
+}
+
+impl FromIterator<(String, String)> for NodeUrls {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(urls: I) -> Self {
+        Self(urls.into_iter().collect())
+    }
+}
+
+/// The configured nodes.
+#[derive(Debug, Default)]
+pub struct Nodes(BTreeMap<String, Node>);
+
+struct Node {
+    agent: SpiffeId,
+    /// As it is configured, and as the node's WITs say it.
+    url: String,
+    keys_at: Endpoint,
+    introspect_at: Endpoint,
+    fetcher: Fetcher,
+    /// Locked while they are fetched: whoever comes meanwhile waits for the same answer.
+    keys: tokio::sync::Mutex<Keys>,
+    good: Mutex<Good>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("agent", &self.agent).field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Keys {
+    known: Option<(Arc<WitAuthorities>, OffsetDateTime)>,
+    tried_at: Option<OffsetDateTime>,
+}
+
+/// The last yes about each WIT, by its digest.
+#[derive(Default)]
+struct Good {
+    answers: HashMap<String, (Known, OffsetDateTime)>,
+    order: VecDeque<String>,
+}
+
+/// What a node said of a WIT.
+#[derive(Clone, Debug)]
+struct Known {
+    binding: u8,
+    facts: ToNode,
+}
+
+impl Nodes {
+    /// Asks these, as the agent that `tls` is.
+    ///
+    /// # Errors
+    /// A URL is none that may be asked, or a node id is none; with the node.
+    pub fn new(urls: &NodeUrls, domain: &TrustDomain, tls: &Tls) -> Result<Self, (String, EndpointError)> {
+        let mut nodes = BTreeMap::new();
+        for (id, url) in urls.iter() {
+            let wrong = |error| (id.to_owned(), error);
+            let agent = SpiffeId::parse(&format!("spiffe://{domain}/tether/agent/{id}"));
+            let agent = agent.map_err(|_| wrong(EndpointError::Malformed))?;
+            let at = |path: &str| Endpoint::parse(&format!("{}/{path}", url.trim_end_matches('/'))).map_err(wrong);
+            let roots = Roots::Tls(Arc::new(tls.client(agent.clone())));
+            let node = Node {
+                agent,
+                url: url.to_owned(),
+                keys_at: at("keys")?,
+                introspect_at: at("introspect")?,
+                fetcher: Fetcher::new(roots).within(DEADLINE).at_most(MAX_ANSWER_BYTES),
+                keys: tokio::sync::Mutex::default(),
+                good: Mutex::default(),
+            };
+            nodes.insert(id.to_owned(), node);
+        }
+        Ok(Self(nodes))
+    }
+
+    /// Whether this is the agent of one of them.
+    pub(super) fn is_agent_of_one(&self, id: &SpiffeId) -> bool {
+        self.0.values().any(|node| node.agent == *id)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Node {
+    /// The node's keys, with one of this name if there is one.
+    async fn keys(&self, kid: &str, now: OffsetDateTime) -> Result<Arc<WitAuthorities>, String> {
+        let mut keys = self.keys.lock().await;
+        let fresh = |at: OffsetDateTime, most: time::Duration| (time::Duration::ZERO..most).contains(&(now - at));
+        if let Some((known, at)) = &keys.known
+            && fresh(*at, KEYS_FOR)
+            && (known.find(kid).is_some() || keys.tried_at.is_some_and(|tried| fresh(tried, KEYS_AGAIN)))
+        {
+            return Ok(known.clone());
+        }
+        keys.tried_at = Some(now);
+        let fetched = self.fetcher.get(&self.keys_at, "application/json").await.map_err(|error| error.to_string())?;
+        if fetched.status != http::StatusCode::OK {
+            return Err(format!("`{}` answers {}", self.keys_at.as_str(), fetched.status));
+        }
+        let parsed = authorities(&self.agent.trust_domain(), &fetched.body);
+        let parsed = Arc::new(parsed.ok_or_else(|| format!("`{}` has no keys for WITs", self.keys_at.as_str()))?);
+        keys.known = Some((parsed.clone(), now));
+        Ok(parsed)
+    }
+
+    /// What the node says of one request; `None`: that it is not good.
+    async fn ask(&self, call: &Call, presented: Presented<'_>) -> Result<Option<Known>, String> {
+        let form = Bytes::from(question(call, presented));
+        let kind = "application/x-www-form-urlencoded";
+        let fetched = self.fetcher.post(&self.introspect_at, kind, form).await.map_err(|error| error.to_string())?;
+        if fetched.status != http::StatusCode::OK {
+            return Err(format!("`{}` answers {}", self.introspect_at.as_str(), fetched.status));
+        }
+        let answer: Answer = serde_json::from_slice(&fetched.body).map_err(|error| error.to_string())?;
+        if !answer.active {
+            return Ok(None);
+        }
+        let facts = answer.tether.ok_or_else(|| "it does not take this agent for a node of its own".to_owned())?;
+        Ok(Some(Known { binding: answer.binding, facts }))
+    }
+
+    fn good(&self) -> std::sync::MutexGuard<'_, Good> {
+        // Whole after every statement: a panic elsewhere leaves nothing half done.
+        self.good.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Good {
+    fn note(&mut self, wit: &str, known: Known, now: OffsetDateTime) {
+        let key = BodyDigest::of(wit.as_bytes()).encoded();
+        if self.answers.insert(key.clone(), (known, now)).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > MAX_GOOD
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.answers.remove(&oldest);
+        }
+    }
+
+    fn forget(&mut self, wit: &str) {
+        let key = BodyDigest::of(wit.as_bytes()).encoded();
+        if self.answers.remove(&key).is_some() {
+            self.order.retain(|other| *other != key);
+        }
+    }
+
+    fn find(&self, wit: &str) -> Option<(Known, OffsetDateTime)> {
+        self.answers.get(&BodyDigest::of(wit.as_bytes()).encoded()).cloned()
+    }
+}
+
+/// The keys for WITs in a JWK set; `None` when it is none, or has too many.
+fn authorities(domain: &TrustDomain, body: &[u8]) -> Option<WitAuthorities> {
+    let set: Value = serde_json::from_slice(body).ok()?;
+    let keys = set.get("keys")?.as_array().filter(|keys| (1..=MAX_KEYS).contains(&keys.len()))?;
+    let usable = keys.iter().filter_map(|key| {
+        let key = key.as_object().filter(|key| key.get("use").and_then(Value::as_str) == Some("wit-svid"))?;
+        Some((key.get("kid")?.as_str()?.to_owned(), Jwk::from_json(key).ok()?))
+    });
+    Some(WitAuthorities::new(domain.clone(), usable)).filter(|authorities| !authorities.is_empty())
+}
+
+/// The node that a WIT says it is from, and the key it says it is signed with. Nothing of it is proven.
+pub(super) struct Claimed {
+    node: String,
+    kid: String,
+}
+
+impl Claimed {
+    fn read(wit: &str, domain: &TrustDomain) -> Option<Self> {
+        let jws = Jws::parse(wit).ok()?;
+        let claims = jws.claims().ok()?;
+        let subject = SpiffeId::parse(claims.get("sub")?.as_str()?).ok()?;
+        let (node, _) = claims.get("jti")?.as_str()?.split_once('.')?;
+        let kid = jws.header().key_id.clone()?;
+        subject.is_member_of(domain).then(|| Self { node: node.to_owned(), kid })
+    }
+}
+
+impl Verifier {
+    /// The other node that a WIT names, where other nodes are asked at all.
+    pub(super) fn of_other_node(&self, presented: Presented<'_>) -> Option<Claimed> {
+        if self.nodes.is_empty() {
+            return None;
+        }
+        let claimed = Claimed::read(presented.wit, self.issuer.trust.current().domain())?;
+        (!self.issuer.ledger.is_of_this_node(&format!("{}.", claimed.node))).then_some(claimed)
+    }
+
+    /// Checks a request whose WIT another node issued. That node says whether the WIT stands and what its session is;
+    /// what is decided here is decided here.
+    pub(super) async fn judge_elsewhere(
+        &self,
+        asker: &Asker,
+        call: &Call,
+        presented: Presented<'_>,
+        claimed: &Claimed,
+    ) -> Result<Verified, Inactive> {
+        // Who asks for its own askers asks the node that issued it, and not by way of us.
+        let node = self.nodes.0.get(&claimed.node).filter(|_| !asker.is_node);
+        let node = node.ok_or_else(|| Inactive::NodeUnknown(claimed.node.clone()))?;
+        let unreachable = |why| Inactive::NodeUnreachable { node: claimed.node.clone(), why };
+        let keys = node.keys(&claimed.kid, self.issuer.clock.now()).await.map_err(unreachable)?;
+        let checked = check_elsewhere(call, presented, &keys, claimed, self.issuer.clock.now())?;
+        let of_wit = WitSession::of(checked.wit.claims()).map_err(|_| Inactive::Claim("tether"))?;
+        if of_wit.as_ref().and_then(|wit| wit.introspect.as_ref()).is_some_and(|url| *url != node.url) {
+            return Err(Inactive::NodeUnknown(claimed.node.clone()));
+        }
+        let asked = node.ask(call, presented).await;
+        // Nothing waits after this.
+        let now = self.issuer.clock.now();
+        let (known, age) = match asked {
+            Ok(Some(known)) => {
+                node.good().note(presented.wit, known.clone(), now);
+                (known, None)
+            }
+            Ok(None) => {
+                node.good().forget(presented.wit);
+                return Err(Inactive::NotAtNode(claimed.node.clone()));
+            }
+            Err(why) => {
+                let (known, at) = node.good().find(presented.wit).ok_or_else(|| unreachable(why))?;
+                (known, Some(now - at))
+            }
+        };
+        self.believe(asker, call, checked, of_wit, known, age, now).map_err(|error| match error {
+            TooOld => unreachable("and its last word is too old for policy".to_owned()),
+            No(inactive) => inactive,
+        })
+    }
+
+    /// What follows from an answer, which is `age` old if it is not of this moment.
+    #[expect(clippy::too_many_arguments, reason = "each is a fact of its own, and there is one caller")]
+    fn believe(
+        &self,
+        asker: &Asker,
+        call: &Call,
+        checked: CheckedProof,
+        of_wit: Option<WitSession>,
+        known: Known,
+        age: Option<time::Duration>,
+        now: OffsetDateTime,
+    ) -> Result<Verified, Unbelieved> {
+        let Known { binding, facts } = known;
+        let session = match (of_wit.zip(checked.session.as_ref()), facts.session) {
+            (None, None) => {
+                call.without_session()?;
+                // Nobody decides about calls without a session, so nobody accepts that an answer is old.
+                if age.is_some() {
+                    return Err(TooOld);
+                }
+                None
+            }
+            (Some((wit, proof)), Some(view)) => {
+                if !view.lasts(now) {
+                    return Err(Inactive::SessionEnded(None).into());
+                }
+                let agreed = call::agree(&view, &wit, checked.wit.spiffe_id(), proof, call)?;
+                let approved = facts.approved;
+                let decision = match self.issuer.policy.call(&agreed.question(call, &view, approved, now)) {
+                    Ok(permit) => permit.into_decision(),
+                    // Who approves is asked where the session is.
+                    Err(Denial::StepUp { .. }) => return Err(Inactive::StepUp(None).into()),
+                    Err(Denial::Policy { policies, .. }) => return Err(Inactive::Policy(policies.to_vec()).into()),
+                    Err(_) => return Err(Inactive::Policy(Vec::new()).into()),
+                };
+                if age.is_some_and(|age| !accepts(&decision, agreed.effect, age)) {
+                    return Err(TooOld);
+                }
+                let Decision { obligations, policies, set, .. } = decision;
+                let (txn, redact) = (proof.txn.clone(), obligations.redact);
+                Some(InSession { view, agreed, txn, approved, redact, policies, set })
+            }
+            _ => return Err(Inactive::Claim("sid").into()),
+        };
+        call.is_bound(binding)?;
+        self.first_time(asker, &checked, now)?;
+        Ok(Verified {
+            spiffe_id: checked.wit.spiffe_id().clone(),
+            binding,
+            token_id: checked.wit.token_id().unwrap_or_default().to_owned(),
+            proof_id: checked.jti,
+            made_at: checked.made_at,
+            expires_at: checked.expires_at,
+            thumbprint: checked.thumbprint,
+            session,
+        })
+    }
+}
+
+/// Why an answer is of no use.
+enum Unbelieved {
+    /// Policy does not take one that old.
+    TooOld,
+    No(Inactive),
+}
+
+use Unbelieved::{No, TooOld};
+
+impl From<Inactive> for Unbelieved {
+    fn from(inactive: Inactive) -> Self {
+        No(inactive)
+    }
+}
+
+/// Whether policy takes an answer that is so old: of reads alone.
+fn accepts(decision: &Decision, effect: Effect, age: time::Duration) -> bool {
+    let most = decision.obligations.stale.and_then(|stale| time::Duration::try_from(stale).ok());
+    effect == Effect::Read && !age.is_negative() && most.is_some_and(|most| age <= most)
+}
+
+/// Whether WIT and proof hold by the keys of the node that the WIT names, for a WIT that it may issue.
+fn check_elsewhere(
+    call: &Call,
+    presented: Presented<'_>,
+    keys: &WitAuthorities,
+    claimed: &Claimed,
+    now: OffsetDateTime,
+) -> Result<CheckedProof, Inactive> {
+    let target = &call.target;
+    let expected = Expected { method: &target.method, uri: &target.uri, body: target.body };
+    let checked =
+        check_wpt(presented, expected, |domain| Some(keys).filter(|keys| keys.trust_domain() == domain), now, LEEWAY)?;
+    let named = checked.wit.token_id().and_then(|id| id.split_once('.'));
+    if named.is_some_and(|(node, _)| node == claimed.node) { Ok(checked) } else { Err(Inactive::AnotherNode) }
+}

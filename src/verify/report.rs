@@ -1,0 +1,108 @@
+//! What askers say and hear after they were told that a call is good: of the calls they asked about, and of no others.
+
+use thiserror::Error;
+use tokio::sync::broadcast;
+
+use super::Verifier;
+use crate::audit::Event;
+use crate::id::SpiffeId;
+use crate::issue::{Refusal, caller};
+use crate::peer::PeerConn;
+use crate::proof::BodyDigest;
+use crate::session::Change;
+
+/// The longest note.
+const MAX_NOTE_BYTES: usize = 256;
+
+/// What became of a call.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The session.
+    pub session: String,
+    /// The transaction.
+    pub txn: String,
+    /// `done`, `failed` or `refused`.
+    pub outcome: &'static str,
+    /// One line of the tool's.
+    pub note: String,
+    /// The digest of the result.
+    pub result: Option<BodyDigest>,
+}
+
+/// Why a report is not taken.
+#[derive(Debug, Error)]
+pub enum ReportError {
+    /// The caller gets nothing at all.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// This caller was not told lately that there is such a call.
+    #[error("no call `{0}` of that session was checked for this caller lately: report right after the call")]
+    NotChecked(String),
+    /// The note is too long, or more than one line.
+    #[error("a note is one line of at most {MAX_NOTE_BYTES} bytes")]
+    Note,
+}
+
+impl Verifier {
+    /// Takes a report about a call that was checked for this caller, and found good.
+    pub async fn report(&self, peer: &PeerConn, report: &Report) -> Result<(), ReportError> {
+        let askers = self.asks_as(peer).await;
+        let askers = self.issuer.recorded(peer, None, askers)?;
+        if !askers.iter().any(|asker| self.memory.knows(asker, &report.session, &report.txn)) {
+            return Err(ReportError::NotChecked(report.txn.clone()));
+        }
+        if report.note.len() > MAX_NOTE_BYTES || report.note.chars().any(char::is_control) {
+            return Err(ReportError::Note);
+        }
+        self.issuer.audit.record(Event::CallReported {
+            caller: caller(peer),
+            session: report.session.clone(),
+            txn: report.txn.clone(),
+            outcome: report.outcome,
+            note: report.note.clone(),
+            result_sha256: report.result.map(|digest| digest.hex()).unwrap_or_default(),
+        });
+        Ok(())
+    }
+
+    /// The sessions whose calls this caller asks about, as they change from now on.
+    pub async fn watch(&self, peer: &PeerConn) -> Result<CheckedChanges, Refusal> {
+        // Before it is asked who it is: what changes meanwhile is not missed.
+        let changes = self.sessions.changes();
+        let askers = self.asks_as(peer).await;
+        let askers = self.issuer.recorded(peer, None, askers)?;
+        Ok(CheckedChanges { askers, changes, peer: peer.clone() })
+    }
+
+    /// Whether a change is one that these askers hear of.
+    fn concerns(&self, askers: &[SpiffeId], change: &Change) -> bool {
+        let id = change.session.terms().id.as_str();
+        askers.iter().any(|asker| self.memory.sessions(asker).contains(id))
+    }
+
+    /// As whom a caller may have asked.
+    async fn asks_as(&self, peer: &PeerConn) -> Result<Vec<SpiffeId>, Refusal> {
+        let entitled = self.issuer.entitled(peer).await?;
+        Ok(entitled.identities.into_iter().map(|identity| identity.spiffe_id).collect())
+    }
+}
+
+/// Changes of sessions for one asker.
+#[derive(Debug)]
+pub struct CheckedChanges {
+    askers: Vec<SpiffeId>,
+    changes: broadcast::Receiver<Change>,
+    peer: PeerConn,
+}
+
+impl CheckedChanges {
+    /// The next one; `None` when some were missed, so that it must be asked anew, or the asker is not there any more.
+    pub async fn next(&mut self, verifier: &Verifier) -> Option<Change> {
+        loop {
+            let change = self.changes.recv().await.ok()?;
+            if verifier.concerns(&self.askers, &change) {
+                return self.peer.instance().look().is_ok().then_some(change);
+            }
+        }
+    }
+}
