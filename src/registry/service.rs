@@ -12,8 +12,9 @@ use super::entry::Entry;
 use super::index::Index;
 use super::load::Loader;
 use super::parse::Rules;
-use super::watch::DirectoryWatch;
+use super::watch::EntriesWatch;
 use crate::base::clock::Clock;
+use crate::base::directory::{DirectoryWatch, WatchError};
 use crate::base::mistake::Mistake;
 
 /// Why the registry refused something.
@@ -30,14 +31,8 @@ pub enum RegistryError {
         second: String,
     },
     /// The kernel cannot watch the entries directory, so changes would go unnoticed.
-    #[error("cannot watch the entries directory `{}`", path.display())]
-    Watch {
-        /// The directory.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: notify::Error,
-    },
+    #[error("changes of entries would go unnoticed")]
+    Watch(#[from] WatchError),
     /// There is no entries directory to watch.
     #[error("there is no entries directory")]
     NoDirectory,
@@ -136,9 +131,9 @@ impl Registry {
 
     /// Begins to watch the entries directory: what changes from now on is noticed once the watch runs. So: watch,
     /// reload, run.
-    pub fn watch(&self) -> Result<DirectoryWatch, RegistryError> {
+    pub fn watch(&self) -> Result<EntriesWatch, RegistryError> {
         let directory = self.0.directory.clone().ok_or(RegistryError::NoDirectory)?;
-        DirectoryWatch::new(directory, self.clone())
+        Ok(EntriesWatch { registry: self.clone(), directory: DirectoryWatch::new(directory)? })
     }
 }
 
