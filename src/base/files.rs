@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::task::{JoinError, spawn_blocking};
+
 use super::durable;
 use super::mistake::{Lines, Mistake};
 
@@ -65,4 +67,14 @@ pub fn text<'a>(path: &Arc<Path>, content: &'a [u8]) -> Result<&'a str, Mistake>
         let message = "not UTF-8 from here on: save the file as UTF-8".to_owned();
         Mistake { path: path.clone(), line, column, message }
     })
+}
+
+/// Does work that takes its time, on the disk or on the processor, where it keeps no async thread.
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime is shutting down and does not begin the work; nor will it go on with who waits for it.
+        Err(Err(_cancelled)) => std::future::pending().await,
+    }
 }
