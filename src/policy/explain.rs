@@ -1,5 +1,7 @@
 //! Why policy says what it says: of each policy, whether it decided, and if not, which part of it does not hold.
 
+use std::fmt;
+
 use cedar_policy::{
     ActionConstraint, Authorizer, EntityUid, Policy as CedarPolicy, PolicySet as CedarSet, PrincipalConstraint,
     ResourceConstraint,
@@ -127,11 +129,11 @@ fn verdict(rule: &Rule, question: &Question<'_>, asked: &Asked) -> (&'static str
     let (principal, resource) = (asked.request().principal(), asked.request().resource());
     let wanted = Wanted::of_principal(policy.principal_constraint());
     if !wanted.is_met(principal, asked) {
-        return ("principal", format!("it wants principal {}", wanted.0.join(" ")));
+        return ("principal", format!("it wants principal{wanted}"));
     }
     let wanted = Wanted::of_resource(policy.resource_constraint());
     if !wanted.is_met(resource, asked) {
-        return ("resource", format!("it wants resource {}", wanted.0.join(" ")));
+        return ("resource", format!("it wants resource{wanted}"));
     }
     match holds(policy, asked) {
         Ok(true) => ("holds", String::new()),
@@ -151,51 +153,58 @@ fn wanted_action(policy: &CedarPolicy) -> String {
     }
 }
 
-/// What a scope wants of the principal or the resource: in words, and the entity it must be or be in, or its type.
-struct Wanted(Vec<String>, Option<EntityUid>, Option<String>, bool);
+/// What a scope wants of the principal or the resource.
+#[derive(Default)]
+struct Wanted {
+    kind: Option<String>,
+    /// It must be this, or be in it unless `exactly`.
+    entity: Option<EntityUid>,
+    exactly: bool,
+}
 
 impl Wanted {
     fn of_principal(constraint: PrincipalConstraint) -> Self {
         match constraint {
-            PrincipalConstraint::Any => Self(Vec::new(), None, None, false),
-            PrincipalConstraint::Eq(uid) => Self::equal(uid),
-            PrincipalConstraint::In(uid) => Self::within(uid, None),
-            PrincipalConstraint::Is(name) => Self::typed(&name),
-            PrincipalConstraint::IsIn(name, uid) => Self::within(uid, Some(name.to_string())),
+            PrincipalConstraint::Any => Self::default(),
+            PrincipalConstraint::Eq(uid) => Self { entity: Some(uid), exactly: true, kind: None },
+            PrincipalConstraint::In(uid) => Self { entity: Some(uid), ..Self::default() },
+            PrincipalConstraint::Is(kind) => Self { kind: Some(kind.to_string()), ..Self::default() },
+            PrincipalConstraint::IsIn(kind, uid) => {
+                Self { kind: Some(kind.to_string()), entity: Some(uid), exactly: false }
+            }
         }
     }
 
     fn of_resource(constraint: ResourceConstraint) -> Self {
-        match constraint {
-            ResourceConstraint::Any => Self(Vec::new(), None, None, false),
-            ResourceConstraint::Eq(uid) => Self::equal(uid),
-            ResourceConstraint::In(uid) => Self::within(uid, None),
-            ResourceConstraint::Is(name) => Self::typed(&name),
-            ResourceConstraint::IsIn(name, uid) => Self::within(uid, Some(name.to_string())),
-        }
-    }
-
-    fn equal(uid: EntityUid) -> Self {
-        Self(vec!["==".to_owned(), uid.to_string()], Some(uid), None, true)
-    }
-
-    fn within(uid: EntityUid, name: Option<String>) -> Self {
-        let is = name.iter().flat_map(|name| ["is".to_owned(), name.clone()]);
-        let words = is.chain(["in".to_owned(), uid.to_string()]).collect();
-        Self(words, Some(uid), name, false)
-    }
-
-    fn typed(name: &impl ToString) -> Self {
-        Self(vec!["is".to_owned(), name.to_string()], None, Some(name.to_string()), false)
+        Self::of_principal(match constraint {
+            ResourceConstraint::Any => PrincipalConstraint::Any,
+            ResourceConstraint::Eq(uid) => PrincipalConstraint::Eq(uid),
+            ResourceConstraint::In(uid) => PrincipalConstraint::In(uid),
+            ResourceConstraint::Is(kind) => PrincipalConstraint::Is(kind),
+            ResourceConstraint::IsIn(kind, uid) => PrincipalConstraint::IsIn(kind, uid),
+        })
     }
 
     fn is_met(&self, entity: Option<&EntityUid>, asked: &Asked) -> bool {
-        let Self(_, wanted, name, exactly) = self;
         let Some(entity) = entity else { return false };
-        let is_type = name.as_ref().is_none_or(|name| entity.type_name().to_string() == *name);
+        let is_of_kind = self.kind.as_ref().is_none_or(|kind| entity.type_name().to_string() == *kind);
         let is_in =
-            |wanted: &EntityUid| entity == wanted || (!exactly && asked.entities().is_ancestor_of(wanted, entity));
-        is_type && wanted.as_ref().is_none_or(is_in)
+            |wanted: &EntityUid| entity == wanted || (!self.exactly && asked.entities().is_ancestor_of(wanted, entity));
+        is_of_kind && self.entity.as_ref().is_none_or(is_in)
+    }
+}
+
+/// As a scope is written: `is Tool in Host::"h"`.
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(kind) = &self.kind {
+            write!(f, " is {kind}")?;
+        }
+        match &self.entity {
+            Some(entity) if self.exactly => write!(f, " == {entity}"),
+            Some(entity) => write!(f, " in {entity}"),
+            None => Ok(()),
+        }
     }
 }
 
