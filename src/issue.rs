@@ -251,6 +251,8 @@ pub(crate) struct Entitled {
     ends: Option<OffsetDateTime>,
     /// Of the entries it was matched with.
     pub(crate) generation: u64,
+    /// Of the policies it is decided by.
+    policy: u64,
 }
 
 impl Entitled {
@@ -439,8 +441,8 @@ impl Issuer {
             attested.require_executable(held);
         }
         let ends = index.next_expiry(now);
-        let (generation, trust) = (index.generation(), self.trust.current());
-        Ok(Entitled { attested, identities: matched.identities, trust, now, ends, generation })
+        let (generation, policy, trust) = (index.generation(), self.policy.set().generation(), self.trust.current());
+        Ok(Entitled { attested, identities: matched.identities, trust, now, ends, generation, policy })
     }
 
     async fn attest(&self, peer: &PeerConn, index: &Index) -> Result<Attested, Refusal> {
@@ -517,8 +519,8 @@ impl Issuer {
 
     /// The last step before a credential is released: it is in the ledger, and what it was judged by still holds.
     ///
-    /// In this order: whoever ends what former entries, authorities or credentials gave searches the ledger after the
-    /// change is visible. Either that search finds this row, or this sees the change.
+    /// In this order: whoever ends what former entries, policies, authorities or credentials gave searches the ledger after
+    /// the change is visible. Either that search finds this row, or this sees the change.
     pub(crate) fn write_down(
         &self,
         instance: &Instance,
@@ -530,6 +532,7 @@ impl Issuer {
         let looked = instance.look();
         let holds = looked.as_ref().is_ok_and(|facts| entitled.attested.is_of(facts))
             && self.registry.borrow().generation() == entitled.generation
+            && self.policy.set().generation() == entitled.policy
             && self.trust.current().signers().stands(issued.authority);
         if holds {
             return Ok(());

@@ -7,6 +7,7 @@
 mod approvals;
 mod credentials;
 mod entries;
+mod policies;
 mod roles;
 mod sessions;
 
@@ -54,7 +55,7 @@ pub trait StatusSource: Send + Sync {
 /// What became of one source when it was read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReloadSource {
-    /// `configuration` or `entries`.
+    /// `configuration`, `authority files`, `entries` or `policies`.
     pub source: String,
     /// Whether it is in force.
     pub ok: bool,

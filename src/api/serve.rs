@@ -20,6 +20,7 @@ use crate::proto::admin::authorities_server::AuthoritiesServer;
 use crate::proto::admin::bundles_server::BundlesServer;
 use crate::proto::admin::credentials_server::CredentialsServer;
 use crate::proto::admin::entries_server::EntriesServer;
+use crate::proto::admin::policies_server::PoliciesServer;
 use crate::proto::admin::session_admin_server::SessionAdminServer;
 use crate::proto::session::sessions_server::SessionsServer;
 use crate::proto::session::verifier_server::VerifierServer;
@@ -101,7 +102,7 @@ pub async fn admin(
     drain: drain::Watcher,
 ) -> Result<(), (&'static str, Error)> {
     let large = limits.admin_message;
-    let names = ["Agent", "Approvals", "Authorities", "Bundles", "Credentials", "Entries", "SessionAdmin"]
+    let names = ["Agent", "Approvals", "Authorities", "Bundles", "Credentials", "Entries", "Policies", "SessionAdmin"]
         .map(|name| format!("tether.admin.v1.{name}"));
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     // Only who has a role reaches the two services that take large messages.
@@ -110,6 +111,7 @@ pub async fn admin(
         .add_service(BundlesServer::new(service.clone()).max_decoding_message_size(large))
         .add_service(AgentServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(ApprovalsServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
+        .add_service(PoliciesServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(SessionAdminServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(CredentialsServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(AuthoritiesServer::new(service).max_decoding_message_size(limits.workload_message));

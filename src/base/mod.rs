@@ -3,12 +3,16 @@
 pub mod backoff;
 pub mod clock;
 #[cfg(feature = "agent")]
+pub mod directory;
+#[cfg(feature = "agent")]
 pub mod drain;
 #[cfg(feature = "agent")]
 pub mod durable;
 pub mod entropy;
 #[cfg(feature = "agent")]
 pub mod exhaustion;
+#[cfg(feature = "agent")]
+pub mod files;
 #[cfg(feature = "agent")]
 pub mod frames;
 #[cfg(feature = "agent")]

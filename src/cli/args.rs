@@ -2,6 +2,7 @@
 
 mod approval;
 mod credential;
+mod policy;
 mod prove;
 mod session;
 
@@ -14,6 +15,7 @@ use crate::id::{SpiffeId, TrustDomain};
 
 pub use approval::ApprovalCommand;
 pub use credential::{CredentialCommand, RevokeArgs};
+pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 pub use prove::{EffectName, ProveArgs, SchemeName};
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
 
@@ -114,6 +116,9 @@ pub enum Command {
     /// What waits for a person's word.
     #[command(subcommand)]
     Approval(ApprovalCommand),
+    /// Policies: what identities, sessions and tools are allowed, checked, tested and explained.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// What signs.
     #[command(subcommand)]
     Authority(AuthorityCommand),
@@ -138,7 +143,7 @@ pub enum Command {
 pub enum AgentCommand {
     /// Run the agent until it is told to stop.
     Run(ConfigArgs),
-    /// Check configuration and entries without running anything; lists every mistake with file, line and column.
+    /// Check configuration, entries and policies without running anything; lists every mistake with file, line and column.
     Check(ConfigArgs),
     /// Tell the running agent to read configuration and entries again; waits and reports.
     Reload,

@@ -17,6 +17,7 @@ mod failure;
 mod fetch;
 mod manual;
 mod output;
+mod policy;
 mod prove;
 mod session;
 mod sockets;
@@ -167,6 +168,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Session(command) => context.wait(async |context| session::run(command, context).await),
         Command::Prove(args) => context.wait(async |context| prove::run(args, context).await),
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
+        Command::Policy(command) => policy::run(command, context),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
         Command::Completion { shell } => manual::completion(shell, context),
@@ -248,6 +250,7 @@ services! {
     credentials: credentials_client::CredentialsClient,
     sessions: session_admin_client::SessionAdminClient,
     approvals: approvals_client::ApprovalsClient,
+    policies: policies_client::PoliciesClient,
 }
 
 impl Admin {

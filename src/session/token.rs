@@ -266,7 +266,7 @@ impl Sessions {
         let Some(confirmation) = self.issuer().held.session_key(terms.id.as_str()) else {
             return Err(SessionError::Ended(session.state().end_reason().unwrap_or(EndReason::AgentRestart)));
         };
-        let entry = self.issuer().policy.issue_wit(&entitled.attested, identity, now)?;
+        let entry = self.issuer().policy.issue_wit(&entitled.attested, identity, terms.binding, now)?;
         let ends = entry.not_after(now).min(session.ends_at());
         let grant = permit.into_wit((ends - now).unsigned_abs(), Some(ends));
         let claim = WitSession {

@@ -422,6 +422,7 @@ fn reason(reason: Reason) -> RevocationReason {
         | Reason::EntryExpired
         | Reason::AuthorityRevoked
         | Reason::ApprovalWithdrawn
+        | Reason::PolicyDenied
         | Reason::Operator => RevocationReason::PrivilegeWithdrawn,
     }
 }

@@ -99,6 +99,7 @@ impl TestAgent {
             let dir = config.state_dir.parent().unwrap().to_owned();
             std::fs::create_dir(&dir).unwrap();
             std::fs::create_dir(&config.entries_dir).unwrap();
+            std::fs::create_dir(&config.policies_dir).unwrap();
         })
         .await
     }
