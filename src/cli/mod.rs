@@ -22,6 +22,7 @@ mod session;
 mod sockets;
 mod status;
 mod validate;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -166,6 +167,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Credential(command) => context.wait(async |context| credential::run(command, context).await),
         Command::Session(command) => context.wait(async |context| session::run(command, context).await),
         Command::Prove(args) => context.wait(async |context| prove::run(args, context).await),
+        Command::Verify(args) => context.wait(async |context| verify::run(args, context).await),
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
