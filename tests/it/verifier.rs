@@ -15,8 +15,10 @@ use tether::proto::session::{
 };
 use tonic::Code;
 
+use crate::another::Another;
 use crate::harness::{Sessions, TestAgent, Verifier, event, next, uid, within};
 use crate::http::{ask, ask_tls, post, question};
+use crate::program::{NOBODY, is_root};
 use crate::sessions::task;
 
 const TOOL: &str = "https://tool.example.com/";
@@ -348,6 +350,23 @@ async fn entries_that_match_on_the_executable_do_not_count_over_loopback() {
         let expected = if told { "replayed" } else { "" };
         assert_eq!(check(&mut agent.verifier().await, about(&headers)).await.reason, expected, "{matches}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_without_an_entry_is_told_nothing_over_loopback_and_uses_nothing_up() {
+    if !is_root() {
+        eprintln!("skipped: another user takes root");
+        return;
+    }
+    let agent = agent().await;
+    let mut sessions = agent.sessions().await;
+    let session = start(&mut sessions, task("billing", &[TOOL])).await;
+    let headers = prove(&mut sessions, proving(&session)).await;
+    let question = format!("introspect {} {}", agent.http(), question("POST", URI, &headers, &[]));
+    let mut another = Another::start(agent.socket());
+    assert_eq!(another.ask(&format!("user {NOBODY}")), "done");
+    assert_eq!(another.ask(&question), INACTIVE);
+    assert!(ask(agent.http(), &post(question.rsplit(' ').next().unwrap())).await.body.contains("true"));
 }
 
 async fn tls(agent: &TestAgent) -> Arc<rustls::ClientConfig> {
