@@ -11,7 +11,7 @@ use super::call::agree_offline;
 use super::*;
 use crate::jwt::Jwk;
 use crate::policy::Effect;
-use crate::proof::{BodyDigest, Method, ProofTarget};
+use crate::proof::{BodyDigest, Method, ProofTarget, TargetUri};
 use crate::wit::WitAuthorities;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/session-profile/vectors.json");
