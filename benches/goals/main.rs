@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "figures go to standard output")]
 
 mod allocations;
+mod checks;
 mod ends;
 mod entries;
 mod handshake;
@@ -62,6 +63,7 @@ const GOALS: &[(&str, Goal)] = &[
     ("P7", ends::process_exit),
     ("P8", entries::saved_entry),
     ("P9", proofs::proofs),
+    ("P10", checks::checks),
     ("TLS", handshake::mutual),
 ];
 

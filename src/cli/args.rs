@@ -5,6 +5,7 @@ mod credential;
 mod policy;
 mod prove;
 mod session;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -18,6 +19,7 @@ pub use credential::{CredentialCommand, RevokeArgs};
 pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 pub use prove::{EffectName, ProveArgs, SchemeName};
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
+pub use verify::VerifyArgs;
 
 /// The commit of the SPIFFE specification that is implemented.
 pub const SPIFFE_COMMIT: &str = "665a28f";
@@ -113,6 +115,11 @@ pub enum Command {
     /// In a session, if there is one: the one that is named, else that of TETHER_SESSION, else the one this process is a
     /// member of. The proof is good for this method and URI alone, once, for half a minute.
     Prove(ProveArgs),
+    /// Check a request as a tool: the headers that `tether prove` prints on standard input, the verdict on standard output.
+    ///
+    /// One of this caller's registration entries must list the URI under `serves`. Checking uses the proof up. Exit code 0:
+    /// the request is good; 5: it is not, and `reason` says why.
+    Verify(VerifyArgs),
     /// What waits for a person's word.
     #[command(subcommand)]
     Approval(ApprovalCommand),

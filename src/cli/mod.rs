@@ -23,6 +23,7 @@ mod session;
 mod sockets;
 mod status;
 mod validate;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -167,6 +168,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Credential(command) => context.wait(async |context| credential::run(command, context).await),
         Command::Session(command) => context.wait(async |context| session::run(command, context).await),
         Command::Prove(args) => context.wait(async |context| prove::run(args, context).await),
+        Command::Verify(args) => context.wait(async |context| verify::run(args, context).await),
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
         Command::Policy(command) => policy::run(command, context),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),

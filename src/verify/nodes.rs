@@ -376,3 +376,98 @@ fn check_elsewhere(
     let named = checked.wit.token_id().and_then(|id| id.split_once('.'));
     if named.is_some_and(|(node, _)| node == claimed.node) { Ok(checked) } else { Err(Inactive::AnotherNode) }
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::base::entropy::Entropy;
+    use crate::policy::Obligations;
+    use crate::proof::{Method, ProofKey, ProofTarget, TargetUri};
+    use crate::wit::{Confirmation, WitClaims, WitSigner};
+    use crate::x509::{KeyType, PrivateKey};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-01 12:00 UTC);
+
+    fn signer() -> WitSigner {
+        WitSigner::new(&PrivateKey::generate(KeyType::EcP256).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_keys_of_a_node_vouch_for_its_own_tokens_and_for_no_others() {
+        let (a, c) = (signer(), signer());
+        let domain = TrustDomain::parse("example.org").unwrap();
+        let keys = |signer: &WitSigner| {
+            WitAuthorities::new(domain.clone(), [(signer.key_id().to_owned(), signer.public_key().clone())])
+        };
+        let key = ProofKey::new(&PrivateKey::generate(KeyType::EcP256).unwrap()).unwrap();
+        let uri = TargetUri::parse("https://tool.example.com/").unwrap();
+        let call = Call::of(ProofTarget { method: Method::parse("GET").unwrap(), uri, body: None });
+        let rows = [
+            ("of a, by a", "a.1", &a, &a, "a", ""),
+            ("of a, by c", "a.1", &c, &a, "a", "wit_invalid"),
+            ("of c, by a, given out as of a", "c.1", &a, &a, "a", "another_node"),
+            ("of c, by a, judged by c", "c.1", &a, &c, "c", "wit_invalid"),
+        ];
+        for (what, jti, by, known, claimed, expected) in rows {
+            let wit = by.sign(&WitClaims {
+                sub: &SpiffeId::parse("spiffe://example.org/agent").unwrap(),
+                exp: NOW + Duration::from_secs(60),
+                iat: NOW,
+                jti,
+                cnf: &Confirmation::of(key.public_key().clone()),
+                session: None,
+            });
+            let wit = wit.unwrap();
+            let proof = key.wpt(&wit, &call.target, None, &Entropy::system(), NOW).unwrap().token;
+            let presented = Presented { wit: &wit, proof: &proof, txn_token: None };
+            let claimed = Claimed { node: claimed.to_owned(), kid: by.key_id().to_owned() };
+            let checked = check_elsewhere(&call, presented, &keys(known), &claimed, NOW);
+            let label = checked.as_ref().err().map_or("", Inactive::as_str);
+            assert_eq!(label, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_old_answer_is_taken_for_reads_and_for_as_long_as_policy_says() {
+        let says = |stale: Option<u64>| Decision {
+            allowed: true,
+            obligations: Obligations { stale: stale.map(Duration::from_secs), ..Obligations::default() },
+            policies: [].into(),
+            errors: Vec::new(),
+            set: "".into(),
+        };
+        let rows = [
+            (Some(30), Effect::Read, 30, true),
+            (Some(30), Effect::Read, 31, false),
+            (Some(30), Effect::Read, -1, false),
+            (Some(30), Effect::Write, 1, false),
+            (Some(30), Effect::Irreversible, 1, false),
+            (None, Effect::Read, 0, false),
+        ];
+        for (stale, effect, age, expected) in rows {
+            assert_eq!(
+                accepts(&says(stale), effect, time::Duration::seconds(age)),
+                expected,
+                "{stale:?} {effect:?} {age}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_node_is_bounded_and_forgotten_with_its_next_no() {
+        let known = Known { binding: 3, facts: ToNode { session: None, approved: false } };
+        let mut good = Good::default();
+        for number in 0..=MAX_GOOD {
+            good.note(&number.to_string(), known.clone(), NOW);
+        }
+        assert!(good.find("0").is_none(), "the oldest gives way");
+        assert_eq!(good.answers.len(), MAX_GOOD);
+        good.note("1", known, NOW + Duration::from_secs(5));
+        assert_eq!(good.find("1").unwrap().1, NOW + Duration::from_secs(5));
+        good.forget("1");
+        assert!(good.find("1").is_none());
+        assert_eq!(good.order.len(), good.answers.len());
+    }
+}

@@ -142,6 +142,13 @@ impl TestAgent {
         self.run().await;
     }
 
+    /// The same with other settings from then on.
+    pub async fn restart_with(&mut self, configure: impl FnOnce(&mut Config)) {
+        self.stop().await;
+        configure(&mut self.config);
+        self.run().await;
+    }
+
     fn running(&self) -> &Running {
         self.running.as_ref().expect("the agent runs")
     }

@@ -12,6 +12,7 @@ use tether::sys::PidFd;
 use tonic::Status;
 
 use crate::harness::{Header, PATIENCE, channel};
+use crate::http::{ask, post};
 use crate::program::lines;
 use crate::sessions::task;
 
@@ -147,6 +148,11 @@ async fn these_tests_play_another_process() {
                 Ok(()) => "done".to_owned(),
                 Err(error) => error.to_string(),
             },
+            ["user", uid] => match nix::unistd::setuid(nix::unistd::Uid::from_raw(uid.parse().unwrap())) {
+                Ok(()) => "done".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            ["introspect", address, form] => ask(address.parse().unwrap(), &post(form)).await.body,
             ["exec"] => panic!("{}", Command::new("/bin/cat").exec()),
             _ => panic!("`{line}` is not understood"),
         };
