@@ -1,5 +1,6 @@
 //! The end of a session: whoever sees that it must end calls [`Sessions::end`], and when that returns nothing stands.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
@@ -20,10 +21,21 @@ impl Sessions {
     /// There is no such session, or the agent is stopping.
     pub async fn end(&self, id: &SessionId, reason: EndReason, by: &str) -> Result<Arc<Receipt>, SessionError> {
         let session = self.find(id.as_str()).ok_or(SessionError::NotFound)?;
+        self.end_each(vec![session.clone()], reason, by).await?;
+        // It has ended, so it has one.
+        session.receipt().ok_or_else(|| Refusal::Stopping.into())
+    }
+
+    /// Ends many sessions as one, with everything below them: what is synced is synced once. Those that have ended stay
+    /// as they are. Returns when all have ended.
+    ///
+    /// # Errors
+    /// The agent is stopping.
+    pub async fn end_each(&self, doomed: Vec<Arc<Session>>, reason: EndReason, by: &str) -> Result<(), SessionError> {
         let (sessions, by) = (self.clone(), by.to_owned());
-        let ending = tokio::spawn(async move { sessions.end_all(&session, reason, &by).await });
+        let ending = tokio::spawn(async move { sessions.end_all(&doomed, reason, &by).await });
         match ending.await {
-            Ok(receipt) => Ok(receipt),
+            Ok(()) => Ok(()),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => Err(Refusal::Stopping.into()),
         }
@@ -41,56 +53,62 @@ impl Sessions {
         Ok((self.end(&session.terms().id, EndReason::Completed, &by).await?, had_ended))
     }
 
-    async fn end_all(&self, session: &Arc<Session>, reason: EndReason, by: &str) -> Arc<Receipt> {
+    async fn end_all(&self, doomed: &[Arc<Session>], reason: EndReason, by: &str) {
         // From here on nothing begins in any of them: whoever looks afterwards sees this, and whoever looked before is
         // found in the ledger.
         let (mine, others) = {
             let book = self.book();
-            let below = book.below(&session.terms().id);
-            below.into_iter().partition::<Vec<_>, _>(|doomed| {
-                let ending = &mut doomed.inner().ending;
-                let why = if Arc::ptr_eq(doomed, session) { reason } else { EndReason::ParentEnded };
-                let is_first = ending.is_none();
-                ending.get_or_insert(why);
-                is_first
-            })
+            let below = doomed.iter().flat_map(|root| {
+                let why = |one: &Arc<Session>| if Arc::ptr_eq(one, root) { reason } else { EndReason::ParentEnded };
+                book.below(&root.terms().id).into_iter().map(move |one| (why(&one), one))
+            });
+            let (mut mine, mut others) = (Vec::new(), Vec::new());
+            for (why, one) in below {
+                let is_first = one.inner().ending.is_none();
+                one.inner().ending.get_or_insert(why);
+                if is_first { mine.push(one) } else { others.push(one) }
+            }
+            (mine, others)
         };
         let at = self.now();
-        let mut disposed = Vec::with_capacity(mine.len());
-        // Children first: what is above stands until nothing is below.
-        for doomed in mine.iter().rev() {
-            disposed.push(self.dispose(doomed, at).await);
+        let mut receipts: HashMap<SessionId, Receipt> = HashMap::with_capacity(mine.len());
+        // Children first: what is above stands until nothing is below, and its receipt has what theirs have.
+        for one in mine.iter().rev() {
+            let below = self.book().children_of(&one.terms().id);
+            let mut receipt = self.dispose(one, at).await;
+            for child in below.iter().filter_map(|child| receipts.get(child)) {
+                receipt.take_in(child);
+            }
+            receipts.insert(one.terms().id.clone(), receipt);
         }
-        disposed.reverse();
-        self.issuer().ledger.sync().await;
-        for (at_index, doomed) in mine.iter().enumerate().rev() {
-            let mut receipt = disposed[at_index].clone();
-            if Arc::ptr_eq(doomed, session) {
-                // The whole of it.
-                for below in &disposed[at_index + 1..] {
-                    receipt.ended.extend_from_slice(&below.ended);
-                    receipt.keys_wiped += below.keys_wiped;
-                    receipt.revoked.extend_from_slice(&below.revoked);
-                    receipt.remaining.extend_from_slice(&below.remaining);
-                }
+        if !reason.is_seen_again() {
+            self.issuer().ledger.sync().await;
+        }
+        for one in &mine {
+            if let Err(error) = self.journal().ended(&one.terms().id) {
+                tracing::error!(%error, session = %one.terms().id, "the end of a session cannot be written down");
             }
-            if let Err(error) = self.journal().ended(&doomed.terms().id) {
-                tracing::error!(%error, session = %doomed.terms().id, "the end of a session cannot be written down");
+        }
+        // All at once, so that one sync is for many.
+        let recorded = receipts.values().map(|receipt| async {
+            if let Err(error) = self.issuer().audit.synced(super::record::ended(receipt, by)).await {
+                tracing::error!(%error, session = %receipt.session, "the end of a session cannot be audited");
             }
-            if let Err(error) = self.issuer().audit.synced(super::record::ended(&receipt, by)).await {
-                tracing::error!(%error, session = %doomed.terms().id, "the end of a session cannot be audited");
-            }
-            doomed.inner().receipt = Some(Arc::new(receipt));
-            doomed.set_state(State::Ended(disposed[at_index].reason));
-            self.book().ended(doomed, at);
-            self.announce(doomed);
+        });
+        futures_util::future::join_all(recorded).await;
+        for one in mine.iter().rev() {
+            let Some(receipt) = receipts.remove(&one.terms().id) else { continue };
+            let why = receipt.reason;
+            one.inner().receipt = Some(Arc::new(receipt));
+            one.set_state(State::Ended(why));
+            self.book().ended(one, at);
+            self.announce(one);
         }
         // Those that somebody else is ending: this returns when all have ended.
-        for other in others.iter().chain(std::iter::once(session)) {
+        for other in &others {
             // The sender is in the session.
             let _ = other.watch().wait_for(|state| matches!(state, State::Ended(_))).await;
         }
-        session.receipt().unwrap_or_else(|| Arc::new(receipt_of(session, reason, at)))
     }
 
     /// Wipes and revokes what one session has.

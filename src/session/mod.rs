@@ -386,6 +386,11 @@ impl Book {
         found
     }
 
+    /// The sessions right below one.
+    fn children_of(&self, id: &SessionId) -> Vec<SessionId> {
+        self.children.get(id).cloned().unwrap_or_default()
+    }
+
     /// A session and everything above it, itself first.
     fn lineage(&self, id: &SessionId) -> Vec<SessionId> {
         let up = |id: &SessionId| self.find(id.as_str())?.terms().parent.clone();
