@@ -5,6 +5,7 @@
 //! caller before it is done, and so is everyone who is refused.
 
 mod approvals;
+mod audit;
 mod credentials;
 mod entries;
 mod roles;

@@ -15,6 +15,7 @@ use crate::http::Readiness;
 use crate::peer::{Listener, PeerStream};
 use crate::proto::DESCRIPTORS;
 use crate::proto::admin::agent_server::AgentServer;
+use crate::proto::admin::audit_log_server::AuditLogServer;
 use crate::proto::admin::approvals_server::ApprovalsServer;
 use crate::proto::admin::authorities_server::AuthoritiesServer;
 use crate::proto::admin::bundles_server::BundlesServer;
@@ -101,7 +102,7 @@ pub async fn admin(
     drain: drain::Watcher,
 ) -> Result<(), (&'static str, Error)> {
     let large = limits.admin_message;
-    let names = ["Agent", "Approvals", "Authorities", "Bundles", "Credentials", "Entries", "SessionAdmin"]
+    let names = ["Agent", "Approvals", "AuditLog", "Authorities", "Bundles", "Credentials", "Entries", "SessionAdmin"]
         .map(|name| format!("tether.admin.v1.{name}"));
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     // Only who has a role reaches the two services that take large messages.
@@ -111,6 +112,7 @@ pub async fn admin(
         .add_service(AgentServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(ApprovalsServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(SessionAdminServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
+        .add_service(AuditLogServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(CredentialsServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(AuthoritiesServer::new(service).max_decoding_message_size(limits.workload_message));
     let server = Server::builder()
