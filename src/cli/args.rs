@@ -1,6 +1,7 @@
 //! The command line as types. What is parsed here is complete: no command checks its flags again.
 
 mod approval;
+mod audit;
 mod credential;
 mod prove;
 mod session;
@@ -13,6 +14,7 @@ use crate::config::LogFilter;
 use crate::id::{SpiffeId, TrustDomain};
 
 pub use approval::ApprovalCommand;
+pub use audit::{AuditCommand, Moment, QueryArgs, VerifyArgs};
 pub use credential::{CredentialCommand, RevokeArgs};
 pub use prove::{EffectName, ProveArgs, SchemeName};
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
@@ -114,6 +116,9 @@ pub enum Command {
     /// What waits for a person's word.
     #[command(subcommand)]
     Approval(ApprovalCommand),
+    /// What happened: who got what, who was refused and why, and whether the record of it is whole.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// What signs.
     #[command(subcommand)]
     Authority(AuthorityCommand),

@@ -6,6 +6,7 @@
 mod agent;
 mod approval;
 mod args;
+mod audit;
 mod authority;
 mod bundle;
 mod config;
@@ -21,6 +22,7 @@ mod prove;
 mod session;
 mod sockets;
 mod status;
+mod trace;
 mod validate;
 
 #[cfg(test)]
@@ -167,6 +169,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Session(command) => context.wait(async |context| session::run(command, context).await),
         Command::Prove(args) => context.wait(async |context| prove::run(args, context).await),
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
+        Command::Audit(command) => context.wait(async |context| audit::run(command, context).await),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
         Command::Completion { shell } => manual::completion(shell, context),
@@ -248,6 +251,7 @@ services! {
     credentials: credentials_client::CredentialsClient,
     sessions: session_admin_client::SessionAdminClient,
     approvals: approvals_client::ApprovalsClient,
+    audit_log: audit_log_client::AuditLogClient,
 }
 
 impl Admin {

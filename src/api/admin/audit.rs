@@ -158,7 +158,10 @@ fn filter(request: wire::QueryAuditRequest) -> Result<Filter, Status> {
     let some = |text: String| Some(text).filter(|text| !text.is_empty());
     let known = |name: &str| Event::SCHEMA.iter().any(|schema| schema.event == name);
     if let Some(unknown) = request.events.iter().find(|name| !known(name)) {
-        return Err(status::bad_field("events", format!("has `{unknown}`, and there is no such event: see docs/audit.md")));
+        return Err(status::bad_field(
+            "events",
+            format!("has `{unknown}`, and there is no such event: see docs/audit.md"),
+        ));
     }
     Ok(Filter {
         since: time("since", &request.since)?,
@@ -177,5 +180,6 @@ fn time(field: &str, text: &str) -> Result<Option<OffsetDateTime>, Status> {
         return Ok(None);
     }
     let time = OffsetDateTime::parse(text, &Rfc3339);
-    time.map(Some).map_err(|_| status::bad_field(field, format!("is `{text}`, not a time such as 2026-11-23T10:00:00Z")))
+    time.map(Some)
+        .map_err(|_| status::bad_field(field, format!("is `{text}`, not a time such as 2026-11-23T10:00:00Z")))
 }
