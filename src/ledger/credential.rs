@@ -68,6 +68,8 @@ pub enum Reason {
     SessionEnded,
     /// The approval it was minted by was withdrawn.
     ApprovalWithdrawn,
+    /// It could not be recorded in the audit log, so it was not released.
+    NotRecorded,
 }
 
 impl From<End> for Reason {
@@ -84,7 +86,7 @@ impl From<End> for Reason {
 }
 
 impl Reason {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::ProcessExited,
         Self::ExecutableChanged,
         Self::ExecutableHidden,
@@ -100,6 +102,7 @@ impl Reason {
         Self::AgentRestart,
         Self::SessionEnded,
         Self::ApprovalWithdrawn,
+        Self::NotRecorded,
     ];
 
     /// The name in the admin API, the command line, metrics and audit.
@@ -120,6 +123,7 @@ impl Reason {
             Self::AgentRestart => "agent_restart",
             Self::SessionEnded => "session_ended",
             Self::ApprovalWithdrawn => "approval_withdrawn",
+            Self::NotRecorded => "not_recorded",
         }
     }
 
