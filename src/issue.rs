@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::attest::{Attestation, AttestationError, Attested};
-use crate::audit::{Audit, Caller, Event};
+use crate::audit::{Audit, AuditError, Caller, Event};
 use crate::authority::{AuthorityError, SignedJwt, X509Svid};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
@@ -105,6 +105,9 @@ pub enum Refusal {
     /// It could not be written down, so it is not released.
     #[error("the ledger cannot be written: {0}")]
     Ledger(#[from] LedgerError),
+    /// It could not be recorded, so it is not released.
+    #[error("the audit log cannot be written: {0}")]
+    Audit(#[from] AuditError),
     /// Entries, trust or the process changed while a credential was made.
     #[error("what the credential was to be issued by changed meanwhile: try again")]
     Changed,
@@ -145,6 +148,7 @@ impl Refusal {
             Self::Key(_) => "key",
             Self::Bond(_) => "bond",
             Self::Ledger(_) => "ledger",
+            Self::Audit(_) => "audit",
             Self::Changed => "changed",
             Self::Revoked(_) => "revoked",
             Self::Held(_) => "held",
@@ -503,17 +507,29 @@ impl Issuer {
         issued: &ledger::Issued<'_>,
     ) -> Result<(), Refusal> {
         self.write_down(peer.instance(), entitled, tie, issued)?;
+        self.before(
+            issued.id,
+            Event::SvidIssued {
+                caller: caller(peer),
+                kind: issued.kind.as_str(),
+                binding: issued.binding,
+                spiffe_id: issued.spiffe_id.to_string(),
+                entry: issued.entry.id().to_string(),
+                serial: issued.id.to_owned(),
+                audience: issued.audience.to_vec(),
+                not_after: issued.not_after,
+            },
+        )?;
         self.metrics.svid_issued.get_or_create(&Issued { r#type: issued.kind.into(), result: Outcome::Ok }).inc();
-        self.audit.record(Event::SvidIssued {
-            caller: caller(peer),
-            kind: issued.kind.as_str(),
-            binding: issued.binding,
-            spiffe_id: issued.spiffe_id.to_string(),
-            entry: issued.entry.id().to_string(),
-            serial: issued.id.to_owned(),
-            audience: issued.audience.to_vec(),
-            not_after: issued.not_after,
-        });
+        Ok(())
+    }
+
+    /// Records that a credential is about to be released; what cannot be recorded is not.
+    fn before(&self, id: &str, event: Event) -> Result<(), Refusal> {
+        if let Err(error) = self.audit.before(event) {
+            self.ledger.withdraw(id, Reason::NotRecorded)?;
+            return Err(error.into());
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! caller before it is done, and so is everyone who is refused.
 
 mod approvals;
+mod audit;
 mod credentials;
 mod entries;
 mod policies;
@@ -122,8 +123,20 @@ impl Admin {
         Ok(caller.peer.clone())
     }
 
+    /// Records what only takes away: it is done also when that cannot be written.
     fn audit(&self, peer: &PeerConn, action: &'static str, subject: impl Into<String>) {
         self.parts.issuer.audit.record(Event::Admin { caller: caller(peer), action, subject: subject.into() });
+    }
+
+    /// Records what gives somebody something: it is not done when that cannot be written.
+    fn audit_gift(&self, peer: &PeerConn, action: &'static str, subject: impl Into<String>) -> Result<(), Status> {
+        let event = Event::Admin { caller: caller(peer), action, subject: subject.into() };
+        self.parts.issuer.audit.before(event).map_err(|error| {
+            Status::unavailable(format!(
+                "the audit log cannot be written, so nothing was changed: {}",
+                status::chain(&error)
+            ))
+        })
     }
 
     async fn publish(&self, signers: Arc<crate::authority::Signers>) -> Result<(), Status> {
@@ -158,7 +171,7 @@ impl wire::authorities_server::Authorities for Admin {
             name => Kind::parse(name)
                 .ok_or_else(|| status::bad_field("kind", format!("is `{name}`: use x509-signing, x509-root or jwt")))?,
         };
-        self.audit(&peer, "authority.rotate", kind.as_str());
+        self.audit_gift(&peer, "authority.rotate", kind.as_str())?;
         let signers = self.parts.authority.rotate(kind, request.now).await;
         self.publish(signers.map_err(|error| status::authority(&error))?).await?;
         Ok(Response::new(self.authorities()))
@@ -202,7 +215,7 @@ impl wire::bundles_server::Bundles for Admin {
         let peer = self.require(&request, Role::Operator)?;
         let request = request.into_inner();
         let domain = domain(&request.trust_domain)?;
-        self.audit(&peer, "bundle.set", domain.as_str());
+        self.audit_gift(&peer, "bundle.set", domain.as_str())?;
         let set = self.parts.trust.set(domain, request.content.as_bytes()).await;
         let set = set.map_err(|error| status::trust(&error))?;
         let crls = self.parts.issuer.crls.current().await;

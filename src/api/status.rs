@@ -56,7 +56,8 @@ pub fn refused(refusal: &Refusal) -> Status {
         | Refusal::Key(_)
         | Refusal::Bond(_)
         | Refusal::Holder(_)
-        | Refusal::Ledger(_) => Code::Unavailable,
+        | Refusal::Ledger(_)
+        | Refusal::Audit(_) => Code::Unavailable,
         Refusal::Held(error) => held(error),
         Refusal::NoTargetInode => Code::InvalidArgument,
         Refusal::Target(InstanceError::Io { .. }) => Code::Unavailable,

@@ -1,6 +1,7 @@
 //! The command line as types. What is parsed here is complete: no command checks its flags again.
 
 mod approval;
+mod audit;
 mod credential;
 mod policy;
 mod prove;
@@ -15,6 +16,7 @@ use crate::config::LogFilter;
 use crate::id::{SpiffeId, TrustDomain};
 
 pub use approval::ApprovalCommand;
+pub use audit::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
 pub use credential::{CredentialCommand, RevokeArgs};
 pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 pub use prove::{EffectName, ProveArgs, SchemeName};
@@ -126,6 +128,9 @@ pub enum Command {
     /// Policies: what identities, sessions and tools are allowed, checked, tested and explained.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// What happened: who got what, who was refused and why, and whether the record of it is whole.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// What signs.
     #[command(subcommand)]
     Authority(AuthorityCommand),

@@ -6,6 +6,7 @@
 mod agent;
 mod approval;
 mod args;
+mod audit;
 mod authority;
 mod bundle;
 mod config;
@@ -22,6 +23,7 @@ mod prove;
 mod session;
 mod sockets;
 mod status;
+mod trace;
 mod validate;
 mod verify;
 
@@ -171,6 +173,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Verify(args) => context.wait(async |context| verify::run(args, context).await),
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
         Command::Policy(command) => policy::run(command, context),
+        Command::Audit(command) => context.wait(async |context| audit::run(command, context).await),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
         Command::Completion { shell } => manual::completion(shell, context),
@@ -253,6 +256,7 @@ services! {
     sessions: session_admin_client::SessionAdminClient,
     approvals: approvals_client::ApprovalsClient,
     policies: policies_client::PoliciesClient,
+    audit_log: audit_log_client::AuditLogClient,
 }
 
 impl Admin {

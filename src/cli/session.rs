@@ -53,6 +53,7 @@ pub(super) async fn run(command: SessionCommand, context: &mut Context) -> Resul
             context.output.note(&format!("the next sign of life is due at {}", session.heartbeat_due));
             Ok(())
         }
+        SessionCommand::Trace { id } => super::trace::run(id, context).await,
         SessionCommand::Suspend { id } => {
             let admin = context.admin()?;
             let session = named_as_viewer(id, &admin, context).await?;

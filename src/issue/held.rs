@@ -208,7 +208,7 @@ impl Issuer {
             // Nothing waits after this.
             acting.look()?;
             let signature = self.held.sign_tls(permit, &key, scheme, content)?;
-            self.record_use(&acting, &key, "tls", None);
+            self.record_use(&acting, &key, "tls", None)?;
             Ok(signature)
         };
         self.recorded(peer, None, signed.await)
@@ -241,7 +241,7 @@ impl Issuer {
                         (self.held.dpop(permit, &key, target, access_token, nonce, now)?, "dpop")
                     }
                 };
-                self.record_use(&acting, &key, kind, Some(target));
+                self.record_use(&acting, &key, kind, Some(target))?;
                 Ok((proof, key))
             }
             .await;
@@ -457,30 +457,39 @@ impl Issuer {
             ..entitled.issued(identity)
         };
         self.write_down(&acting.instance, entitled, &tie, &issued)?;
-        let held = self.held.keep(&acting.instance, entitled.attested.uid(), new)?;
-        self.metrics.svid_issued.get_or_create(&Issued { r#type: kind.into(), result: Outcome::Ok }).inc();
-        self.audit.record(Event::KeyHeld {
+        let event = Event::KeyHeld {
             caller: super::caller(peer),
             on_behalf_of: acting.delegate.is_some().then(|| holder(acting)),
             kind: kind.as_str(),
-            spiffe_id: held.spiffe_id().to_string(),
-            entry: held.entry().to_string(),
-            serial: held.id().to_owned(),
-            binding: held.binding(),
-            not_after: held.not_after(),
-        });
+            spiffe_id: identity.spiffe_id.to_string(),
+            entry: identity.entry.id().to_string(),
+            serial: new.id.clone(),
+            binding: new.binding,
+            not_after: new.not_after,
+        };
+        self.before(&new.id, event)?;
+        let held = self.held.keep(&acting.instance, entitled.attested.uid(), new)?;
+        self.metrics.svid_issued.get_or_create(&Issued { r#type: kind.into(), result: Outcome::Ok }).inc();
         Ok(held)
     }
 
-    fn record_use(&self, acting: &Acting, key: &HeldCredential, kind: &'static str, target: Option<&ProofTarget>) {
-        self.audit.record(Event::KeyUsed {
+    /// Records what a key has signed, before that leaves.
+    fn record_use(
+        &self,
+        acting: &Acting,
+        key: &HeldCredential,
+        kind: &'static str,
+        target: Option<&ProofTarget>,
+    ) -> Result<(), Refusal> {
+        let event = Event::KeyUsed {
             caller: caller_of(acting.delegate.as_ref().unwrap_or(&acting.instance), acting),
             on_behalf_of: acting.delegate.is_some().then(|| holder(acting)),
             kind,
             spiffe_id: key.spiffe_id().to_string(),
             serial: key.id().to_owned(),
             request: target.map(|target| format!("{} {}", target.method.as_str(), target.uri)),
-        });
+        };
+        Ok(self.audit.before(event)?)
     }
 }
 

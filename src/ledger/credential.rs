@@ -70,6 +70,8 @@ pub enum Reason {
     ApprovalWithdrawn,
     /// Policy no longer permits it.
     PolicyDenied,
+    /// It could not be recorded in the audit log, so it was not released.
+    NotRecorded,
 }
 
 impl From<End> for Reason {
@@ -86,7 +88,7 @@ impl From<End> for Reason {
 }
 
 impl Reason {
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::ProcessExited,
         Self::ExecutableChanged,
         Self::ExecutableHidden,
@@ -103,6 +105,7 @@ impl Reason {
         Self::SessionEnded,
         Self::ApprovalWithdrawn,
         Self::PolicyDenied,
+        Self::NotRecorded,
     ];
 
     /// The name in the admin API, the command line, metrics and audit.
@@ -124,6 +127,7 @@ impl Reason {
             Self::SessionEnded => "session_ended",
             Self::ApprovalWithdrawn => "approval_withdrawn",
             Self::PolicyDenied => "policy_denied",
+            Self::NotRecorded => "not_recorded",
         }
     }
 

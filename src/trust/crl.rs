@@ -417,6 +417,7 @@ fn reason(reason: Reason) -> RevocationReason {
         | Reason::AgentRestart
         | Reason::SessionEnded => RevocationReason::CessationOfOperation,
         Reason::NoLongerMatches
+        | Reason::NotRecorded
         | Reason::EntryGone
         | Reason::EntryDisabled
         | Reason::EntryExpired

@@ -45,6 +45,12 @@ pub enum SessionCommand {
         /// Its id; the first 6 digits or more of its random part are enough [default: TETHER_SESSION].
         id: Option<String>,
     },
+    /// As a viewer: show a task as a tree, from its start to its end, with all below it: tokens, calls, decisions, what
+    /// tools reported. Read from the audit log, as far back as it goes.
+    Trace {
+        /// Its id; the first 6 digits or more of its random part are enough [default: TETHER_SESSION].
+        id: Option<String>,
+    },
     /// As an operator: nothing is signed for it, and nothing of it stands, until it is resumed.
     Suspend {
         /// Its id; the first 6 digits or more of its random part are enough [default: TETHER_SESSION].
