@@ -28,8 +28,12 @@ pub enum SessionCommand {
     },
     /// Show one: who acts for whom, what for, at what, and until when.
     Show {
-        /// Its id; the first 6 digits or more of its random part are enough [default: TETHER_SESSION].
+        /// Its id; the first 6 digits or more of its random part are enough [default: TETHER_SESSION, else the one this
+        /// process is a member of].
         id: Option<String>,
+        /// Ask as a viewer on the admin socket: also a session of another user.
+        #[arg(long)]
+        admin: bool,
     },
     /// Print a token of the session for one target.
     Mint(MintArgs),
