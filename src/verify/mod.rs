@@ -15,9 +15,9 @@ pub mod introspection;
 mod nodes;
 mod record;
 mod report;
-pub mod tls;
 #[cfg(test)]
-mod vectors;
+mod tests;
+pub mod tls;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -13,6 +13,7 @@ mod handshake;
 mod held;
 mod http;
 mod kept;
+mod namespaces;
 mod nodes;
 mod operations;
 mod program;

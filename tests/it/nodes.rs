@@ -1,7 +1,7 @@
 //! Two nodes with one root on disk: a tool on one of them is called in sessions of the other.
 //!
-//! Both agents are on this host, each at a port of the loopback interface. What a network between them adds is delay and
-//! loss, which here are a node that has stopped, and one that listens and says nothing.
+//! Both agents are on this host, each at a port of the loopback interface; `namespaces.rs` puts a wire between two. Here
+//! are the rules: a node that has stopped, one that says nothing, one that is somebody else.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -164,6 +164,45 @@ async fn a_node_that_is_gone_or_says_nothing_is_a_no() {
     let before = std::time::Instant::now();
     assert_eq!(within(two.check(&third)).await.reason, "node_unreachable");
     assert!(before.elapsed() < Duration::from_secs(8), "the asker does not wait for ever");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_goes_on_for_as_long_as_policy_takes_the_last_word_of_a_node_that_is_gone() {
+    let mut two = Two::start().await;
+    let accepts_reads = r#"@stale("30s") permit (principal, action == Action::"read", resource);"#;
+    std::fs::write(two.asking.config().policies_dir.join("stale.cedar"), accepts_reads).unwrap();
+    two.asking.restart().await;
+    two.asking.clock().advance(Duration::from_secs(2));
+    let (mut sessions, session) = two.session(task("billing", &[TOOL])).await;
+    let mut proofs = Vec::new();
+    for method in ["GET", "GET", "POST", "GET"] {
+        let request = ProveRequest {
+            session: session.id.clone(),
+            method: method.to_owned(),
+            uri: URI.to_owned(),
+            ..ProveRequest::default()
+        };
+        proofs.push((method, sessions.prove(request).await.unwrap().into_inner().headers));
+    }
+    let (_, other) = two.session(task("other", &[TOOL])).await;
+    let request =
+        ProveRequest { session: other.id, method: "GET".to_owned(), uri: URI.to_owned(), ..ProveRequest::default() };
+    let never_seen = sessions.prove(request).await.unwrap().into_inner().headers;
+    let ask = async |two: &Two, method: &str, headers: &HashMap<String, String>| {
+        let (method, uri, headers) = (method.to_owned(), URI.to_owned(), headers.clone());
+        let request = CheckRequest { method, uri, headers, ..CheckRequest::default() };
+        two.asking.verifier().await.check(request).await.unwrap().into_inner().reason
+    };
+    assert_eq!(ask(&two, proofs[0].0, &proofs[0].1).await, "");
+    drop(sessions);
+    two.issuing.stop().await;
+    two.asking.clock().advance(Duration::from_secs(25));
+    assert_eq!(ask(&two, proofs[1].0, &proofs[1].1).await, "", "a read");
+    assert_eq!(ask(&two, proofs[1].0, &proofs[1].1).await, "replayed", "and once");
+    assert_eq!(ask(&two, proofs[2].0, &proofs[2].1).await, "node_unreachable", "a write");
+    assert_eq!(ask(&two, "GET", &never_seen).await, "node_unreachable", "a token it has never spoken of");
+    two.asking.clock().advance(Duration::from_secs(6));
+    assert_eq!(ask(&two, proofs[3].0, &proofs[3].1).await, "node_unreachable", "its last word is too old");
 }
 
 #[tokio::test(flavor = "multi_thread")]

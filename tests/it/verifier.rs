@@ -405,3 +405,44 @@ async fn without_a_certificate_of_the_trust_domain_nobody_asks_over_tls() {
     let asked = ask_tls(agent.https(), &config, "GET /keys HTTP/1.1\r\nHost: agent\r\n\r\n").await;
     assert!(asked.is_err(), "{asked:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tether_verify_prints_the_verdict_and_says_it_by_its_exit_code() {
+    let agent = agent().await;
+    let mut sessions = agent.sessions().await;
+    let session =
+        start(&mut sessions, StartRequest { scopes: vec!["pay".to_owned()], ..task("billing", &[TOOL]) }).await;
+    let headers = prove(&mut sessions, proving(&session)).await;
+    let verify = |input: String, more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tether"));
+        command.args(["verify", "--method", "POST", "--uri", URI]).args(more);
+        command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", agent.socket().display()));
+        let pipe = std::process::Stdio::piped;
+        let mut child = command.stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let verdict: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.code(), verdict)
+    };
+    let printed = serde_json::json!({ "version": 1, "headers": headers }).to_string();
+    let (code, verdict) =
+        within(async { tokio::task::block_in_place(|| verify(printed.clone(), &["--scope", "admin"])) }).await;
+    assert_eq!((code, &verdict["active"], &verdict["reason"]), (Some(5), &Value::Bool(false), &Value::from("scope")));
+    assert_eq!((&verdict["spiffe_id"], &verdict["session"]), (&Value::Null, &Value::Null));
+    let (code, verdict) = tokio::task::block_in_place(|| verify(printed, &["--scope", "pay", "--require-session"]));
+    assert_eq!((code, &verdict["version"], &verdict["active"]), (Some(0), &Value::from(1), &Value::Bool(true)));
+    for (member, expected) in
+        [("spiffe_id", session.spiffe_id.as_str()), ("session", &session.id), ("purpose", "billing")]
+    {
+        assert_eq!(verdict[member], expected, "{verdict}");
+    }
+    assert_eq!(
+        (&verdict["user"], &verdict["binding"], &verdict["reason"]),
+        (&Value::Null, &Value::from(3), &Value::Null)
+    );
+    let bare = serde_json::to_string(&headers).unwrap();
+    let (code, verdict) = tokio::task::block_in_place(|| verify(bare, &[]));
+    assert_eq!((code, &verdict["reason"]), (Some(5), &Value::from("replayed")));
+    let (code, _) = tokio::task::block_in_place(|| verify("nothing".to_owned(), &[]));
+    assert_eq!(code, Some(2));
+}

@@ -200,7 +200,7 @@ fn with(base: &Value, changes: &Value) -> Value {
     Value::Object(members)
 }
 
-/// Makes the file anew: `cargo test --lib verify::vectors -- --ignored`.
+/// Makes the file anew: `cargo test --lib verify::tests -- --ignored`.
 #[test]
 #[ignore = "writes docs/session-profile/vectors.json"]
 #[allow(clippy::too_many_lines, reason = "one table")]
