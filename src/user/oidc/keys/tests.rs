@@ -10,8 +10,8 @@ use super::super::{IssuerSettings, IssuerTable, Issuers};
 use super::*;
 use crate::base::clock::ManualClock;
 use crate::jwt::tests::Forger;
-use crate::user::fake::{Answer, Server};
 use crate::user::fetch::Roots;
+use crate::user::tests::{Answer, Server};
 use crate::user::{User, UserError};
 
 const DISCOVERY: &str = WELL_KNOWN;
