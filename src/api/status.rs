@@ -77,6 +77,7 @@ pub fn session(error: &SessionError) -> Status {
         SessionError::Refused(refusal) => return refused(refusal),
         SessionError::NotFound | SessionError::NoProcess(_) => Code::NotFound,
         SessionError::Field { .. } | SessionError::Ambiguous(_) | SessionError::InNone => Code::InvalidArgument,
+        SessionError::User(error) if error.is_temporary() => Code::Unavailable,
         SessionError::NotMember(_)
         | SessionError::Exceeds { .. }
         | SessionError::Target(_)

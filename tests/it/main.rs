@@ -24,5 +24,6 @@ mod rotation;
 mod sessions;
 mod streams;
 mod tls;
+mod users;
 mod verifier;
 mod wit;
