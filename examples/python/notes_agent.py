@@ -36,12 +36,17 @@ class Proven(httpx2.Auth):
             raise
         request.headers.update(headers)
         if self.keep and tool:
-            keep(self.keep, request)
+            write_down(self.keep, request)
+            raise Kept
         yield request
 
 
-def keep(path, request):
-    """Writes the request down as a configuration for curl, as a careless log would."""
+class Kept(Exception):
+    """The request was written down and not sent."""
+
+
+def write_down(path, request):
+    """As a configuration for curl: what a careless log has of a request."""
     lines = [f'header = "{name}: {value}"' for name, value in request.headers.items() if name != "content-length"]
     body = request.content.decode().replace("\\", "\\\\").replace('"', '\\"')
     with open(path, "w", encoding="utf-8") as file:
@@ -61,21 +66,24 @@ def main():
     parser.add_argument("tool")
     parser.add_argument("arguments", nargs="*", metavar="NAME=VALUE")
     parser.add_argument("--say", metavar="TOOL", help="tell the agent of this host that it is another tool")
-    parser.add_argument("--keep", metavar="FILE", help="write the request down, to be sent again with curl --config")
+    parser.add_argument("--keep", metavar="FILE", help="write the request down for curl --config, and do not send it")
     given = parser.parse_args()
     auth = Proven(Agent(), given.say, given.keep)
     try:
         print(asyncio.run(call(given.url, given.tool, dict(pair.split("=", 1) for pair in given.arguments), auth)))
     except (MCPError, Refused, BaseExceptionGroup) as error:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
         return explain(auth.refused, error)
     return 0
 
 
 def explain(refused, error):
     """Says what happened, with the exit codes of `tether`."""
+    if isinstance(error, Kept):
+        print("written down, and not sent", file=sys.stderr)
+        return 0
     if refused is None:
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
         print(f"the tool refused: {error}", file=sys.stderr)
         return 1
     if refused.approval:
