@@ -6,6 +6,7 @@ mod harness;
 
 mod another;
 mod bad_input;
+mod client;
 mod credentials;
 mod delegate;
 mod ends_and_streams;
