@@ -121,9 +121,18 @@ pub(super) fn check_target(name: &'static str, target: &str) -> Result<(), Sessi
     let looks_like_uri = target.starts_with("http://") || target.starts_with("https://");
     match TargetUri::parse(target) {
         Err(error) if looks_like_uri => field(name, &format!("has `{target}`, which is refused: {error}")),
-        Ok(uri) if uri.as_str() != target => field(name, &format!("has `{target}`: write it as `{}`", uri.as_str())),
+        // An origin without its slash is how audiences are written: it stands for the same URIs.
+        Ok(uri) if uri.as_str() != target && uri.as_str().strip_suffix('/') != Some(target) => field(name, &format!("has `{target}`: write it as `{}`", uri.as_str())),
         _ => Ok(()),
     }
+}
+
+/// Whether an audience is one of a bearer token: compared to the letter, in whatever form its service has it.
+pub(super) fn check_audience(audience: &str) -> Result<(), SessionError> {
+    if audience.is_empty() || audience.len() > MAX_TARGET || !audience.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return field("target", "takes visible ASCII without spaces, at most 2048 bytes");
+    }
+    Ok(())
 }
 
 /// Whether a scope is one (RFC 6749, section 3.3).
@@ -194,7 +203,7 @@ mod tests {
 
     #[test]
     fn targets_are_written_in_their_one_form() {
-        for good in ["https://tool.example.com/api/", "*", "https://a/", "billing", "urn:example:aud"] {
+        for good in ["https://tool.example.com/api/", "*", "https://a/", "https://a", "billing", "urn:example:aud"] {
             assert!(check_target("targets", good).is_ok(), "{good}");
         }
         for bad in ["", "https://Tool.example.com/", "https://a/?q", "a b", "https://", "https://a/\u{e9}"] {
