@@ -90,9 +90,11 @@ pub fn session(error: &SessionError) -> Status {
         | SessionError::Suspended
         | SessionError::Ended(_)
         | SessionError::Budget(_)
+        | SessionError::NoToken
+        | SessionError::Withdrawn(_)
         | SessionError::Clock(_) => Code::FailedPrecondition,
         SessionError::Approval(error) => approval_code(error),
-        SessionError::TooMany(_) => Code::ResourceExhausted,
+        SessionError::TooMany(_) | SessionError::TooManyTokens => Code::ResourceExhausted,
         SessionError::Held(error) => held(error),
         SessionError::Bond(_) | SessionError::Unheld(_) | SessionError::Journal(_) | SessionError::Audit(_) => {
             Code::Unavailable

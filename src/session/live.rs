@@ -17,7 +17,7 @@ use crate::policy::{AgentFacts, SessionFacts};
 use crate::proof::{TargetUri, UriPrefix};
 
 /// A clock may be set back by so much without harm: what lasts until a time lasts no longer than that.
-const SET_BACK: Duration = Duration::from_secs(10);
+pub(super) const SET_BACK: Duration = Duration::from_secs(10);
 
 /// Tokens of one session that have not expired: more than any task needs, and a bound on what it takes in memory.
 const MOST_TOKENS: usize = 4096;

@@ -41,7 +41,9 @@ pub use self::document::SessionDocument;
 pub use self::error::SessionError;
 pub use self::live::{Session, Unusable, Used, covers};
 pub use self::model::{Boundary, Budget, EndReason, Members, SessionId, State, Terms};
+pub use self::prove::{ProveWish, Proven};
 pub use self::receipt::{Disposed, Receipt};
+pub use self::token::{MintWish, Minted, TokenKind};
 pub use self::wish::{ProcessName, Scope, UserWish, Wish};
 
 use self::approvals::Approvals;
