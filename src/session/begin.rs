@@ -371,6 +371,8 @@ fn asked<'a>(terms: &'a Terms, action: Action, targets: &'a str, why: &'a str, p
         method: "",
         tool: "",
         arguments_sha256: "",
+        kind: "",
+        scopes: &terms.scopes,
         why,
         policies,
     }

@@ -431,6 +431,8 @@ impl Sessions {
             method: tool.method,
             tool: tool.name,
             arguments_sha256: tool.arguments_sha256,
+            kind: if action == Action::Mint { tool.kind } else { "" },
+            scopes: &[],
             why: &why,
             policies: &policies,
         };
