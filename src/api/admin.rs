@@ -24,6 +24,7 @@ use super::status;
 use crate::audit::Event;
 use crate::authority::Authority;
 use crate::authority::slot::{Kind, Slot, State};
+use crate::base::text::is_hidden;
 use crate::bundle::Bundle;
 use crate::id::TrustDomain;
 use crate::issue::{Issuer, caller};
@@ -356,7 +357,7 @@ fn administrator<T>(request: &Request<T>) -> Result<&Administrator, Status> {
 
 /// Whether a text that is kept is one line, and not a long one.
 fn one_line(field: &str, text: &str) -> Result<(), Status> {
-    if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
+    if text.len() > MAX_TEXT_BYTES || text.chars().any(is_hidden) {
         return Err(status::bad_field(field, format!("is one line of at most {MAX_TEXT_BYTES} bytes")));
     }
     Ok(())

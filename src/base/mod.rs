@@ -20,3 +20,4 @@ pub mod mistake;
 pub mod secret;
 #[cfg(feature = "agent")]
 pub mod quota;
+pub mod text;

@@ -21,6 +21,8 @@ use super::failure::{Exit, Failure};
 use super::output::identifier;
 use super::{Admin, Context, Sessions};
 
+pub(super) use print::acts;
+
 /// The environment variable with the session a command is about.
 pub(super) const SESSION_VARIABLE: &str = "TETHER_SESSION";
 /// Whoever shortens an id leaves so many digits.

@@ -6,6 +6,7 @@ use super::error::SessionError;
 use super::model::{Boundary, Budget};
 use crate::attest::LaunchRequest;
 use crate::base::secret::Secret;
+use crate::base::text::is_hidden;
 use crate::id::SpiffeId;
 use crate::proof::{TargetUri, UriPrefix};
 
@@ -155,8 +156,8 @@ pub(super) fn check_txn(txn: &str) -> Result<(), SessionError> {
 
 /// Whether a tool's name can be kept and printed.
 pub(super) fn check_tool(tool: &str) -> Result<(), SessionError> {
-    if tool.len() > MAX_NAME || tool.chars().any(char::is_control) {
-        return field("tool", "is longer than 128 bytes, or has control characters");
+    if tool.len() > MAX_NAME || tool.chars().any(is_hidden) {
+        return field("tool", "is longer than 128 bytes, or has characters that do not show");
     }
     Ok(())
 }

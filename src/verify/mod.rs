@@ -345,6 +345,8 @@ fn asked<'a>(
         method: call.target.method.as_str(),
         tool: &agreed.tool,
         arguments_sha256: &agreed.arguments_sha256,
+        kind: "",
+        scopes: &[],
         why,
         policies,
     }

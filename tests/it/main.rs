@@ -5,6 +5,7 @@
 mod harness;
 
 mod another;
+mod approvals;
 mod bad_input;
 mod client;
 mod credentials;

@@ -130,7 +130,8 @@ fn none() -> Status {
     Status::not_found("no session is like that: `tether session list --all --admin` shows what there is")
 }
 
-fn json(session: &Session) -> Result<String, Status> {
+/// The document of a session.
+pub(super) fn json(session: &Session) -> Result<String, Status> {
     let view = view(session);
     serde_json::to_string(&SessionDocument::from(&view)).map_err(|error| Status::internal(status::chain(&error)))
 }

@@ -110,11 +110,6 @@ pub(super) fn show(session: &Value, context: &mut Context) -> Result<(), Failure
         "" => "nobody: the agent acts for itself".to_owned(),
         user => user.to_owned(),
     };
-    let acts = match text("scope").as_str() {
-        "tree" => format!("process {} and all it starts", number("pid")),
-        "cgroup" => format!("every process in the cgroup of process {}", number("pid")),
-        _ => format!("process {}", number("pid")),
-    };
     let heartbeat = match number("heartbeat_seconds") {
         0 => String::new(),
         seconds => format!("every {seconds} s, next {}", when("heartbeat_due")),
@@ -129,7 +124,7 @@ pub(super) fn show(session: &Value, context: &mut Context) -> Result<(), Failure
         ("targets", list("targets")),
         ("scopes", list("scopes")),
         ("boundary", text("boundary")),
-        ("acts", format!("{acts}, uid {}", number("uid"))),
+        ("acts", acts(session)),
         ("bound to", text("tie")),
         ("binding", number("binding").to_string()),
         ("calls", of(number("calls"), number("max_calls"))),
@@ -143,6 +138,17 @@ pub(super) fn show(session: &Value, context: &mut Context) -> Result<(), Failure
     ];
     fields.retain(|(_, value)| !value.is_empty());
     Ok(context.output.fields(&fields)?)
+}
+
+/// Who acts in a session, in words.
+pub(in crate::cli) fn acts(session: &Value) -> String {
+    let number = |field: &str| session[field].as_u64().unwrap_or_default();
+    let (pid, uid) = (number("pid"), number("uid"));
+    match session["scope"].as_str() {
+        Some("tree") => format!("process {pid} and all it starts, uid {uid}"),
+        Some("cgroup") => format!("every process in the cgroup of process {pid}, uid {uid}"),
+        _ => format!("process {pid}, uid {uid}"),
+    }
 }
 
 /// Prints what became of what a session was given.

@@ -55,6 +55,13 @@ fn pending() -> ApprovalView {
         tool: "close\u{202e}tekcit".to_owned(),
         arguments_sha256: "00ff".to_owned(),
         effect: "irreversible".to_owned(),
+        kind: "jwt".to_owned(),
+        scopes: vec!["read".to_owned(), "write".to_owned()],
+        session_json: json!({
+            "scope": "tree", "pid": 4711, "uid": 1000, "boundary": "task", "max_calls": 3, "max_tokens": 0,
+            "expires_at": "2026-11-22T12:14:00Z",
+        })
+        .to_string(),
         why: "closing is for people \u{2014} ask one\u{200b}".to_owned(),
         policies: vec!["wants-a-person".to_owned()],
         requested_at: "2026-11-22T11:59:00Z".to_owned(),
@@ -97,6 +104,9 @@ fn an_approver_sees_all_there_is_to_decide_by_and_nothing_that_poses_as_somethin
         "effect     irreversible\n",
         "why        closing is for people \u{2014} ask one\\u{200b}\n",
         "policies   wants-a-person\n",
+        "token      bearer JWT: whoever has it can use it\n",
+        "scopes     read write\n",
+        "session    node.session: process 4711 and all it starts, uid 1000; one task, 3 calls, any number of tokens, 14m left\n",
     ] {
         assert!(listed.contains(expected), "{listed}");
     }
@@ -106,9 +116,11 @@ fn an_approver_sees_all_there_is_to_decide_by_and_nothing_that_poses_as_somethin
         "id": ID, "state": "pending", "session": "node.session", "spiffe_id": "spiffe://example.org/agent",
         "user": "alice@node", "purpose": "ticket/triage", "action": "call",
         "target": "https://tool.example.com/tickets", "method": "POST", "tool": "close\u{202e}tekcit",
-        "arguments_sha256": "00ff", "effect": "irreversible", "why": "closing is for people \u{2014} ask one\u{200b}",
+        "arguments_sha256": "00ff", "effect": "irreversible",
+        "kind": "jwt", "scopes": ["read", "write"], "why": "closing is for people \u{2014} ask one\u{200b}",
         "policies": ["wants-a-person"], "requested_at": "2026-11-22T11:59:00Z", "decided_at": null,
         "expires_at": "2026-11-22T12:59:00Z", "uses_left": 0, "decided_by": null, "note": null,
+        "session_document": serde_json::from_str::<serde_json::Value>(&pending().session_json).expect("JSON"),
     });
     assert_eq!(json["approvals"][0], expected);
 }
