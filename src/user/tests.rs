@@ -83,10 +83,12 @@ impl Server {
                 tokio::spawn(async move {
                     match tls {
                         None => serve(stream, shared).await,
-                        Some(tls) => match tls.accept(stream).await {
-                            Ok(stream) => serve(stream, shared).await,
-                            Err(_) => {}
-                        },
+                        // Who does not trust the certificate hangs up.
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, shared).await;
+                            }
+                        }
                     }
                 });
             }
