@@ -287,6 +287,13 @@ impl Entitled {
     }
 }
 
+/// Whether sessions may be used, for whoever is shown a token that hangs on one. The sessions are a row below this one.
+#[tonic::async_trait]
+pub trait LooksAtSessions: std::fmt::Debug + Send + Sync {
+    /// Looks at whoever acts in it; what is gone ends it.
+    async fn may_be_used(&self, session: &str) -> bool;
+}
+
 /// Issues; every surface goes through it.
 #[derive(Debug)]
 pub struct Issuer {
@@ -310,6 +317,8 @@ pub struct Issuer {
     pub held: Held,
     /// Processes, for delegates that name one.
     pub instances: Instances,
+    /// The sessions, once they are there: before the first question.
+    pub sessions: std::sync::OnceLock<Arc<dyn LooksAtSessions>>,
     /// Where events go.
     pub audit: Audit,
     /// What is counted.

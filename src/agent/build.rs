@@ -104,6 +104,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         bonds,
         held: Held::new(deps.clock.clone(), deps.entropy.clone()),
         instances: instances.clone(),
+        sessions: std::sync::OnceLock::new(),
         audit: deps.audit.clone(),
         metrics: metrics.clone(),
         clock: deps.clock.clone(),
@@ -294,6 +295,7 @@ async fn open_sessions(
     let dir = config.state_dir.join("sessions");
     let opened = tokio::task::spawn_blocking(move || Sessions::open(parts, &dir)).await;
     let (sessions, interrupted) = opened.map_err(|_| LedgerError::Stopping)??;
+    sessions.answer_for_tokens();
     sessions.resume(interrupted).await;
     Ok(sessions)
 }

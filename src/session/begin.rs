@@ -6,8 +6,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::approvals::Asked;
-use super::live::{Inner, Used, agent, facts};
 use super::end::Watch;
+use super::live::{Inner, Used, agent, facts};
 use super::model::{Boundary, EndReason, Members, SessionId, State, Terms};
 use super::record::Wanted;
 use super::wish::is_within;

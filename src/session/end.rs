@@ -6,7 +6,9 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::model::Terms;
-use super::{Change, Disposed, EndReason, Receipt, Session, SessionError, SessionId, Sessions, State, TokenKind, Unusable};
+use super::{
+    Change, Disposed, EndReason, Receipt, Session, SessionError, SessionId, Sessions, State, TokenKind, Unusable,
+};
 use crate::bond::{End, Hold, Tie};
 use crate::issue::Refusal;
 use crate::ledger::Reason;
@@ -131,12 +133,8 @@ impl Sessions {
         let mut receipt = receipt_of(session, reason, at);
         receipt.keys_wiped = u32::from(wiped);
         for token in tokens.into_iter().filter(|token| token.expires_at > at) {
-            let of = Disposed {
-                kind: token.kind.as_str(),
-                id: token.id,
-                target: token.target,
-                until: token.expires_at,
-            };
+            let of =
+                Disposed { kind: token.kind.as_str(), id: token.id, target: token.target, until: token.expires_at };
             // A bearer token is revoked for those who ask; to those who do not it is as good as before.
             if token.kind == TokenKind::Jwt {
                 receipt.remaining.push(of.clone());

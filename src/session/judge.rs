@@ -35,8 +35,7 @@ impl Sessions {
         let now = self.now();
         let Read { living, latest } = interrupted.0;
         let set_back = latest.is_some_and(|latest| latest > now + SET_BACK);
-        let mut living: Vec<_> =
-            living.into_iter().filter(|stored| !matches!(stored.state, State::Ended(_))).collect();
+        let mut living: Vec<_> = living.into_iter().filter(|stored| !matches!(stored.state, State::Ended(_))).collect();
         // Those above first, so that each finds its parent.
         living.sort_by_key(|stored| stored.terms.depth);
         let mut entered = Vec::new();
@@ -190,9 +189,8 @@ impl Sessions {
     async fn settle_those(&self, which: Option<BTreeSet<SessionId>>) {
         let named = |session: &Session| which.as_ref().is_none_or(|ids| ids.contains(&session.terms().id));
         let before = self.issuer().registry.borrow().clone();
-        let some = self.all(|session| {
-            session.names_approvals() && !matches!(session.state(), State::Ended(_)) && named(session)
-        });
+        let some = self
+            .all(|session| session.names_approvals() && !matches!(session.state(), State::Ended(_)) && named(session));
         self.judge_each(some, Some(&before)).await;
     }
 
@@ -248,9 +246,11 @@ impl Sessions {
             }
         }
         let trust = issuer.trust.current();
-        let fallen = session.inner().tokens.iter().any(|token| {
-            token.expires_at > now && !trust.signers().stands(&token.authority)
-        });
+        let fallen = session
+            .inner()
+            .tokens
+            .iter()
+            .any(|token| token.expires_at > now && !trust.signers().stands(&token.authority));
         if fallen {
             return Some(EndReason::TrustMoved);
         }

@@ -31,7 +31,7 @@ mod wish;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -51,7 +51,7 @@ use self::journal::{Journal, Read, Stored};
 use crate::attest::Launches;
 use crate::base::durable::DurableError;
 use crate::base::quota::{Place, Quota};
-use crate::issue::{Entitled, Issuer};
+use crate::issue::{Entitled, Issuer, LooksAtSessions};
 use crate::peer::{Instance, InstanceId, LookError, PeerConn};
 use crate::registry::Identity;
 use crate::user::Users;
@@ -155,6 +155,15 @@ impl Sessions {
             judging: tokio::sync::Mutex::default(),
         }));
         Ok((sessions, Interrupted(read)))
+    }
+
+    /// Lets the issuer ask about sessions when it is shown a token that hangs on one.
+    pub fn answer_for_tokens(&self) {
+        // Not a handle that would keep the two alive by each other.
+        let looks = Arc::new(Looks(Arc::downgrade(&self.0)));
+        if self.issuer().sessions.set(looks).is_err() {
+            tracing::error!("BUG: the issuer has other sessions");
+        }
     }
 
     /// One session, that lives or ended lately.
@@ -312,6 +321,19 @@ impl Sessions {
     fn write(&self, session: &Session) -> Result<(), SessionError> {
         let stored = stored(session);
         self.journal().session(stored).map_err(SessionError::Journal)
+    }
+}
+
+/// What the issuer knows of the sessions.
+#[derive(Debug)]
+struct Looks(Weak<Shared>);
+
+#[tonic::async_trait]
+impl LooksAtSessions for Looks {
+    async fn may_be_used(&self, session: &str) -> bool {
+        let Some(sessions) = self.0.upgrade().map(Sessions) else { return false };
+        let Some(session) = sessions.find(session) else { return false };
+        sessions.look(&session).await.is_ok()
     }
 }
 

@@ -4,13 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use time::OffsetDateTime;
-
 use super::live::Token;
 use super::record::Wanted;
 use super::token::{For, Member, Permitted, in_session};
 use super::wish::{check_tool, check_txn};
-use super::{Boundary, EndReason, Session, SessionError, Sessions, TokenKind, covers};
+use super::{Boundary, Session, SessionError, Sessions, TokenKind, covers};
 use crate::base::entropy::hex;
 use crate::held::SessionProof;
 use crate::id::SpiffeId;

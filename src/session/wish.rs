@@ -123,7 +123,9 @@ pub(super) fn check_target(name: &'static str, target: &str) -> Result<(), Sessi
     match TargetUri::parse(target) {
         Err(error) if looks_like_uri => field(name, &format!("has `{target}`, which is refused: {error}")),
         // An origin without its slash is how audiences are written: it stands for the same URIs.
-        Ok(uri) if uri.as_str() != target && uri.as_str().strip_suffix('/') != Some(target) => field(name, &format!("has `{target}`: write it as `{}`", uri.as_str())),
+        Ok(uri) if uri.as_str() != target && uri.as_str().strip_suffix('/') != Some(target) => {
+            field(name, &format!("has `{target}`: write it as `{}`", uri.as_str()))
+        }
         _ => Ok(()),
     }
 }

@@ -9,7 +9,6 @@ use crate::cli::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output::{Tone, identifier, relative};
 use crate::proto::session::{DisposalReceipt, Disposed, Session, State};
-use crate::session::SessionDocument;
 
 /// So much of an id is shown in a list: 40 bits of a random number.
 const SHORT_ID: usize = 10;
