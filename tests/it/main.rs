@@ -5,6 +5,7 @@
 mod harness;
 
 mod another;
+mod audit;
 mod bad_input;
 mod client;
 mod credentials;
