@@ -106,7 +106,7 @@ pub enum Refusal {
     #[error("the ledger cannot be written: {0}")]
     Ledger(#[from] LedgerError),
     /// It could not be recorded, so it is not released.
-    #[error("the audit log cannot be written: {0}")]
+    #[error("the audit log cannot be written: {}", .0.with_causes())]
     Audit(#[from] AuditError),
     /// Entries, trust or the process changed while a credential was made.
     #[error("what the credential was to be issued by changed meanwhile: try again")]

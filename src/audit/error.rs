@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::base::durable::DurableError;
 
-/// Why something could not be recorded. What it was about must not happen then.
+/// Why something could not be recorded, or read. What it was about must not happen then.
 #[derive(Debug, Error)]
 pub enum AuditError {
     /// A file could not be read or written.
@@ -39,4 +39,11 @@ pub enum AuditError {
     /// A task ended early.
     #[error("the agent is stopping")]
     Stopping,
+}
+
+impl AuditError {
+    /// The error with everything behind it, on one line: that a disk is full is behind it.
+    pub fn with_causes(&self) -> String {
+        super::log::said(self)
+    }
 }

@@ -456,7 +456,7 @@ events! {
             approval: String,
             /// The session.
             session: String,
-            /// `approved`, `denied` or `withdrawn`.
+            /// `granted`, `denied` or `withdrawn`.
             verdict: &'static str,
             /// By whom: `uid N`.
             by: String,
@@ -505,7 +505,7 @@ events! {
             session: Option<String>,
             /// The transaction.
             txn: String,
-            /// What: a stable label, such as `scope_expansion`, `replay` or `not_a_member`.
+            /// What: one text for each kind, such as `a target outside the session`.
             what: &'static str,
             /// What, for a person.
             detail: String,

@@ -170,7 +170,8 @@ fn show(report: &Value, context: &mut Context) -> Result<(), Failure> {
     let verdict = if ok { ("in order", Tone::Good) } else { ("broken", Tone::Bad) };
     let mut fields = vec![
         ("chain", context.output.toned(verdict.1, verdict.0)),
-        ("records", format!("{}, in {} files", number("records"), number("files"))),
+        ("records", number("records").to_string()),
+        ("files", number("files").to_string()),
         ("begins", begins.to_owned()),
         ("ends", head.to_owned()),
         ("last", prose(word("last"))),

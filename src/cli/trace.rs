@@ -217,7 +217,7 @@ fn told(record: &Record) -> String {
             let revoked = record.get("revoked").and_then(Value::as_array).map_or(0, Vec::len);
             let by = with("by ", "by");
             format!(
-                "ended: {}{by}; {} keys wiped, {revoked} credentials revoked",
+                "ended: {}{by}; keys wiped: {}, credentials revoked: {revoked}",
                 field("reason"),
                 number("keys_wiped")
             )

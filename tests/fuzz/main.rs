@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use mutate::fuzz;
 use serde_json::json;
+use tether::audit::{self, Audit, Event};
+use tether::base::clock::Clock;
 use tether::bundle::{Bundle, fuzz_bundle};
 use tether::client::Endpoint;
 use tether::id::{SpiffeId, TrustDomain};
@@ -417,4 +419,37 @@ fn what_the_kernel_says_of_a_process() {
         "Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t10 20 4294967295 \n",
     ]);
     fuzz(&corpus, tether::attest::fuzz_proc_file);
+}
+
+#[test]
+fn records_of_the_audit_log_and_no_other_bytes_have_their_hash() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = audit::Settings {
+        dir: dir.path().join("audit"),
+        head: dir.path().join("audit.head"),
+        rotate: 1 << 20,
+        keep: 2,
+        keep_for: None,
+        on_failure: audit::OnFailure::Refuse,
+    };
+    let log = Audit::open(settings, "node", Clock::manual(NOW).0).unwrap();
+    let (session, reason, by) = ("node.0123456789abcdef".to_owned(), "completed", None);
+    log.record(Event::SessionEnded {
+        session,
+        reason,
+        by,
+        ended: Vec::new(),
+        keys_wiped: 1,
+        revoked: vec!["\"é\n".to_owned()],
+    });
+    log.record(Event::AuditRetired { files: 1, through: 7, through_hash: "0".repeat(64) });
+    let lines = audit::last_lines(&log.parts().unwrap(), 3).unwrap();
+    let corpus: Vec<Vec<u8>> = lines.into_iter().map(String::into_bytes).collect();
+    assert!(corpus.iter().all(|line| audit::fuzz_record(line)));
+    fuzz(&corpus, |bytes| {
+        assert!(
+            !audit::fuzz_record(bytes) || corpus.iter().any(|line| line == bytes),
+            "other bytes have a hash that holds"
+        );
+    });
 }

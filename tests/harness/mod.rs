@@ -12,6 +12,7 @@ use tether::base::clock::{Clock, ManualClock};
 use tether::base::entropy::Entropy;
 use tether::config::Config;
 use tether::proto::admin::agent_client::AgentClient;
+use tether::proto::admin::audit_log_client::AuditLogClient;
 use tether::proto::admin::authorities_client::AuthoritiesClient;
 use tether::proto::admin::bundles_client::BundlesClient;
 use tether::proto::admin::credentials_client::CredentialsClient;
@@ -240,6 +241,11 @@ impl TestAgent {
     /// What tools ask, on a new connection.
     pub async fn verifier(&self) -> Verifier {
         VerifierClient::with_interceptor(self.channel().await, Header)
+    }
+
+    /// The admin API for the audit log.
+    pub async fn audit_log(&self) -> AuditLogClient<Channel> {
+        AuditLogClient::new(channel(self.admin_socket()).await)
     }
 
     /// The admin API for entries.

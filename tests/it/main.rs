@@ -6,6 +6,7 @@ mod harness;
 
 mod another;
 mod approvals;
+mod audit;
 mod bad_input;
 mod client;
 mod credentials;

@@ -77,6 +77,25 @@ impl AgentProcess {
         Self::run(shell, dir, &[], &[&handed[..], env].concat())
     }
 
+    /// Starts it with its audit log on a file system of its own of this size, which nobody else sees. Takes root.
+    pub fn with_small_audit_disk(dir: &Path, size: &str) -> Self {
+        let audit = dir.join("audit");
+        std::fs::create_dir(&audit).expect("created");
+        let audit = audit.to_str().expect("a path of ours");
+        let script = "exec unshare --mount sh -c \
+            'mount -t tmpfs -o size=$SIZE,mode=0700 tmpfs \"$AUDIT\" && exec \"$0\" \"$@\"' \"$0\" \"$@\"";
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_tether")]);
+        let setting = format!("audit.dir={audit}");
+        Self::run(shell, dir, &["--set", &setting], &[("SIZE", size), ("AUDIT", audit)])
+    }
+
+    /// A path as this process sees it.
+    pub fn sees(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
+        root.join(path.strip_prefix("/").expect("an absolute path"))
+    }
+
     fn run(mut command: Command, dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = dir.join("agent");
         command
@@ -112,6 +131,17 @@ impl AgentProcess {
     /// Its directory for entries.
     pub fn entries(&self) -> PathBuf {
         self.dir.join("entries.d")
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// Kills it, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
     }
 
     /// Sends a signal.
