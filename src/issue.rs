@@ -5,6 +5,7 @@
 
 mod held;
 mod kept;
+mod recorded;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -487,13 +488,6 @@ impl Issuer {
         Ok(())
     }
 
-    /// Records that credentials ended before their time, if any did.
-    pub(crate) fn record_ended(&self, what: String, reason: Reason, count: usize) {
-        if count > 0 {
-            self.audit.record(Event::CredentialsEnded { what, reason: reason.as_str(), count });
-        }
-    }
-
     /// Judges an instance that has not asked: entries changed, and what it holds may be no longer its own.
     pub async fn judge_again(&self, instance: &Arc<Instance>) -> Result<(), Refusal> {
         let index = self.registry.borrow().clone();
@@ -530,15 +524,6 @@ impl Issuer {
             },
         )?;
         self.metrics.svid_issued.get_or_create(&Issued { r#type: issued.kind.into(), result: Outcome::Ok }).inc();
-        Ok(())
-    }
-
-    /// Records that a credential is about to be released; what cannot be recorded is not.
-    fn before(&self, id: &str, event: Event) -> Result<(), Refusal> {
-        if let Err(error) = self.audit.before(event) {
-            self.ledger.withdraw(id, Reason::NotRecorded)?;
-            return Err(error.into());
-        }
         Ok(())
     }
 
