@@ -61,7 +61,7 @@ class Checked:
             raise ValueError("only HTTP is checked, so only HTTP is served")
         body = await whole(receive)
         if body is None:
-            return await answer(send, 413, {"error": "too_large"})
+            return await answer(send, 413, "too_large")
         tool, arguments = mcp_call(body)
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         request = (scope["method"], self.base + scope["raw_path"].decode("latin-1"), headers, body, tool, arguments)
@@ -69,7 +69,7 @@ class Checked:
             checked = await asyncio.to_thread(self.agent.check, *request)
         except grpc.RpcError as error:
             print(f"cannot ask the agent: {error.details()}", flush=True)
-            return await answer(send, 503, {"error": "unavailable"})
+            return await answer(send, 503, "unavailable")
         if not checked.active:
             print(f"refused: {tool or scope['method']}: {checked.reason}", flush=True)
             return await refuse(send, checked)
@@ -103,17 +103,21 @@ async def whole(receive):
 
 async def refuse(send, checked):
     if checked.reason == "step_up":
-        await answer(send, 403, {"error": "step_up", "approval": checked.approval})
+        await answer(send, 403, "step_up", {"approval": checked.approval})
     elif checked.reason in FORBIDDEN:
-        await answer(send, 403, {"error": "forbidden"})
+        await answer(send, 403, "forbidden")
     else:
-        await answer(send, 401, {"error": "unproven"}, [(b"www-authenticate", b"WPT")])
+        await answer(send, 401, "unproven")
 
 
-async def answer(send, status, told, headers=()):
-    headers = [(b"content-type", b"application/json"), *headers]
+async def answer(send, status, what, data=None):
+    """An error as MCP clients read it."""
+    error = {"code": -32000, "message": what} | ({"data": data} if data else {})
+    headers = [(b"content-type", b"application/json")]
+    if status == 401:
+        headers.append((b"www-authenticate", b"WPT"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(told).encode()})
+    await send({"type": "http.response.body", "body": json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 //! The library's clients for agents and tools, against a real agent.
 
 use std::convert::Infallible;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +24,8 @@ permit (principal, action in Action::"call", resource) when { context.tool == "p
 /// An agent that has been up for a while, and wants a person's word before `publish` is called.
 async fn agent() -> TestAgent {
     let agent = TestAgent::configured(|config| {
-        std::fs::create_dir_all(&config.policies_dir).unwrap();
+        // As the agent makes it: a directory that is open to others is refused.
+        DirBuilder::new().recursive(true).mode(0o700).create(&config.policies_dir).unwrap();
         std::fs::write(config.policies_dir.join("publish.cedar"), PUBLISH).unwrap();
     });
     let agent = agent.await;
