@@ -179,15 +179,15 @@ impl Sessions {
         let mut launched = None;
         let mut selectors = Vec::new();
         if let Some(what) = &wish.launch {
-            let launch = self.0.parts.launches.measure(peer.instance(), what).await?;
+            let launch = issuer.attestation.launches().measure(peer.instance(), what).await?;
             selectors = launch.selectors().to_vec();
             // Before it is attested: what was launched is part of what its members are.
-            let by = match &members {
-                Members::Process(_) => LaunchedBy::Process(instance.clone()),
-                Members::Tree(_) => LaunchedBy::Tree(instance.clone()),
-                Members::Cgroup(tie) => LaunchedBy::Cgroup(tie.clone()),
+            let by = match &tie {
+                Tie::Cgroup { id, path, .. } => LaunchedBy::Cgroup { id: *id, path: path.as_str().to_owned() },
+                _ if matches!(members, Members::Tree(_)) => LaunchedBy::Tree(instance.clone()),
+                _ => LaunchedBy::Process(instance.clone()),
             };
-            launched = Some(self.0.parts.launches.add(by, launch));
+            launched = Some(issuer.attestation.launches().add(by, &launch)?);
         }
         let entitled = if instance.id() == peer.instance().id() {
             issuer.entitled(peer).await?

@@ -46,7 +46,6 @@ pub use self::wish::{ProcessName, Scope, UserWish, Wish};
 
 use self::approvals::Approvals;
 use self::journal::{Journal, Stored};
-use crate::attest::Launches;
 use crate::base::durable::DurableError;
 use crate::base::quota::{Place, Quota};
 use crate::issue::{Entitled, Issuer};
@@ -96,8 +95,6 @@ pub struct Parts {
     pub users: Users,
     /// What people agreed to.
     pub approvals: Approvals,
-    /// Who measures what is launched.
-    pub launches: Launches,
     /// The configuration.
     pub settings: Settings,
     /// This node.

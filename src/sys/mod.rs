@@ -2,6 +2,7 @@
 //!
 //! The only unsafe code of the crate is here, each block with the reason why it is sound. Nothing here decides.
 
+mod access;
 pub mod cgroup;
 pub mod harden;
 pub mod kernel;
@@ -13,6 +14,7 @@ pub mod procfs;
 pub mod sockdiag;
 pub mod socket;
 
+pub use access::{Assumed, FileAccess};
 pub use kernel::{BootId, Kernel};
 pub use pidfd::{PidFd, WatchedPidFd};
 pub use process::Status;

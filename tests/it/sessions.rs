@@ -111,7 +111,8 @@ async fn a_session_says_what_it_was_started_with_and_who_acts() {
 async fn a_token_of_a_session_names_it_and_its_one_target_and_a_proof_names_purpose_and_agent() {
     let agent = agent().await;
     let mut sessions = agent.sessions().await;
-    let request = StartRequest { scopes: vec!["pay".to_owned()], ..task("billing", &[TOOL, "https://other.example.com/"]) };
+    let request =
+        StartRequest { scopes: vec!["pay".to_owned()], ..task("billing", &[TOOL, "https://other.example.com/"]) };
     let session = start(&mut sessions, request).await;
     let headers = prove(&mut sessions, &session.id, URI).await.unwrap();
     let wit = Jws::parse(&headers["Workload-Identity-Token"]).unwrap().claims().unwrap();
@@ -181,7 +182,10 @@ async fn the_receipt_says_what_was_wiped_revoked_and_what_remains_and_stays_the_
 
     assert_eq!(get(&mut sessions, &session.id).await.state(), State::Ended);
     let after = prove(&mut sessions, &session.id, URI).await.unwrap_err();
-    assert_eq!((after.code(), label(&after), ended_by(&after)), (Code::FailedPrecondition, "session_ended", "completed"));
+    assert_eq!(
+        (after.code(), label(&after), ended_by(&after)),
+        (Code::FailedPrecondition, "session_ended", "completed")
+    );
     let checked = check(&agent, URI, &headers).await;
     assert!(!checked.active, "{checked:?}");
     let validated = ValidateJwtsvidRequest { audience: "billing".to_owned(), svid: bearer.token };
@@ -202,7 +206,8 @@ async fn a_child_has_less_than_its_parent_or_is_refused() {
         ..task("billing", &["https://tool.example.com/api/"])
     };
     let parent = start(&mut sessions, parent).await;
-    let within_it = || StartRequest { targets: vec!["https://tool.example.com/api/v1/".to_owned()], ..Default::default() };
+    let within_it =
+        || StartRequest { targets: vec!["https://tool.example.com/api/v1/".to_owned()], ..Default::default() };
     let too_much = [
         ("targets", StartRequest { targets: vec![TOOL.to_owned()], ..within_it() }),
         ("targets", StartRequest { targets: vec!["https://tool.example.com/apiary".to_owned()], ..within_it() }),
@@ -395,11 +400,12 @@ async fn a_session_ends_with_its_registration_entry() {
     let agent = agent().await;
     let entry = |id: &str| {
         let uid = crate::harness::uid();
-        format!("[[entry]]\nid = \"one\"\nspiffe_id = \"spiffe://dev.tether.internal/{id}\"\nmatch = [\"unix:uid:{uid}\"]\n")
+        format!(
+            "[[entry]]\nid = \"one\"\nspiffe_id = \"spiffe://dev.tether.internal/{id}\"\nmatch = [\"unix:uid:{uid}\"]\n"
+        )
     };
-    let as_id = |id: &str| {
-        StartRequest { spiffe_id: format!("spiffe://dev.tether.internal/{id}"), ..task("t", &[TOOL]) }
-    };
+    let as_id =
+        |id: &str| StartRequest { spiffe_id: format!("spiffe://dev.tether.internal/{id}"), ..task("t", &[TOOL]) };
     agent.write_entries("one.toml", &entry("a")).await;
     let mut sessions = agent.sessions().await;
     let session = start(&mut sessions, as_id("a")).await;
@@ -502,7 +508,8 @@ async fn nothing_that_was_made_while_a_session_ended_stands_afterwards() {
     let agent = agent().await;
     let mut sessions = agent.sessions().await;
     for _ in 0..20 {
-        let session = start(&mut sessions, StartRequest { boundary: Boundary::ToolCall.into(), ..task("t", &[TOOL]) }).await;
+        let session =
+            start(&mut sessions, StartRequest { boundary: Boundary::ToolCall.into(), ..task("t", &[TOOL]) }).await;
         let mut proofs = tokio::task::JoinSet::new();
         for _ in 0..8 {
             let (mut sessions, id) = (sessions.clone(), session.id.clone());
@@ -525,7 +532,8 @@ async fn nothing_that_was_made_while_a_session_ended_stands_afterwards() {
 async fn a_token_for_one_call_is_good_for_one_call() {
     let agent = agent().await;
     let mut sessions = agent.sessions().await;
-    let session = start(&mut sessions, StartRequest { boundary: Boundary::ToolCall.into(), ..task("t", &[TOOL]) }).await;
+    let session =
+        start(&mut sessions, StartRequest { boundary: Boundary::ToolCall.into(), ..task("t", &[TOOL]) }).await;
     let one = prove(&mut sessions, &session.id, URI).await.unwrap();
     let two = prove(&mut sessions, &session.id, URI).await.unwrap();
     assert_ne!(one["Workload-Identity-Token"], two["Workload-Identity-Token"]);

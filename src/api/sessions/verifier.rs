@@ -82,7 +82,10 @@ impl Service for VerifierApi {
                 change = changes.next(&verifier) => change,
             };
             match change {
-                Some(change) => Some((Ok(change_view(&change, verifier.issuer().clock.now())), Some((changes, verifier, drain, open)))),
+                Some(change) => Some((
+                    Ok(change_view(&change, verifier.issuer().clock.now())),
+                    Some((changes, verifier, drain, open)),
+                )),
                 None => Some((Err(status::refused(&Refusal::Stopping)), None)),
             }
         }))))
