@@ -3,6 +3,7 @@
 mod approval;
 mod credential;
 mod prove;
+mod run;
 mod session;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use crate::id::{SpiffeId, TrustDomain};
 pub use approval::ApprovalCommand;
 pub use credential::{CredentialCommand, RevokeArgs};
 pub use prove::{EffectName, ProveArgs, SchemeName};
+pub use run::RunArgs;
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
 
 /// The commit of the SPIFFE specification that is implemented.
@@ -106,6 +108,13 @@ pub enum Command {
     /// Sessions: authority that lasts as long as a task.
     #[command(subcommand)]
     Session(SessionCommand),
+    /// Run a command in a session that ends with it, and ends it.
+    ///
+    /// The command and everything it starts are members of a session: TETHER_SESSION is its id. When the command exits,
+    /// the session ends and what is left of it is stopped; when the session ends, or on Ctrl-C, all of it is stopped.
+    /// In a session already, the new one is a child of that. Exits with the command's code, 128 and the number for a
+    /// signal; 126 and 127 when it cannot be started.
+    Run(RunArgs),
     /// Print the headers that prove one HTTP request, made with a key that never leaves the agent.
     ///
     /// In a session, if there is one: the one that is named, else that of TETHER_SESSION, else the one this process is a

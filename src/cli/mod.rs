@@ -18,6 +18,7 @@ mod fetch;
 mod manual;
 mod output;
 mod prove;
+mod run;
 mod session;
 mod sockets;
 mod status;
@@ -165,6 +166,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Explain(args) => context.wait(async |context| explain::run(args, context).await),
         Command::Credential(command) => context.wait(async |context| credential::run(command, context).await),
         Command::Session(command) => context.wait(async |context| session::run(command, context).await),
+        Command::Run(args) => context.wait(async |context| run::run(args, context).await),
         Command::Prove(args) => context.wait(async |context| prove::run(args, context).await),
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),

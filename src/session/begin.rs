@@ -238,7 +238,8 @@ impl Sessions {
             parent.map(|parent| parent.ends_at()),
         ];
         let above = parent.map(|parent| parent.terms());
-        let by_another = wish.launch.is_some() && peer.instance().id() != actor.instance.id();
+        // Also where it is not the one that acts: a cgroup goes on without its launcher.
+        let by_launcher = wish.launch.is_some();
         let entropy = &self.issuer().entropy;
         Terms {
             id: SessionId::new(&self.0.parts.node, &entropy.hex::<16>()),
@@ -250,7 +251,7 @@ impl Sessions {
             members: actor.members.clone(),
             pid: actor.instance.pid(),
             uid,
-            supervisor: by_another.then(|| (*peer.instance().id(), peer.instance().pid())),
+            supervisor: by_launcher.then(|| (*peer.instance().id(), peer.instance().pid())),
             user,
             purpose: wish.purpose,
             task_sha256: wish.task_sha256,

@@ -6,6 +6,7 @@ mod access;
 pub mod cgroup;
 pub mod harden;
 pub mod kernel;
+pub mod launch;
 pub mod memfd;
 pub mod namespace;
 pub mod pidfd;
