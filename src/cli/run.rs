@@ -248,6 +248,10 @@ async fn begin(args: &RunArgs, tree: &Tree, sessions: &Sessions, context: &mut C
     }
     let mut request = request(args, tree, parent.as_ref(), context)?;
     loop {
+        if request.launch.is_none() {
+            // The agent ties a cgroup's session to its launcher only when that is one: else it is the launcher's tree.
+            request.scope = Scope::Tree.into();
+        }
         let answer = match &parent {
             Some(parent) => {
                 let request = DelegateRequest { session: parent.id.clone(), child: Some(request.clone()) };

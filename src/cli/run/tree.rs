@@ -55,6 +55,8 @@ impl OwnGroup {
             return Err("this cgroup was not delegated to you".to_owned());
         }
         let dir = home.join(format!("tether-run-{}", std::process::id()));
+        // One that a launcher with this number has left behind; in use it stays, and is not taken.
+        let _ = std::fs::remove_dir(&dir);
         std::fs::create_dir(&dir).map_err(|error| format!("a cgroup cannot be made: {error}"))?;
         let made = Self { dir, home };
         if !made.dir.join("cgroup.kill").exists() {
