@@ -84,12 +84,6 @@ pub(super) async fn run(args: RunArgs, context: &mut Context) -> Result<(), Fail
     let mut command = Command::new(program);
     command.args(arguments).env(SESSION_VARIABLE, &session.id).env(ENDPOINT_VARIABLE, sessions.endpoint.to_string());
     let started = launch::spawn_bound(&mut command);
-    if let Tree::Cgroup(group) = &tree
-        && let Err(error) = group.leave()
-    {
-        tree.kill_all().await;
-        return Err(ended(failed("cannot leave the command's cgroup", &error)).await);
-    }
     let child = match started {
         Ok(child) => child.id().cast_signed(),
         Err(error) => {

@@ -110,11 +110,6 @@ impl Tree {
         self.members().len()
     }
 
-    /// Kills all of it at once. Returns whether nothing is left.
-    pub(super) async fn kill_all(&self) -> bool {
-        self.take_down(Duration::ZERO, 0, &mut None).await
-    }
-
     /// Asks all of it to end, and kills what is left after `grace`. Returns whether nothing is left. The code of `child`,
     /// if it ends meanwhile, is in `code` then.
     pub(super) async fn take_down(&self, grace: Duration, child: i32, code: &mut Option<u8>) -> bool {
@@ -151,9 +146,11 @@ impl Tree {
 
     fn kill(&self) {
         match self {
-            Self::Cgroup(group) => {
+            // Not before this process is out of it: until then the group is in use, and the session ends by our word.
+            Self::Cgroup(group) if group.leave().is_ok() => {
                 let _ = std::fs::write(group.dir.join("cgroup.kill"), "1");
             }
+            Self::Cgroup(_) => self.signal(Signal::SIGKILL),
             Self::Descendants => self.signal(Signal::SIGKILL),
         }
     }
@@ -175,7 +172,10 @@ impl Tree {
 
     fn members(&self) -> Vec<i32> {
         match self {
-            Self::Cgroup(group) => OwnGroup::members(&group.dir),
+            Self::Cgroup(group) => {
+                let own = std::process::id().cast_signed();
+                OwnGroup::members(&group.dir).into_iter().filter(|pid| *pid != own).collect()
+            }
             Self::Descendants => descendants(std::process::id().cast_signed(), &parents()),
         }
     }
