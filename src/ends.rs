@@ -7,6 +7,7 @@
 //! | uid, gid, groups, cgroup of a process | at every look, as a program: its entries are matched anew |
 //! | an entry, by its source or an edit | the next snapshot of entries |
 //! | an entry, by its expiry | the clock |
+//! | the permission to issue | the next set of policies |
 //! | an authority | the next snapshot of trust |
 //!
 //! The ledger is told, and everything else follows from it: streams end or renew, verifiers that ask are refused,
@@ -26,10 +27,13 @@ use tokio::task::JoinSet;
 use crate::authority::Signers;
 use crate::base::backoff::Backoff;
 use crate::base::drain;
+use crate::base::files::aside;
 use crate::bond::{Hold, Tie, Unheld};
+use crate::id::SpiffeId;
 use crate::issue::{Issuer, Refusal};
-use crate::ledger::{LedgerError, NewTies, Reason};
+use crate::ledger::{Credential, LedgerError, NewTies, Reason, Standing};
 use crate::peer::{InstanceId, Instances};
+use crate::policy::{Action, AgentFacts, IssueFacts};
 use crate::registry::Index;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -106,6 +110,7 @@ impl Judge {
     async fn run(self, mut judged: Judged, mut drain: drain::Watcher) {
         let mut entries = self.issuer.registry.clone();
         let mut trust = self.issuer.trust.watch();
+        let mut policy = self.issuer.policy.watch();
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         // What changed since the start began was told to nobody.
         let mut pending = true;
@@ -114,6 +119,7 @@ impl Judge {
                 // Before looking: what changes from here on is the next change.
                 entries.mark_unchanged();
                 trust.mark_unchanged();
+                policy.mark_unchanged();
                 let now = self.now();
                 match self.changed(&judged, &now).await {
                     Ok(()) => {
@@ -134,6 +140,9 @@ impl Judge {
                 changed = trust.changed() => {
                     if changed.is_err() { return }
                 }
+                changed = policy.changed() => {
+                    if changed.is_err() { return }
+                }
                 () = self.issuer.clock.sleep_until(expiry.unwrap_or(judged.at)), if expiry.is_some() => {}
                 () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
             }
@@ -151,7 +160,8 @@ impl Judge {
 
     async fn revoke_by_snapshots(&self, now: &Judged) -> Result<(), LedgerError> {
         revoke_by_authorities(&self.issuer, self.issuer.trust.current().signers()).await?;
-        revoke_by_entries(&self.issuer, now).await
+        revoke_by_entries(&self.issuer, now).await?;
+        revoke_by_policy(&self.issuer, now).await
     }
 
     /// Judges again whoever holds something of these entries: a few at a time, each in a task of its own, and all of
@@ -291,6 +301,41 @@ async fn revoke_by_entries(issuer: &Issuer, now: &Judged) -> Result<(), LedgerEr
         let revoked = issuer.ledger.revoke(|credential| ids.contains(&credential.entry), reason).await?;
         record_each(issuer, "entry", revoked.into_iter().map(|credential| credential.entry), reason);
     }
+    Ok(())
+}
+
+/// Revokes what the policies no longer permit to issue. What belongs to sessions is judged with them.
+async fn revoke_by_policy(issuer: &Arc<Issuer>, now: &Judged) -> Result<(), LedgerError> {
+    if issuer.policy.set().always_permits(Action::Issue) {
+        return Ok(());
+    }
+    let (judging, entries, at) = (issuer.clone(), now.entries.clone(), now.at);
+    // A set that looks at each of many credentials takes its time.
+    let denied: HashSet<String> = aside(move || {
+        let permitted = |credential: &Credential| {
+            let (Some(entry), Ok(spiffe_id)) =
+                (entries.entry(&credential.entry), SpiffeId::parse(&credential.spiffe_id))
+            else {
+                return true;
+            };
+            let owner = entry.owner().unwrap_or_default();
+            let agent = AgentFacts { spiffe_id: &spiffe_id, entry: &credential.entry, owner };
+            let (kind, audience, binding) = (credential.kind.as_str(), &*credential.audience, credential.binding);
+            judging.policy.may_issue(agent, IssueFacts { kind, audience, binding }, at).is_ok()
+        };
+        let outside_sessions = |credential: &Credential| {
+            credential.standing == Standing::Stands && !matches!(credential.tie, Tie::Session(_))
+        };
+        let standing = judging.ledger.credentials(outside_sessions);
+        standing.into_iter().filter(|credential| !permitted(credential)).map(|credential| credential.id).collect()
+    })
+    .await;
+    if denied.is_empty() {
+        return Ok(());
+    }
+    let reason = Reason::PolicyDenied;
+    let revoked = issuer.ledger.revoke(|credential| denied.contains(&credential.id), reason).await?;
+    record_each(issuer, "entry", revoked.into_iter().map(|credential| credential.entry), reason);
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::attest::{Attestation, AttestationError, Attested};
-use crate::audit::{Audit, Caller, Event};
+use crate::audit::{Audit, AuditError, Caller, Event};
 use crate::authority::{AuthorityError, SignedJwt, X509Svid};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
@@ -105,6 +105,9 @@ pub enum Refusal {
     /// It could not be written down, so it is not released.
     #[error("the ledger cannot be written: {0}")]
     Ledger(#[from] LedgerError),
+    /// It could not be recorded, so it is not released.
+    #[error("the audit log cannot be written: {0}")]
+    Audit(#[from] AuditError),
     /// Entries, trust or the process changed while a credential was made.
     #[error("what the credential was to be issued by changed meanwhile: try again")]
     Changed,
@@ -145,6 +148,7 @@ impl Refusal {
             Self::Key(_) => "key",
             Self::Bond(_) => "bond",
             Self::Ledger(_) => "ledger",
+            Self::Audit(_) => "audit",
             Self::Changed => "changed",
             Self::Revoked(_) => "revoked",
             Self::Held(_) => "held",
@@ -251,6 +255,8 @@ pub(crate) struct Entitled {
     ends: Option<OffsetDateTime>,
     /// Of the entries it was matched with.
     pub(crate) generation: u64,
+    /// Of the policies it is decided by.
+    policy: u64,
 }
 
 impl Entitled {
@@ -281,6 +287,13 @@ impl Entitled {
     }
 }
 
+/// Whether sessions may be used, for whoever is shown a token that hangs on one. The sessions are a row below this one.
+#[tonic::async_trait]
+pub trait LooksAtSessions: std::fmt::Debug + Send + Sync {
+    /// Looks at whoever acts in it; what is gone ends it.
+    async fn may_be_used(&self, session: &str) -> bool;
+}
+
 /// Issues; every surface goes through it.
 #[derive(Debug)]
 pub struct Issuer {
@@ -304,6 +317,8 @@ pub struct Issuer {
     pub held: Held,
     /// Processes, for delegates that name one.
     pub instances: Instances,
+    /// The sessions, once they are there: before the first question.
+    pub sessions: std::sync::OnceLock<Arc<dyn LooksAtSessions>>,
     /// Where events go.
     pub audit: Audit,
     /// What is counted.
@@ -439,8 +454,8 @@ impl Issuer {
             attested.require_executable(held);
         }
         let ends = index.next_expiry(now);
-        let (generation, trust) = (index.generation(), self.trust.current());
-        Ok(Entitled { attested, identities: matched.identities, trust, now, ends, generation })
+        let (generation, policy, trust) = (index.generation(), self.policy.set().generation(), self.trust.current());
+        Ok(Entitled { attested, identities: matched.identities, trust, now, ends, generation, policy })
     }
 
     async fn attest(&self, peer: &PeerConn, index: &Index) -> Result<Attested, Refusal> {
@@ -501,24 +516,36 @@ impl Issuer {
         issued: &ledger::Issued<'_>,
     ) -> Result<(), Refusal> {
         self.write_down(peer.instance(), entitled, tie, issued)?;
+        self.before(
+            issued.id,
+            Event::SvidIssued {
+                caller: caller(peer),
+                kind: issued.kind.as_str(),
+                binding: issued.binding,
+                spiffe_id: issued.spiffe_id.to_string(),
+                entry: issued.entry.id().to_string(),
+                serial: issued.id.to_owned(),
+                audience: issued.audience.to_vec(),
+                not_after: issued.not_after,
+            },
+        )?;
         self.metrics.svid_issued.get_or_create(&Issued { r#type: issued.kind.into(), result: Outcome::Ok }).inc();
-        self.audit.record(Event::SvidIssued {
-            caller: caller(peer),
-            kind: issued.kind.as_str(),
-            binding: issued.binding,
-            spiffe_id: issued.spiffe_id.to_string(),
-            entry: issued.entry.id().to_string(),
-            serial: issued.id.to_owned(),
-            audience: issued.audience.to_vec(),
-            not_after: issued.not_after,
-        });
+        Ok(())
+    }
+
+    /// Records that a credential is about to be released; what cannot be recorded is not.
+    fn before(&self, id: &str, event: Event) -> Result<(), Refusal> {
+        if let Err(error) = self.audit.before(event) {
+            self.ledger.withdraw(id, Reason::NotRecorded)?;
+            return Err(error.into());
+        }
         Ok(())
     }
 
     /// The last step before a credential is released: it is in the ledger, and what it was judged by still holds.
     ///
-    /// In this order: whoever ends what former entries, authorities or credentials gave searches the ledger after the
-    /// change is visible. Either that search finds this row, or this sees the change.
+    /// In this order: whoever ends what former entries, policies, authorities or credentials gave searches the ledger after
+    /// the change is visible. Either that search finds this row, or this sees the change.
     pub(crate) fn write_down(
         &self,
         instance: &Instance,
@@ -530,6 +557,7 @@ impl Issuer {
         let looked = instance.look();
         let holds = looked.as_ref().is_ok_and(|facts| entitled.attested.is_of(facts))
             && self.registry.borrow().generation() == entitled.generation
+            && self.policy.set().generation() == entitled.policy
             && self.trust.current().signers().stands(issued.authority);
         if holds {
             return Ok(());

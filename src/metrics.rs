@@ -136,6 +136,8 @@ pub struct Metrics {
     pub entries: Gauge,
     /// 1 when the last load of the entry files succeeded, 0 when it had mistakes.
     pub entries_load_success: Gauge,
+    /// 1 when the last load of the policy files succeeded, 0 when it had mistakes.
+    pub policies_load_success: Gauge,
     /// 1 when the last reload of the configuration succeeded, 0 when it had mistakes.
     pub config_reload_success: Gauge,
     /// When the agent's own certificate ends.
@@ -166,6 +168,7 @@ impl Metrics {
             attestation_failures: Family::default(),
             entries: Gauge::default(),
             entries_load_success: Gauge::default(),
+            policies_load_success: Gauge::default(),
             config_reload_success: Gauge::default(),
             identity_cert_expiration: Gauge::default(),
             identity_cert_refresh: Gauge::default(),
@@ -194,6 +197,11 @@ impl Metrics {
             "entries_load_success",
             "Whether the entry files were last loaded without a mistake",
             metrics.entries_load_success.clone(),
+        );
+        tether.register(
+            "policies_load_success",
+            "Whether the policy files were last loaded without a mistake",
+            metrics.policies_load_success.clone(),
         );
         tether.register(
             "config_reload_success",

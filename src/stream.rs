@@ -1,7 +1,7 @@
 //! Open streams: what each last sent, and when it must look again.
 //!
 //! A stream sends its complete state at once and then only what a client would see as a change (Workload API,
-//! section 4.3). It wakes on a new snapshot of entries or trust, when a credential in it is revoked, when its state says
+//! section 4.3). It wakes on a new snapshot of entries, policies or trust, when a credential in it is revoked, when its state says
 //! so (renewal, the end of an entry), when its instance ends or the one it is for, and when the agent stops; nothing
 //! polls. New revocation lists wake the streams of bundles only, because clients of X.509-SVIDs load everything anew with
 //! each message. On each wake the caller is judged again from the beginning: whoever lost its identity loses the stream.
@@ -18,6 +18,7 @@ use crate::base::drain;
 use crate::issue::{Issuer, Refusal};
 use crate::ledger::{Reason, Standing};
 use crate::peer::{Instance, PeerConn};
+use crate::policy::PolicySet;
 use crate::trust::CrlSet;
 
 /// What a stream sends next, and when that must be made anew whatever happens.
@@ -80,6 +81,7 @@ where
     let open = Open {
         registry: issuer.registry.clone(),
         trust: issuer.trust.watch(),
+        policy: issuer.policy.watch(),
         crls,
         clock: issuer.clock.clone(),
         peer,
@@ -106,6 +108,7 @@ struct Open<T, Judge> {
     peer: PeerConn,
     registry: watch::Receiver<Arc<crate::registry::Index>>,
     trust: watch::Receiver<Arc<crate::trust::Snapshot>>,
+    policy: watch::Receiver<Arc<PolicySet>>,
     crls: Option<watch::Receiver<Arc<CrlSet>>>,
     clock: Clock,
     drain: drain::Watcher,
@@ -131,6 +134,7 @@ where
             // What changes while judging is seen as the next change: mark it seen before, not after.
             self.registry.mark_unchanged();
             self.trust.mark_unchanged();
+            self.policy.mark_unchanged();
             self.revocations.mark_unchanged();
             self.crls.iter_mut().for_each(watch::Receiver::mark_unchanged);
             // Whatever it was that woke us: a revocation may have come with it.
@@ -183,6 +187,7 @@ where
             end = self.peer.instance().ended() => Err(Refusal::Look(end.into())),
             changed = self.registry.changed() => changed.map_err(|_| Refusal::Stopping),
             changed = self.trust.changed() => changed.map_err(|_| Refusal::Stopping),
+            changed = self.policy.changed() => changed.map_err(|_| Refusal::Stopping),
             changed = crls => changed.map_err(|_| Refusal::Stopping),
             revoked = revoked => revoked,
             () = target_ended => Ok(()),

@@ -110,12 +110,37 @@ fn the_reader_of_sources_sees_what_it_must_and_nothing_in_comments_strings_and_t
 
 #[test]
 fn every_test_that_security_md_names_is_there() {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = read(&manifest.join("SECURITY.md"));
+    let text = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("SECURITY.md"));
     let list =
         text.split("The tests, by suite and name:").nth(1).expect("the list").split("\n\n").nth(1).expect("the list");
+    let named = refuse_unknown_tests(list);
+    assert!(named > 20, "the list is read: {named}");
+}
+
+#[test]
+fn every_control_has_one_line_and_every_test_it_names_is_there() {
+    let text = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/controls.md"));
+    let rows = text.lines().filter(|line| line.starts_with("| R"));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect()).collect();
+    let numbers: Vec<&str> = rows.iter().map(|cells| cells[0]).collect();
+    let wanted: Vec<String> = (1..=55).map(|number| format!("R{number}")).collect();
+    assert_eq!(numbers, wanted);
+    for cells in rows {
+        let [number, _, state, how, shown] = cells[..] else { panic!("five cells: {cells:?}") };
+        match state {
+            // Nothing is claimed without a test.
+            "**met**" | "**in part**" => assert!(refuse_unknown_tests(shown) > 0 && how != "–", "{number}"),
+            "**planned**" | "**elsewhere**" => assert_eq!(shown, "–", "{number}"),
+            other => panic!("{number}: `{other}` is no state"),
+        }
+    }
+}
+
+/// Fails for a test that is named and is not there; how many are named. Backticks hold a suite, and quotation marks the
+/// names of tests in the suite before them.
+fn refuse_unknown_tests(list: &str) -> usize {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut suite, mut named) = (String::new(), 0);
-    // In the list backticks hold a suite, and quotation marks the names of tests in the suite before them.
     for (number, part) in list.split(['`', '"']).enumerate() {
         let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
         if number % 2 == 0 {
@@ -124,11 +149,13 @@ fn every_test_that_security_md_names_is_there() {
         if part.starts_with("tests/") || part.starts_with("src/") {
             suite = below(&manifest.join(&part)).iter().map(|path| read(path)).collect();
         } else {
-            assert!(suite.contains(&part), "no test is named \"{part}\"");
+            // The whole name: a function's, or a text's.
+            let is_there = suite.contains(&format!("fn {part}(")) || suite.contains(&format!("\"{part}\""));
+            assert!(is_there, "no test is named \"{part}\"");
             named += 1;
         }
     }
-    assert!(named > 20, "the list is read: {named}");
+    named
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "figures go to standard output")]
 
 mod allocations;
+mod checks;
 mod ends;
 mod entries;
 mod handshake;
@@ -12,6 +13,7 @@ mod idle;
 mod latency;
 mod ledger;
 mod proofs;
+mod sessions;
 mod streams;
 mod throughput;
 
@@ -62,6 +64,8 @@ const GOALS: &[(&str, Goal)] = &[
     ("P7", ends::process_exit),
     ("P8", entries::saved_entry),
     ("P9", proofs::proofs),
+    ("P10", checks::checks),
+    ("S", sessions::ten_thousand),
     ("TLS", handshake::mutual),
 ];
 
@@ -94,6 +98,7 @@ fn play(role: &[&str]) -> Result<()> {
         ["empty", socket] => empty::serve(Path::new(socket)),
         ["newcomer", agent, empty, order] => latency::be_newcomer(Path::new(agent), Path::new(empty), order),
         ["victim", socket] => ends::be_victim(Path::new(socket)),
+        ["tasks", socket, count] => sessions::be_tasks(Path::new(socket), count.parse()?),
         ["holder", socket, connections, streams] => {
             streams::be_holder(Path::new(socket), connections.parse()?, streams.parse()?)
         }

@@ -126,8 +126,10 @@ impl Agent {
         let path = dir.path().display();
         std::fs::create_dir(dir.path().join("entries.d"))?;
         std::fs::write(dir.path().join("entries.d/bench.toml"), entries)?;
+        std::fs::create_dir(dir.path().join("policies"))?;
         let config = format!(
             "trust_domain = \"bench.example\"\nstate_dir = \"{path}/state\"\nentries_dir = \"{path}/entries.d\"\n\
+             policies_dir = \"{path}/policies\"\n\
              [listen]\nworkload = \"{path}/workload/workload.sock\"\nadmin = \"{path}/admin/admin.sock\"\n\
              [admin]\nviewers = []\noperators = []\napprovers = []\n[log]\nlevel = \"error\"\n"
         );

@@ -23,7 +23,7 @@ use crate::issue::Issuer;
 use crate::ledger::{Ledger, LedgerError, NewTies};
 use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
-use crate::policy::{BuiltIn, Lifetimes, Policies, Policy};
+use crate::policy::{self, BuiltIn, Lifetimes, Policies, Policy};
 use crate::registry::{self, Registry, parse_entry};
 use crate::session::approvals::Approvals;
 use crate::session::{self, Sessions};
@@ -36,7 +36,7 @@ use crate::verify::tls::{OwnSvid, Tls};
 use crate::verify::{Nodes, Verifier};
 
 /// The parts of `/readyz`.
-const PARTS: &[&str] = &["agent", "audit", "authority", "entries", "store"];
+const PARTS: &[&str] = &["agent", "audit", "authority", "entries", "policies", "store"];
 const NODE_ID: &str = "node-id";
 /// Who may ask on the admin socket is decided by role; connections to it are few.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -84,9 +84,10 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let bonds = Bonds::of_host(instances.clone(), &systemd, &deps.clock, &deps.entropy).map_err(StartError::Kernel)?;
     let revocations = Arc::new(ledger.clone());
     let crls = Crls::open(&trust, revocations, store.clone(), deps.clock.clone(), metrics.clone()).await?;
+    let policies = open_policies(&config, &deps).await?;
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl })
         .with_jwt_caps(config.svid.jwt_ttl_caps.clone())
-        .with_policies(Policies::built_in(if config.dev { BuiltIn::Dev } else { BuiltIn::Issue }));
+        .with_policies(policies.clone());
     let issuer = Arc::new(Issuer {
         attestation: Attestation::new(
             Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy)
@@ -104,6 +105,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         bonds,
         held: Held::new(deps.clock.clone(), deps.entropy.clone()),
         instances: instances.clone(),
+        sessions: std::sync::OnceLock::new(),
         audit: deps.audit.clone(),
         metrics: metrics.clone(),
         clock: deps.clock.clone(),
@@ -145,6 +147,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         config: config.clone(),
         readiness: readiness.clone(),
         registry: registry.clone(),
+        policies: policies.clone(),
         trust: trust.clone(),
         crls: crls.clone(),
         instances: instances.clone(),
@@ -161,6 +164,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     readiness.set("authority", Ok(()));
     readiness.set("agent", Ok(()));
     state.entries_loaded(&registry.last_load());
+    state.policies_loaded(&policies.last_load());
     state.stored_entries(&unusable);
 
     let reloader: Arc<dyn Reloadable> = Arc::new(super::reload::Reloader {
@@ -196,6 +200,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             authority,
             trust,
             registry,
+            policies,
             issuer,
             sessions,
             verifier,
@@ -226,9 +231,16 @@ fn prepare_directories(config: &Config) -> Result<(), StartError> {
     }
     if config.dev {
         durable::private_dir(&config.entries_dir)?;
-        durable::private_dir(&config.entries_dir.with_file_name("policies"))?;
+        durable::private_dir(&config.policies_dir)?;
     }
     Ok(())
+}
+
+/// The policies: those in the files, beside the built-in ones. With a mistake in them there is no agent.
+async fn open_policies(config: &Config, deps: &Deps) -> Result<Policies, StartError> {
+    let built_in = if config.dev { BuiltIn::Dev } else { BuiltIn::Issue };
+    let (directory, may_be_absent) = (config.policies_dir.clone(), policy::is_default(&config.policies_dir));
+    Ok(Policies::open(built_in, directory, may_be_absent, deps.clock.clone()).await?)
 }
 
 /// A stable random name of this node, made once.
@@ -283,6 +295,7 @@ async fn open_sessions(
     let dir = config.state_dir.join("sessions");
     let opened = tokio::task::spawn_blocking(move || Sessions::open(parts, &dir)).await;
     let (sessions, interrupted) = opened.map_err(|_| LedgerError::Stopping)??;
+    sessions.answer_for_tokens();
     sessions.resume(interrupted).await;
     Ok(sessions)
 }

@@ -12,6 +12,7 @@ use crate::base::backoff::Backoff;
 use crate::base::drain;
 use crate::issue::Issuer;
 use crate::metrics::{Domain, Metrics, Outcome, Refreshed};
+use crate::policy::Policies;
 use crate::registry::Registry;
 use crate::trust::Trust;
 use crate::x509::PrivateKey;
@@ -168,6 +169,45 @@ pub(super) async fn keep_audit(audit: Audit, state: Arc<AgentState>, drain: drai
     tokio::select! {
         () = audit.keep(drain) => {}
         () = report => {}
+    }
+}
+
+/// Reads the policies again when their files change. Where they cannot be watched, says so and leaves it to `agent reload`.
+pub(super) async fn watch_policies(policies: Policies, state: Arc<AgentState>, mut drain: drain::Watcher) {
+    match policies.watch_directory() {
+        Ok(Some(watch)) => {
+            // What was saved between the first load and the watch is seen by this one.
+            policies.reload().await;
+            watch.run(drain).await;
+        }
+        Ok(None) => drain.draining().await,
+        Err(error) => {
+            let why = crate::api::status::chain(&error);
+            tracing::error!("policy files are not watched, use `tether agent reload` after changes: {why}");
+            state.weaker(format!("policy files are not watched, use `tether agent reload` after changes: {why}"));
+            drain.draining().await;
+        }
+    }
+}
+
+/// Tells metrics, readiness, log and audit what became of each load, and which policies are in force.
+pub(super) async fn report_policies(policies: Policies, state: Arc<AgentState>, mut drain: drain::Watcher) {
+    let (mut loads, mut sets) = (policies.loads(), policies.watch());
+    state.policies_are(&sets.borrow_and_update().clone());
+    loop {
+        tokio::select! {
+            () = drain.draining() => return,
+            changed = loads.changed() => {
+                if changed.is_err() { return }
+                let load = loads.borrow_and_update().clone();
+                state.policies_loaded(&load);
+            }
+            changed = sets.changed() => {
+                if changed.is_err() { return }
+                let set = sets.borrow_and_update().clone();
+                state.policies_are(&set);
+            }
+        }
     }
 }
 

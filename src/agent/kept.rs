@@ -17,6 +17,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 use crate::base::drain;
+use crate::bond::Tie;
 use crate::held::{Held, Kept, KeptError};
 use crate::issue::Issuer;
 use crate::ledger::{Ledger, LedgerError, Reason, Standing};
@@ -54,7 +55,11 @@ pub(super) async fn take_back(issuer: &Issuer) -> Result<(), LedgerError> {
             Err(error) => tracing::warn!(%error, "held keys from before the restart cannot be taken back"),
         }
     }
-    let lost = |credential: &crate::ledger::Credential| credential.held && !issuer.held.holds(&credential.id);
+    // Those of sessions end with their sessions, whose keys are not theirs alone.
+    let of_session = |credential: &crate::ledger::Credential| matches!(credential.tie, Tie::Session(_));
+    let lost = |credential: &crate::ledger::Credential| {
+        credential.held && !of_session(credential) && !issuer.held.holds(&credential.id)
+    };
     issuer.ledger.revoke(lost, Reason::AgentRestart).await.map(drop)
 }
 

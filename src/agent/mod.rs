@@ -35,6 +35,7 @@ use crate::ends::Ends;
 use crate::issue::Issuer;
 use crate::ledger::LedgerError;
 use crate::peer::{Listener, Observer};
+use crate::policy::{Policies, PoliciesRefused};
 use crate::registry::{Registry, RegistryError};
 use crate::session::Sessions;
 use crate::session::approvals::ApprovalError;
@@ -115,6 +116,9 @@ pub enum StartError {
     /// The entries cannot be opened.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The policies have mistakes.
+    #[error(transparent)]
+    Policies(#[from] PoliciesRefused),
     /// The built-in entry breaks its own rules.
     #[error("BUG: the built-in entry cannot be used: {0}")]
     BuiltInEntry(String),
@@ -186,6 +190,7 @@ struct Parts {
     authority: Arc<Authority>,
     trust: Arc<Trust>,
     registry: Registry,
+    policies: Policies,
     issuer: Arc<Issuer>,
     sessions: Sessions,
     verifier: Arc<Verifier>,
@@ -207,14 +212,14 @@ pub async fn build(config: Config, deps: Deps) -> Result<Bound, StartError> {
 }
 
 impl Bound {
-    /// What reads configuration and entries again, for a signal handler.
+    /// What reads configuration, entries and policies again, for a signal handler.
     pub fn reloader(&self) -> Arc<dyn Reloadable> {
         self.parts.reloader.clone()
     }
 
     /// Serves until `shutdown` completes, then drains. Returns early only when something essential breaks.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Parts { authority, trust, registry, issuer, .. } = &self.parts;
+        let Parts { authority, trust, registry, policies, issuer, .. } = &self.parts;
         let (trigger, watcher) = drain::channel();
         let state = self.state.clone();
 
@@ -223,6 +228,8 @@ impl Bound {
         duties.spawn(duties::keep_own_svid(issuer.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::report_entries(registry.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::watch_entries(registry.clone(), state.clone(), watcher.clone()));
+        duties.spawn(duties::report_policies(policies.clone(), state.clone(), watcher.clone()));
+        duties.spawn(duties::watch_policies(policies.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::report_bundles(trust.clone(), issuer.metrics.clone(), watcher.clone()));
         duties.spawn(issuer.crls.clone().announce(watcher.clone()));
         duties.spawn(notify::feed_watchdog(watcher.clone()));

@@ -1,4 +1,4 @@
-//! Reading configuration and entries again. What is wrong changes nothing, and the answer says what is.
+//! Reading configuration, entries and policies again. What is wrong changes nothing, and the answer says what is.
 
 use std::fmt;
 use std::sync::Arc;
@@ -105,6 +105,14 @@ impl Reloadable for Reloader {
             load.mistakes.iter().map(ToString::to_string).collect()
         };
         sources.push(ReloadSource { source: "entries".to_owned(), ok: load.ok, messages });
+        let policies = self.state.policies();
+        let load = policies.reload().await;
+        let messages = if load.ok {
+            vec![format!("{} files loaded, {} policies in force", load.files, policies.set().policies().len())]
+        } else {
+            load.mistakes.iter().map(ToString::to_string).collect()
+        };
+        sources.push(ReloadSource { source: "policies".to_owned(), ok: load.ok, messages });
         let refused = sources.iter().filter(|source| !source.ok).map(|source| source.source.as_str());
         let refused: Vec<&str> = refused.collect();
         match refused.as_slice() {

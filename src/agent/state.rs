@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::http::Readiness;
 use crate::metrics::Metrics;
 use crate::peer::Instances;
+use crate::policy::{Policies, PolicySet};
 use crate::registry::{Index, LoadState, Registry};
 use crate::trust::{CrlSet, Crls, Trust};
 use crate::verify::tls::OwnSvid;
@@ -26,6 +27,7 @@ pub(super) struct Parts {
     pub(super) config: Config,
     pub(super) readiness: Readiness,
     pub(super) registry: Registry,
+    pub(super) policies: Policies,
     pub(super) trust: Arc<Trust>,
     pub(super) crls: Crls,
     pub(super) instances: Instances,
@@ -46,6 +48,7 @@ pub struct AgentState {
     node: String,
     config: Config,
     registry: Registry,
+    policies: Policies,
     trust: Arc<Trust>,
     crls: Crls,
     instances: Instances,
@@ -63,6 +66,8 @@ struct Changing {
     own_svid: Option<Arc<X509Svid>>,
     weaknesses: Vec<String>,
     reported: Option<Arc<LoadState>>,
+    reported_policies: Option<Arc<LoadState>>,
+    policies: Option<u64>,
     index: Option<u64>,
 }
 
@@ -76,6 +81,7 @@ impl AgentState {
             node: parts.node,
             config: parts.config,
             registry: parts.registry,
+            policies: parts.policies,
             trust: parts.trust,
             crls: parts.crls,
             instances: parts.instances,
@@ -101,6 +107,11 @@ impl AgentState {
     /// The registration entries.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// The policies.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     /// Bundles and signers.
@@ -174,6 +185,34 @@ impl AgentState {
         }
     }
 
+    /// Reports a load of the policy files everywhere it is looked for; repeated mistakes are reported once.
+    pub(super) fn policies_loaded(&self, load: &Arc<LoadState>) {
+        let mistakes: Vec<String> = load.mistakes.iter().map(ToString::to_string).collect();
+        self.metrics.policies_load_success.set(i64::from(load.ok));
+        self.readiness.set("policies", if load.ok { Ok(()) } else { Err(mistakes.join("; ")) });
+        let before = self.changing().reported_policies.replace(load.clone());
+        if before.is_some_and(|before| before.ok == load.ok && before.mistakes == load.mistakes) {
+            return;
+        }
+        if load.ok {
+            tracing::info!(files = load.files, "policy files loaded");
+        } else {
+            for mistake in &mistakes {
+                tracing::error!("policy files not loaded, those before stay in force: {mistake}");
+            }
+            self.audit.record(Event::PolicyRefused { mistakes });
+        }
+        for warning in load.warnings.iter() {
+            tracing::warn!("{warning}");
+        }
+    }
+
+    pub(super) fn policies_are(&self, set: &PolicySet) {
+        if self.changing().policies.replace(set.generation()) != Some(set.generation()) {
+            self.audit.record(Event::PolicyChanged { set: set.digest().to_owned(), count: set.policies().len() });
+        }
+    }
+
     fn authorities(&self) -> Vec<Value> {
         let trust = self.trust.current();
         let now = self.clock.now();
@@ -203,6 +242,7 @@ impl StatusSource for AgentState {
         let trust = self.trust.current();
         let load = self.registry.last_load();
         let index = self.registry.index();
+        let (policies, policies_load) = (self.policies.set(), self.policies.last_load());
         let parts = self.readiness.parts();
         let own = self.own_svid();
         let crls = self.crls.latest();
@@ -236,6 +276,16 @@ impl StatusSource for AgentState {
                 "files": load.files,
                 "mistakes": load.mistakes.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "warnings": load.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            },
+            "policies": {
+                "count": policies.policies().len(),
+                "digest": policies.digest(),
+                "generation": policies.generation(),
+                "loaded_at": rfc3339(policies_load.at),
+                "ok": policies_load.ok,
+                "files": policies_load.files,
+                "mistakes": policies_load.mistakes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "warnings": policies_load.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
             },
             "connections": self.connections.len(),
             "calls": self.calls.len(),

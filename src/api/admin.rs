@@ -5,8 +5,10 @@
 //! caller before it is done, and so is everyone who is refused.
 
 mod approvals;
+mod audit;
 mod credentials;
 mod entries;
+mod policies;
 mod roles;
 mod sessions;
 
@@ -22,6 +24,7 @@ use super::status;
 use crate::audit::Event;
 use crate::authority::Authority;
 use crate::authority::slot::{Kind, Slot, State};
+use crate::base::text::is_hidden;
 use crate::bundle::Bundle;
 use crate::id::TrustDomain;
 use crate::issue::{Issuer, caller};
@@ -54,7 +57,7 @@ pub trait StatusSource: Send + Sync {
 /// What became of one source when it was read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReloadSource {
-    /// `configuration` or `entries`.
+    /// `configuration`, `authority files`, `entries` or `policies`.
     pub source: String,
     /// Whether it is in force.
     pub ok: bool,
@@ -121,8 +124,20 @@ impl Admin {
         Ok(caller.peer.clone())
     }
 
+    /// Records what only takes away: it is done also when that cannot be written.
     fn audit(&self, peer: &PeerConn, action: &'static str, subject: impl Into<String>) {
         self.parts.issuer.audit.record(Event::Admin { caller: caller(peer), action, subject: subject.into() });
+    }
+
+    /// Records what gives somebody something: it is not done when that cannot be written.
+    fn audit_gift(&self, peer: &PeerConn, action: &'static str, subject: impl Into<String>) -> Result<(), Status> {
+        let event = Event::Admin { caller: caller(peer), action, subject: subject.into() };
+        self.parts.issuer.audit.before(event).map_err(|error| {
+            Status::unavailable(format!(
+                "the audit log cannot be written, so nothing was changed: {}",
+                status::chain(&error)
+            ))
+        })
     }
 
     async fn publish(&self, signers: Arc<crate::authority::Signers>) -> Result<(), Status> {
@@ -157,7 +172,7 @@ impl wire::authorities_server::Authorities for Admin {
             name => Kind::parse(name)
                 .ok_or_else(|| status::bad_field("kind", format!("is `{name}`: use x509-signing, x509-root or jwt")))?,
         };
-        self.audit(&peer, "authority.rotate", kind.as_str());
+        self.audit_gift(&peer, "authority.rotate", kind.as_str())?;
         let signers = self.parts.authority.rotate(kind, request.now).await;
         self.publish(signers.map_err(|error| status::authority(&error))?).await?;
         Ok(Response::new(self.authorities()))
@@ -201,7 +216,7 @@ impl wire::bundles_server::Bundles for Admin {
         let peer = self.require(&request, Role::Operator)?;
         let request = request.into_inner();
         let domain = domain(&request.trust_domain)?;
-        self.audit(&peer, "bundle.set", domain.as_str());
+        self.audit_gift(&peer, "bundle.set", domain.as_str())?;
         let set = self.parts.trust.set(domain, request.content.as_bytes()).await;
         let set = set.map_err(|error| status::trust(&error))?;
         let crls = self.parts.issuer.crls.current().await;
@@ -342,7 +357,7 @@ fn administrator<T>(request: &Request<T>) -> Result<&Administrator, Status> {
 
 /// Whether a text that is kept is one line, and not a long one.
 fn one_line(field: &str, text: &str) -> Result<(), Status> {
-    if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
+    if text.len() > MAX_TEXT_BYTES || text.chars().any(is_hidden) {
         return Err(status::bad_field(field, format!("is one line of at most {MAX_TEXT_BYTES} bytes")));
     }
     Ok(())

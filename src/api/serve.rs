@@ -16,10 +16,12 @@ use crate::peer::{Listener, PeerStream};
 use crate::proto::DESCRIPTORS;
 use crate::proto::admin::agent_server::AgentServer;
 use crate::proto::admin::approvals_server::ApprovalsServer;
+use crate::proto::admin::audit_log_server::AuditLogServer;
 use crate::proto::admin::authorities_server::AuthoritiesServer;
 use crate::proto::admin::bundles_server::BundlesServer;
 use crate::proto::admin::credentials_server::CredentialsServer;
 use crate::proto::admin::entries_server::EntriesServer;
+use crate::proto::admin::policies_server::PoliciesServer;
 use crate::proto::admin::session_admin_server::SessionAdminServer;
 use crate::proto::session::sessions_server::SessionsServer;
 use crate::proto::session::verifier_server::VerifierServer;
@@ -101,8 +103,18 @@ pub async fn admin(
     drain: drain::Watcher,
 ) -> Result<(), (&'static str, Error)> {
     let large = limits.admin_message;
-    let names = ["Agent", "Approvals", "Authorities", "Bundles", "Credentials", "Entries", "SessionAdmin"]
-        .map(|name| format!("tether.admin.v1.{name}"));
+    let names = [
+        "Agent",
+        "Approvals",
+        "AuditLog",
+        "Authorities",
+        "Bundles",
+        "Credentials",
+        "Entries",
+        "Policies",
+        "SessionAdmin",
+    ]
+    .map(|name| format!("tether.admin.v1.{name}"));
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     // Only who has a role reaches the two services that take large messages.
     let routes = reflection(&names)
@@ -110,7 +122,9 @@ pub async fn admin(
         .add_service(BundlesServer::new(service.clone()).max_decoding_message_size(large))
         .add_service(AgentServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(ApprovalsServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
+        .add_service(PoliciesServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(SessionAdminServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
+        .add_service(AuditLogServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(CredentialsServer::new(service.clone()).max_decoding_message_size(limits.workload_message))
         .add_service(AuthoritiesServer::new(service).max_decoding_message_size(limits.workload_message));
     let server = Server::builder()

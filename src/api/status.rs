@@ -56,7 +56,8 @@ pub fn refused(refusal: &Refusal) -> Status {
         | Refusal::Key(_)
         | Refusal::Bond(_)
         | Refusal::Holder(_)
-        | Refusal::Ledger(_) => Code::Unavailable,
+        | Refusal::Ledger(_)
+        | Refusal::Audit(_) => Code::Unavailable,
         Refusal::Held(error) => held(error),
         Refusal::NoTargetInode => Code::InvalidArgument,
         Refusal::Target(InstanceError::Io { .. }) => Code::Unavailable,
@@ -76,6 +77,7 @@ pub fn session(error: &SessionError) -> Status {
         SessionError::Refused(refusal) => return refused(refusal),
         SessionError::NotFound | SessionError::NoProcess(_) => Code::NotFound,
         SessionError::Field { .. } | SessionError::Ambiguous(_) | SessionError::InNone => Code::InvalidArgument,
+        SessionError::User(error) if error.is_temporary() => Code::Unavailable,
         SessionError::NotMember(_)
         | SessionError::Exceeds { .. }
         | SessionError::Target(_)
@@ -88,9 +90,11 @@ pub fn session(error: &SessionError) -> Status {
         | SessionError::Suspended
         | SessionError::Ended(_)
         | SessionError::Budget(_)
+        | SessionError::NoToken
+        | SessionError::Withdrawn(_)
         | SessionError::Clock(_) => Code::FailedPrecondition,
         SessionError::Approval(error) => approval_code(error),
-        SessionError::TooMany(_) => Code::ResourceExhausted,
+        SessionError::TooMany(_) | SessionError::TooManyTokens => Code::ResourceExhausted,
         SessionError::Held(error) => held(error),
         SessionError::Bond(_) | SessionError::Unheld(_) | SessionError::Journal(_) | SessionError::Audit(_) => {
             Code::Unavailable

@@ -45,7 +45,7 @@ pub use self::head::head_path;
 pub use self::query::{Cursor, Filter, Picker, fuzz_record, last_lines};
 pub use self::record::{Level, Record};
 pub use self::settings::{OnFailure, Settings};
-pub use self::sink::SYNC_WITHIN;
+pub use self::sink::{Follow, SYNC_WITHIN};
 use self::sink::{Health, Sink};
 pub use self::verify::{Begins, Expected, HeadSays, Problem, Report, expected, verify};
 use crate::base::clock::Clock;
@@ -154,8 +154,8 @@ impl Audit {
         self.sink.as_ref().map(|sink| sink.head())
     }
 
-    /// Changes when something was written. Look at [`Self::parts`] after subscribing.
-    pub fn follow(&self) -> Option<watch::Receiver<u64>> {
+    /// Waits for more. Look at [`Self::parts`] after subscribing.
+    pub fn follow(&self) -> Option<Follow> {
         self.sink.as_ref().map(|sink| sink.follow())
     }
 }

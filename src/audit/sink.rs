@@ -32,8 +32,28 @@ pub(super) struct Sink {
     dirty: Notify,
     /// The last record, while somebody follows.
     written: watch::Sender<u64>,
+    /// Whether the agent stops: nobody should wait for more records.
+    closing: watch::Sender<bool>,
     /// The last record that is on disk; held while more is brought there, so that many wait for one sync.
     durable: tokio::sync::Mutex<Link>,
+}
+
+/// Waits for records.
+#[derive(Clone, Debug)]
+pub struct Follow {
+    written: watch::Receiver<u64>,
+    closing: watch::Receiver<bool>,
+}
+
+impl Follow {
+    /// Whether there may be more records, as soon as there may be.
+    pub async fn more(&mut self) -> bool {
+        tokio::select! {
+            written = self.written.changed() => written.is_ok(),
+            // Whoever closes the log is gone with it.
+            _ = self.closing.wait_for(|closing| *closing) => false,
+        }
+    }
 }
 
 impl Sink {
@@ -56,6 +76,7 @@ impl Sink {
             head,
             health,
             dirty: Notify::new(),
+            closing: watch::Sender::new(false),
             durable: tokio::sync::Mutex::new(Link::genesis()),
         };
         sink.dirty.notify_one();
@@ -186,6 +207,7 @@ impl Sink {
             self.try_again();
             self.sync().await;
         }
+        self.closing.send_replace(true);
         self.sync().await;
     }
 
@@ -222,8 +244,8 @@ impl Sink {
     }
 
     /// Told of every record from now on.
-    pub(super) fn follow(&self) -> watch::Receiver<u64> {
-        self.written.subscribe()
+    pub(super) fn follow(&self) -> Follow {
+        Follow { written: self.written.subscribe(), closing: self.closing.subscribe() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {

@@ -3,6 +3,8 @@
 pub mod backoff;
 pub mod clock;
 #[cfg(feature = "agent")]
+pub mod directory;
+#[cfg(feature = "agent")]
 pub mod drain;
 #[cfg(feature = "agent")]
 pub mod durable;
@@ -10,9 +12,12 @@ pub mod entropy;
 #[cfg(feature = "agent")]
 pub mod exhaustion;
 #[cfg(feature = "agent")]
+pub mod files;
+#[cfg(feature = "agent")]
 pub mod frames;
 #[cfg(feature = "agent")]
 pub mod mistake;
 pub mod secret;
 #[cfg(feature = "agent")]
 pub mod quota;
+pub mod text;

@@ -1,6 +1,6 @@
 //! `tether agent`: run it, check what it would run with, tell it to reload, ask whether it is ready.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,6 +11,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::agent::{self, Deps, Reload};
 use crate::client::{ClientError, Endpoint, channel, with_header};
 use crate::config::{Config, Loaded, Mistake, Mistakes, Place};
+use crate::policy;
 use crate::proto::admin::ReloadRequest;
 use crate::registry;
 use crate::telemetry;
@@ -96,13 +97,14 @@ fn quoted(path: &str) -> String {
 struct CheckDocument {
     ok: bool,
     entries: usize,
+    policies: usize,
     mistakes: Vec<Found>,
     warnings: Vec<Found>,
 }
 
-/// A mistake of the configuration or of an entry.
+/// A mistake of the configuration, of an entry or of a policy.
 #[derive(Serialize)]
-struct Found {
+pub(super) struct Found {
     /// The file, the environment variable or the flag.
     place: String,
     line: Option<usize>,
@@ -112,10 +114,10 @@ struct Found {
 
 fn check(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     let checked = match config::source(args, &context.host)?.load() {
-        Ok(loaded) => check_entries(&loaded.config, context),
+        Ok(loaded) => check_files(&loaded.config, context),
         Err(Mistakes(mistakes)) => {
             let mistakes = mistakes.into_iter().map(Found::from).collect();
-            CheckDocument { ok: false, entries: 0, mistakes, warnings: Vec::new() }
+            CheckDocument { ok: false, entries: 0, policies: 0, mistakes, warnings: Vec::new() }
         }
     };
     if context.output.is_json() {
@@ -134,22 +136,41 @@ fn check(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
             format!("{} mistakes; the agent would not take this", checked.mistakes.len()),
         ));
     }
-    context.output.note(&format!("the configuration and {} entries are right", checked.entries));
+    let CheckDocument { entries, policies, .. } = checked;
+    context.output.note(&format!("the configuration, {entries} entries and {policies} policies are right"));
     Ok(())
 }
 
-fn check_entries(config: &Config, context: &Context) -> CheckDocument {
-    if config.dev && !config.entries_dir.exists() {
-        // The agent makes it at its first start.
-        return CheckDocument { ok: true, entries: 0, mistakes: Vec::new(), warnings: Vec::new() };
+fn check_files(config: &Config, context: &Context) -> CheckDocument {
+    // What is missing in a directory of --dev the agent makes at its first start.
+    let is_there = |directory: &Path| !config.dev || directory.exists();
+    let (mut entries, mut mistakes, mut warnings) = (0, Vec::new(), Vec::new());
+    if is_there(&config.entries_dir) {
+        let mut loader = registry::Loader::new(config.entries_dir.clone(), config.entry_rules());
+        let loaded = loader.load(&[], context.host.now());
+        entries = loaded.entries.len();
+        mistakes.extend(loaded.mistakes);
+        warnings.extend(loaded.warnings);
     }
-    let mut loader = registry::Loader::new(config.entries_dir.clone(), config.entry_rules());
-    let loaded = loader.load(&[], context.host.now());
+    let policies_dir = Some(&config.policies_dir).filter(|directory| is_there(directory));
+    let policies_dir = policies_dir.filter(|directory| directory.exists() || !policy::is_default(directory));
+    let policies = match super::policy::compiled(policies_dir.map(std::slice::from_ref).unwrap_or_default(), config.dev)
+    {
+        Ok(compiled) => {
+            warnings.extend(compiled.warnings);
+            compiled.set.policies().len()
+        }
+        Err(found) => {
+            mistakes.extend(found);
+            0
+        }
+    };
     CheckDocument {
-        ok: loaded.mistakes.is_empty(),
-        entries: loaded.entries.len(),
-        mistakes: loaded.mistakes.into_iter().map(Found::from).collect(),
-        warnings: loaded.warnings.into_iter().map(Found::from).collect(),
+        ok: mistakes.is_empty(),
+        entries,
+        policies,
+        mistakes: mistakes.into_iter().map(Found::from).collect(),
+        warnings: warnings.into_iter().map(Found::from).collect(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! What an agent wrote is shown so that nothing in it can look like something else.
 
 use serde::Serialize;
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -11,7 +12,7 @@ use crate::proto::admin::{ApprovalView, ApproveRequest, DenyRequest, ListApprova
 use super::args::ApprovalCommand;
 use super::failure::{Exit, Failure};
 use super::output::{Tone, identifier, prose, relative};
-use super::session::{MIN_DIGITS, only};
+use super::session::{MIN_DIGITS, acts, only};
 use super::{Admin, Context};
 
 /// The digits of an approval's id.
@@ -110,23 +111,46 @@ fn fields(approval: &ApprovalView, now: OffsetDateTime, context: &mut Context) -
         "" => String::new(),
         by => format!("by uid {by}, {}", when(&approval.decided_at)),
     };
+    let token = match approval.kind.as_str() {
+        "jwt" => "bearer JWT: whoever has it can use it".to_owned(),
+        "wit" => "WIT, of use with proofs alone".to_owned(),
+        other => identifier(other),
+    };
+    let session = session(approval, now);
     let mut fields = vec![
         ("approval", approval.id.clone()),
         ("state", state),
         ("agent", who),
         ("wants to", wants.join(" ")),
+        ("token", token),
+        ("scopes", identifier(&approval.scopes.join(" "))),
         ("tool", identifier(&approval.tool)),
         ("arguments", if_any("SHA-256 ", &approval.arguments_sha256)),
         ("effect", identifier(&approval.effect)),
         ("purpose", identifier(&approval.purpose)),
         ("why", prose(&approval.why)),
         ("policies", identifier(&approval.policies.join(" "))),
-        ("session", approval.session.clone()),
+        ("session", session),
         ("decided", decided),
         ("note", prose(&approval.note)),
     ];
     fields.retain(|(_, value)| !value.is_empty());
     Ok(context.output.fields(&fields)?)
+}
+
+/// The session in a line: who acts, how often, and until when.
+fn session(approval: &ApprovalView, now: OffsetDateTime) -> String {
+    let id = identifier(&approval.session);
+    let Ok(session) = serde_json::from_str::<Value>(&approval.session_json) else { return id };
+    let limits =
+        [("calls", "max_calls"), ("tokens", "max_tokens")].map(|(what, field)| match session[field].as_u64() {
+            None | Some(0) => format!("any number of {what}"),
+            Some(most) => format!("{most} {what}"),
+        });
+    let boundary = identifier(session["boundary"].as_str().unwrap_or_default());
+    let ends = session["expires_at"].as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+    let ends = ends.map(|at| format!(", {}", relative(at, now))).unwrap_or_default();
+    format!("{id}: {}; one {boundary}, {}{ends}", acts(&session), limits.join(", "))
 }
 
 fn times(count: u32) -> &'static str {
@@ -156,6 +180,8 @@ struct ApprovalDocument<'a> {
     tool: Option<&'a str>,
     arguments_sha256: Option<&'a str>,
     effect: Option<&'a str>,
+    kind: Option<&'a str>,
+    scopes: &'a [String],
     why: &'a str,
     policies: &'a [String],
     requested_at: &'a str,
@@ -164,6 +190,7 @@ struct ApprovalDocument<'a> {
     uses_left: u32,
     decided_by: Option<&'a str>,
     note: Option<&'a str>,
+    session_document: Option<Value>,
 }
 
 impl<'a> From<&'a ApprovalView> for ApprovalDocument<'a> {
@@ -182,6 +209,8 @@ impl<'a> From<&'a ApprovalView> for ApprovalDocument<'a> {
             tool: unless_empty(&view.tool),
             arguments_sha256: unless_empty(&view.arguments_sha256),
             effect: unless_empty(&view.effect),
+            kind: unless_empty(&view.kind),
+            scopes: &view.scopes,
             why: &view.why,
             policies: &view.policies,
             requested_at: &view.requested_at,
@@ -190,6 +219,7 @@ impl<'a> From<&'a ApprovalView> for ApprovalDocument<'a> {
             uses_left: view.uses_left,
             decided_by: unless_empty(&view.decided_by),
             note: unless_empty(&view.note),
+            session_document: serde_json::from_str(&view.session_json).ok(),
         }
     }
 }

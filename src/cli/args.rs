@@ -1,10 +1,13 @@
 //! The command line as types. What is parsed here is complete: no command checks its flags again.
 
 mod approval;
+mod audit;
 mod credential;
+mod policy;
 mod prove;
 mod run;
 mod session;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -14,10 +17,13 @@ use crate::config::LogFilter;
 use crate::id::{SpiffeId, TrustDomain};
 
 pub use approval::ApprovalCommand;
+pub use audit::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
 pub use credential::{CredentialCommand, RevokeArgs};
+pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 pub use prove::{EffectName, ProveArgs, SchemeName};
 pub use run::RunArgs;
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
+pub use verify::VerifyArgs;
 
 /// The commit of the SPIFFE specification that is implemented.
 pub const SPIFFE_COMMIT: &str = "665a28f";
@@ -120,9 +126,20 @@ pub enum Command {
     /// In a session, if there is one: the one that is named, else that of TETHER_SESSION, else the one this process is a
     /// member of. The proof is good for this method and URI alone, once, for half a minute.
     Prove(ProveArgs),
+    /// Check a request as a tool: the headers that `tether prove` prints on standard input, the verdict on standard output.
+    ///
+    /// One of this caller's registration entries must list the URI under `serves`. Checking uses the proof up. Exit code 0:
+    /// the request is good; 5: it is not, and `reason` says why.
+    Verify(VerifyArgs),
     /// What waits for a person's word.
     #[command(subcommand)]
     Approval(ApprovalCommand),
+    /// Policies: what identities, sessions and tools are allowed, checked, tested and explained.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// What happened: who got what, who was refused and why, and whether the record of it is whole.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// What signs.
     #[command(subcommand)]
     Authority(AuthorityCommand),
@@ -147,7 +164,7 @@ pub enum Command {
 pub enum AgentCommand {
     /// Run the agent until it is told to stop.
     Run(ConfigArgs),
-    /// Check configuration and entries without running anything; lists every mistake with file, line and column.
+    /// Check configuration, entries and policies without running anything; lists every mistake with file, line and column.
     Check(ConfigArgs),
     /// Tell the running agent to read configuration and entries again; waits and reports.
     Reload,

@@ -116,11 +116,13 @@ impl Failure {
                 return Self::waiting(message, approval);
             }
             if told(SESSION_END_METADATA).is_some() {
-                let advice = "what goes on is a new session: `tether session start`, or `tether run`";
+                let advice = "begin one with `tether session start` or `tether run`";
                 return Self::new(Exit::Invalid, format!("{message}; {advice}"));
             }
-            if told(DENIAL_METADATA) == Some("session_pending") {
-                return Self::new(Exit::Waiting, message);
+            match told(DENIAL_METADATA) {
+                Some("session_pending") => return Self::new(Exit::Waiting, message),
+                Some("no_session" | "ambiguous") => return Self::new(Exit::Failure, message),
+                _ => {}
             }
             match status.code() {
                 Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => {

@@ -6,6 +6,7 @@
 mod agent;
 mod approval;
 mod args;
+mod audit;
 mod authority;
 mod bundle;
 mod config;
@@ -17,12 +18,15 @@ mod failure;
 mod fetch;
 mod manual;
 mod output;
+mod policy;
 mod prove;
 mod run;
 mod session;
 mod sockets;
 mod status;
+mod trace;
 mod validate;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -168,7 +172,10 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Session(command) => context.wait(async |context| session::run(command, context).await),
         Command::Run(args) => context.wait(async |context| run::run(args, context).await),
         Command::Prove(args) => context.wait(async |context| prove::run(args, context).await),
+        Command::Verify(args) => context.wait(async |context| verify::run(args, context).await),
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
+        Command::Policy(command) => policy::run(command, context),
+        Command::Audit(command) => context.wait(async |context| audit::run(command, context).await),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
         Command::Completion { shell } => manual::completion(shell, context),
@@ -250,6 +257,8 @@ services! {
     credentials: credentials_client::CredentialsClient,
     sessions: session_admin_client::SessionAdminClient,
     approvals: approvals_client::ApprovalsClient,
+    policies: policies_client::PoliciesClient,
+    audit_log: audit_log_client::AuditLogClient,
 }
 
 impl Admin {

@@ -9,6 +9,7 @@ use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
 use super::args::Format;
+use crate::base::text::is_hidden;
 
 const RED: &str = "31";
 const GREEN: &str = "32";
@@ -170,11 +171,7 @@ pub fn identifier(text: &str) -> String {
 
 /// Prose from outside on one line: what would move the cursor, does not show, or turns the direction of writing is escaped.
 pub fn prose(text: &str) -> String {
-    let hidden = |c: char| {
-        matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-    };
-    escaped(text, |c| !c.is_control() && !hidden(c))
+    escaped(text, |c| !is_hidden(c))
 }
 
 fn escaped(text: &str, shows: impl Fn(char) -> bool) -> String {

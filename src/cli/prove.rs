@@ -79,7 +79,7 @@ pub(super) async fn run(args: ProveArgs, context: &mut Context) -> Result<(), Fa
 }
 
 /// The digest of a file, or of standard input for `-`, as bytes.
-fn sha256(path: &Path, host: &mut Host) -> Result<Vec<u8>, Failure> {
+pub(super) fn sha256(path: &Path, host: &mut Host) -> Result<Vec<u8>, Failure> {
     let failure =
         |error: std::io::Error| Failure::new(Exit::Usage, format!("cannot read `{}`: {error}", path.display()));
     let mut file;

@@ -21,6 +21,8 @@ use super::failure::{Exit, Failure};
 use super::output::identifier;
 use super::{Admin, Context, Sessions};
 
+pub(super) use print::acts;
+
 /// The environment variable with the session a command is about.
 pub(super) const SESSION_VARIABLE: &str = "TETHER_SESSION";
 /// Whoever shortens an id leaves so many digits.
@@ -33,12 +35,13 @@ pub(super) async fn run(command: SessionCommand, context: &mut Context) -> Resul
         SessionCommand::Start(args) => start::run(args, context).await,
         SessionCommand::List { all, admin: false } => list(all, context).await,
         SessionCommand::List { all, admin: true } => list_as_viewer(all, context).await,
-        SessionCommand::Show { id } => {
+        SessionCommand::Show { id, admin: false } => {
             let sessions = context.sessions()?;
             let session = named(id, &sessions, context).await?;
             let session = sessions.answer(sessions.client().get(GetRequest { session })).await?;
-            print::show(&session, context)
+            print::show(&document(&session), context)
         }
+        SessionCommand::Show { id, admin: true } => show_as_viewer(id, context).await,
         SessionCommand::Mint(args) => mint(args, context).await,
         SessionCommand::End(args) if args.admin => end_as_operator(args, context).await,
         SessionCommand::End(args) => end(args, context).await,
@@ -53,6 +56,7 @@ pub(super) async fn run(command: SessionCommand, context: &mut Context) -> Resul
             context.output.note(&format!("the next sign of life is due at {}", session.heartbeat_due));
             Ok(())
         }
+        SessionCommand::Trace { id } => super::trace::run(id, context).await,
         SessionCommand::Suspend { id } => {
             let admin = context.admin()?;
             let session = named_as_viewer(id, &admin, context).await?;
@@ -149,6 +153,17 @@ async fn list_as_viewer(all: bool, context: &mut Context) -> Result<(), Failure>
     let request = ListSessionsRequest { all, ..ListSessionsRequest::default() };
     let listed = admin.answer(admin.sessions().list(request)).await?;
     print::list(documents(&listed.json)?, Some(listed.total), context)
+}
+
+async fn show_as_viewer(id: Option<String>, context: &mut Context) -> Result<(), Failure> {
+    let admin = context.admin()?;
+    let session = named_as_viewer(id, &admin, context).await?;
+    let request = ListSessionsRequest { all: true, session: session.clone(), ..ListSessionsRequest::default() };
+    let listed = documents(&admin.answer(admin.sessions().list(request)).await?.json)?;
+    match listed.first() {
+        Some(document) => print::show(document, context),
+        None => Err(Failure::new(Exit::Failure, format!("there is no session `{}`", identifier(&session)))),
+    }
 }
 
 /// The document of a session, for what reads its fields by name.

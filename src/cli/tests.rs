@@ -1,6 +1,8 @@
 mod admin;
+mod approval;
 mod credential;
 mod fetch_wit;
+mod session;
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Write};

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::id::TrustDomain;
-use crate::policy::AudienceCaps;
+use crate::policy::{AudienceCaps, DEFAULT_DIRECTORY};
 use crate::telemetry;
 use crate::user::IssuerTable;
 use crate::verify::NodeUrls;
@@ -54,6 +54,10 @@ settings! {
         state_dir: PathBuf = PathBuf::from("/var/lib/tether");
         /// Registration entries: every `*.toml` in this directory is loaded, and again when one changes.
         entries_dir: PathBuf = PathBuf::from("/etc/tether/entries.d");
+        /// Policies: every `*.cedar` in this directory is loaded beside the built-in ones, and again when one changes. A set
+        /// with a mistake is refused whole and the one before stays; at the start the agent is refused with it. Only the
+        /// default directory may be missing.
+        policies_dir: PathBuf = PathBuf::from(DEFAULT_DIRECTORY);
         section authority: Authority;
         section svid: Svid;
         section wit: Wit;
@@ -312,6 +316,7 @@ impl Config {
             trust_domain: TrustDomain::parse(DEV_TRUST_DOMAIN).expect("the name is legal; a test starts from it"),
             state_dir: dir.join("state"),
             entries_dir: dir.join("entries.d"),
+            policies_dir: dir.join("policies"),
             dev: true,
             ..Self::default()
         };

@@ -12,7 +12,7 @@ use crate::jwt::Jwk;
 use crate::ledger::{self, Reason, Standing};
 use crate::metrics::{Issued, Kind, Outcome};
 use crate::peer::{Instance, InstanceId, LookError, PeerConn};
-use crate::policy::Denial;
+use crate::policy::{Denial, KeyUse};
 use crate::proof::{ProofTarget, SignedProof};
 use crate::registry::{Bind, Entry, Identity};
 use crate::wit::Confirmation;
@@ -93,6 +93,11 @@ impl Acting {
             delegate.look()?;
         }
         Ok(())
+    }
+
+    /// What a key that is held for the process is worth.
+    fn binding(&self) -> u8 {
+        if self.instance.weak().is_some() { HELD_WEAKLY } else { HELD }
     }
 
     /// The process that calls.
@@ -199,11 +204,11 @@ impl Issuer {
             let acting = self.acting(peer, on_behalf_of).await?;
             let key = self.held.find(key, acting.instance.id(), acting.by())?;
             let identity = self.identity_of(&acting, &key)?;
-            let permit = self.policy.use_key(&acting.entitled.attested, identity, acting.entitled.now)?;
+            let permit = self.may_use(&acting, identity, &key, acting.entitled.now)?;
             // Nothing waits after this.
             acting.look()?;
             let signature = self.held.sign_tls(permit, &key, scheme, content)?;
-            self.record_use(&acting, &key, "tls", None);
+            self.record_use(&acting, &key, "tls", None)?;
             Ok(signature)
         };
         self.recorded(peer, None, signed.await)
@@ -226,7 +231,7 @@ impl Issuer {
                 };
                 let identity = self.identity_of(&acting, &key)?;
                 let now = self.clock.now();
-                let permit = self.policy.use_key(&acting.entitled.attested, identity, now)?;
+                let permit = self.may_use(&acting, identity, &key, now)?;
                 // Nothing waits after this.
                 acting.look()?;
                 let target = &request.target;
@@ -236,7 +241,7 @@ impl Issuer {
                         (self.held.dpop(permit, &key, target, access_token, nonce, now)?, "dpop")
                     }
                 };
-                self.record_use(&acting, &key, kind, Some(target));
+                self.record_use(&acting, &key, kind, Some(target))?;
                 Ok((proof, key))
             }
             .await;
@@ -284,8 +289,19 @@ impl Issuer {
             return Err(Refusal::NoIdentity { pid: instance.pid(), uid: attested.uid() });
         }
         let ends = index.next_expiry(now);
-        let (generation, trust) = (index.generation(), self.trust.current());
-        Ok(Entitled { attested, identities: matched.identities, trust, now, ends, generation })
+        let (generation, policy, trust) = (index.generation(), self.policy.set().generation(), self.trust.current());
+        Ok(Entitled { attested, identities: matched.identities, trust, now, ends, generation, policy })
+    }
+
+    /// Asks policy about one use of a key.
+    fn may_use(
+        &self,
+        acting: &Acting,
+        identity: &Identity,
+        key: &HeldCredential,
+        now: OffsetDateTime,
+    ) -> Result<KeyUse, Denial> {
+        self.policy.use_key(&acting.entitled.attested, identity, key.kind().as_str(), key.binding(), now)
     }
 
     /// The identity that a key was made for, if it is still one of the process, and what it was signed as still stands.
@@ -329,7 +345,7 @@ impl Issuer {
         identity: &Identity,
     ) -> Result<Arc<HeldCredential>, Refusal> {
         let entitled = &acting.entitled;
-        let grant = self.policy.issue_wit(&entitled.attested, identity, entitled.now)?;
+        let grant = self.policy.issue_wit(&entitled.attested, identity, acting.binding(), entitled.now)?;
         let shape = Shape { ttl: identity.entry.jwt_ttl(), dns_names: Vec::new(), ends: identity.entry.expires_at() };
         if let Some(present) = self.present(acting, identity, ledger::Kind::Wit, &shape) {
             return Ok(present);
@@ -358,7 +374,7 @@ impl Issuer {
         identity: &Identity,
     ) -> Result<Arc<HeldCredential>, Refusal> {
         let entitled = &acting.entitled;
-        let grant = self.policy.issue_x509(&entitled.attested, identity, entitled.now)?;
+        let grant = self.policy.issue_x509(&entitled.attested, identity, acting.binding(), entitled.now)?;
         let shape = x509_shape(&identity.entry);
         if let Some(present) = self.present(acting, identity, ledger::Kind::X509, &shape) {
             return Ok(present);
@@ -409,7 +425,7 @@ impl Issuer {
             id: signed.id,
             authority: signed.authority,
             delegate: acting.delegate().copied(),
-            binding: if acting.instance.weak().is_some() { HELD_WEAKLY } else { HELD },
+            binding: acting.binding(),
             issued_at,
             // As other documents are renewed: at half of its life, give or take.
             renew_at: issued_at + (signed.not_after - issued_at) * (0.45 + self.entropy.fraction() / 10.0),
@@ -441,30 +457,39 @@ impl Issuer {
             ..entitled.issued(identity)
         };
         self.write_down(&acting.instance, entitled, &tie, &issued)?;
-        let held = self.held.keep(&acting.instance, entitled.attested.uid(), new)?;
-        self.metrics.svid_issued.get_or_create(&Issued { r#type: kind.into(), result: Outcome::Ok }).inc();
-        self.audit.record(Event::KeyHeld {
+        let event = Event::KeyHeld {
             caller: super::caller(peer),
             on_behalf_of: acting.delegate.is_some().then(|| holder(acting)),
             kind: kind.as_str(),
-            spiffe_id: held.spiffe_id().to_string(),
-            entry: held.entry().to_string(),
-            serial: held.id().to_owned(),
-            binding: held.binding(),
-            not_after: held.not_after(),
-        });
+            spiffe_id: identity.spiffe_id.to_string(),
+            entry: identity.entry.id().to_string(),
+            serial: new.id.clone(),
+            binding: new.binding,
+            not_after: new.not_after,
+        };
+        self.before(&new.id, event)?;
+        let held = self.held.keep(&acting.instance, entitled.attested.uid(), new)?;
+        self.metrics.svid_issued.get_or_create(&Issued { r#type: kind.into(), result: Outcome::Ok }).inc();
         Ok(held)
     }
 
-    fn record_use(&self, acting: &Acting, key: &HeldCredential, kind: &'static str, target: Option<&ProofTarget>) {
-        self.audit.record(Event::KeyUsed {
+    /// Records what a key has signed, before that leaves.
+    fn record_use(
+        &self,
+        acting: &Acting,
+        key: &HeldCredential,
+        kind: &'static str,
+        target: Option<&ProofTarget>,
+    ) -> Result<(), Refusal> {
+        let event = Event::KeyUsed {
             caller: caller_of(acting.delegate.as_ref().unwrap_or(&acting.instance), acting),
             on_behalf_of: acting.delegate.is_some().then(|| holder(acting)),
             kind,
             spiffe_id: key.spiffe_id().to_string(),
             serial: key.id().to_owned(),
             request: target.map(|target| format!("{} {}", target.method.as_str(), target.uri)),
-        });
+        };
+        Ok(self.audit.before(event)?)
     }
 }
 

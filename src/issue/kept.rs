@@ -87,7 +87,7 @@ impl Document for X509Svid {
     type Grant = X509Grant;
 
     fn decide(policy: &Policy, attested: &Attested, of: &Identity, now: OffsetDateTime) -> Result<X509Grant, Denial> {
-        policy.issue_x509(attested, of, now)
+        policy.issue_x509(attested, of, KEY_IN_WORKLOAD, now)
     }
 
     async fn make(issuer: &Issuer, signers: &Signers, grant: X509Grant, now: OffsetDateTime) -> Result<Self, Refusal> {
@@ -118,7 +118,7 @@ impl Document for KeyedWit {
     type Grant = WitGrant;
 
     fn decide(policy: &Policy, attested: &Attested, of: &Identity, now: OffsetDateTime) -> Result<WitGrant, Denial> {
-        policy.issue_wit(attested, of, now)
+        policy.issue_wit(attested, of, KEY_IN_WORKLOAD, now)
     }
 
     async fn make(issuer: &Issuer, signers: &Signers, grant: WitGrant, now: OffsetDateTime) -> Result<Self, Refusal> {

@@ -20,6 +20,9 @@ pub enum Invalid {
     /// This node issued it, and it has ended before its time.
     #[error("it has been revoked ({})", .0.as_str())]
     Ended(Reason),
+    /// It belongs to a session that has ended or is suspended.
+    #[error("the session it belongs to has ended or is suspended")]
+    Session,
     /// Its entry allows one use, and that was before.
     #[error("it is good for one use and has been used")]
     Used,
@@ -34,6 +37,7 @@ impl Invalid {
         match self {
             Self::Token(_) => "token",
             Self::Ended(reason) => reason.as_str(),
+            Self::Session => "session",
             Self::Used => "used",
             Self::Unknown => "unknown",
         }
@@ -78,7 +82,18 @@ impl Issuer {
     async fn stands(&self, svid: &JwtSvid, jti: &str) -> Result<Result<(), Invalid>, Refusal> {
         let Some(recorded) = self.issued_as(jti, Kind::Jwt, svid.spiffe_id()) else { return Ok(Err(Invalid::Unknown)) };
         if recorded.standing == Standing::Stands {
-            self.look_at_holder(&recorded).await?;
+            if let Tie::Session(session) = &recorded.tie {
+                let sessions = self.sessions.get();
+                let may_be_used = match sessions {
+                    Some(sessions) => sessions.may_be_used(session).await,
+                    None => false,
+                };
+                if !may_be_used {
+                    return Ok(Err(Invalid::Session));
+                }
+            } else {
+                self.look_at_holder(&recorded).await?;
+            }
         }
         Ok(match self.ledger.use_once(jti)? {
             Standing::Stands => Ok(()),

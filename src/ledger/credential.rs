@@ -68,6 +68,10 @@ pub enum Reason {
     SessionEnded,
     /// The approval it was minted by was withdrawn.
     ApprovalWithdrawn,
+    /// Policy no longer permits it.
+    PolicyDenied,
+    /// It could not be recorded in the audit log, so it was not released.
+    NotRecorded,
 }
 
 impl From<End> for Reason {
@@ -84,7 +88,7 @@ impl From<End> for Reason {
 }
 
 impl Reason {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::ProcessExited,
         Self::ExecutableChanged,
         Self::ExecutableHidden,
@@ -100,6 +104,8 @@ impl Reason {
         Self::AgentRestart,
         Self::SessionEnded,
         Self::ApprovalWithdrawn,
+        Self::PolicyDenied,
+        Self::NotRecorded,
     ];
 
     /// The name in the admin API, the command line, metrics and audit.
@@ -120,6 +126,8 @@ impl Reason {
             Self::AgentRestart => "agent_restart",
             Self::SessionEnded => "session_ended",
             Self::ApprovalWithdrawn => "approval_withdrawn",
+            Self::PolicyDenied => "policy_denied",
+            Self::NotRecorded => "not_recorded",
         }
     }
 

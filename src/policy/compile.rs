@@ -12,10 +12,11 @@ use cedar_policy::{
 use miette::Diagnostic;
 
 use super::facts::never_met;
+use super::question::Action;
 use super::rule::{PolicyOrigin, Rule, obligations};
 use super::scan::{Statement, statements};
-use super::set::PolicySet;
-use super::words::{READ_SCHEMA, SCHEMA};
+use super::set::{PolicySet, names};
+use super::words::{ACTION_WORDS, READ_SCHEMA, SCHEMA, index_of};
 use crate::base::entropy::hex;
 use crate::base::mistake::{Lines, Mistake};
 
@@ -66,12 +67,16 @@ pub struct Compiled {
 /// The set of the built-in policies and those of these files; otherwise every mistake. Takes its time on a thread of its
 /// own, because it needs much stack: not to be called on an async thread.
 pub fn compile(built_in: BuiltIn, files: &[PolicyFile]) -> Result<Compiled, Vec<Mistake>> {
-    let whole = |message: String| vec![Mistake::whole(Path::new(""), message)];
+    with_stack(|| compile_here(built_in, files)).unwrap_or_else(|why| Err(vec![Mistake::whole(Path::new(""), why)]))
+}
+
+/// Does work on a thread with enough stack for the deepest policy there may be; otherwise says why not.
+pub(super) fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("policies".to_owned()).stack_size(STACK_BYTES);
-        let running = thread.spawn_scoped(scope, || compile_here(built_in, files));
-        let running = running.map_err(|error| whole(format!("no thread to read policies on: {error}")))?;
-        running.join().unwrap_or_else(|_| Err(whole("BUG: reading the policies failed".to_owned())))
+        let running = thread.spawn_scoped(scope, work);
+        let running = running.map_err(|error| format!("no thread to read policies on: {error}"))?;
+        running.join().map_err(|_| "BUG: reading the policies failed".to_owned())
     })
 }
 
@@ -177,6 +182,11 @@ impl<'a> Reading<'a> {
             let at = |name: &str| text.find(&format!("@{name}")).unwrap_or(0);
             wrong.into_iter().map(|(name, why)| place.mistake(at(&name), why)).collect()
         })?;
+        if obligations.step_up.is_some() && names(&parsed, &ACTION_WORDS[index_of(Action::Issue)]) {
+            let message = "nobody can be asked about `issue`: put @step_up on a policy that names its actions, such as \
+                           `action in Action::\"call\"`";
+            return Err(vec![place.mistake(text.find("@step_up").unwrap_or(0), message.to_owned())]);
+        }
         let never: Vec<Mistake> = parsed
             .entity_literals()
             .iter()

@@ -3,10 +3,13 @@
 //! A yes is a grant, a value with a private constructor that the authority consumes by signing: nothing can be
 //! signed without one, and nothing else makes one. Deciding is pure: no I/O, no clock of its own.
 
+mod case;
 mod compile;
+mod explain;
 mod facts;
 mod grant;
 mod live;
+mod load;
 mod question;
 mod rule;
 mod scan;
@@ -28,9 +31,12 @@ use crate::registry::{EntryId, Identity};
 
 use self::grant::Permitted;
 
+pub use self::case::{Case, Expect, read_cases};
 pub use self::compile::{BuiltIn, Compiled, MAX_POLICIES, PolicyFile, compile};
+pub use self::explain::{ExplainedPolicy, Explanation, explain};
 pub use self::grant::{Call, Checks, JwtGrant, KeyUse, MintGrant, Permit, Start, WitGrant, X509Grant};
-pub use self::live::Policies;
+pub use self::live::{DEFAULT_DIRECTORY, Policies, PoliciesRefused, PoliciesWatch, is_default};
+pub use self::load::{MAX_BYTES, MAX_FILE_BYTES, MAX_FILES, read_paths};
 pub use self::question::{
     Action, AgentFacts, Decision, Effect, IssueFacts, Obligations, Question, SessionFacts, ToolFacts,
 };
@@ -119,6 +125,13 @@ impl Denial {
         }
     }
 }
+
+/// Kinds of credentials, as policies name them.
+const X509: &str = "x509";
+const JWT: &str = "jwt";
+const WIT: &str = "wit";
+/// Binding level: whoever has it can use it.
+const BEARER: u8 = 0;
 
 /// Lifetimes for entries that name none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,14 +253,16 @@ impl Policy {
         Self { jwt_caps: Arc::new(caps), ..self }
     }
 
-    /// Whether the attested process may have an X.509-SVID for an identity that matched it.
+    /// Whether the attested process may have an X.509-SVID of this binding level for an identity that matched it.
     pub fn issue_x509(
         &self,
         attested: &Attested,
         identity: &Identity,
+        binding: u8,
         now: OffsetDateTime,
     ) -> Result<X509Grant, Denial> {
         standing(attested, identity, now)?;
+        self.may_issue(agent(identity), IssueFacts { kind: X509, audience: &[], binding }, now)?;
         Ok(X509Grant {
             spiffe_id: identity.spiffe_id.clone(),
             dns_names: identity.entry.dns_names().iter().map(ToString::to_string).collect(),
@@ -269,6 +284,7 @@ impl Policy {
         if let Some(other) = audience.iter().find(|audience| !identity.entry.allows_audience(audience)) {
             return Err(Denial::Audience { entry: identity.entry.id().clone(), audience: other.clone() });
         }
+        self.may_issue(agent(identity), IssueFacts { kind: JWT, audience, binding: BEARER }, now)?;
         let ttl = identity.entry.jwt_ttl().unwrap_or(self.lifetimes.jwt);
         Ok(JwtGrant {
             spiffe_id: identity.spiffe_id.clone(),
@@ -278,9 +294,17 @@ impl Policy {
         })
     }
 
-    /// Whether the attested process may have a WIT-SVID. It lives as long as a JWT-SVID of the same entry.
-    pub fn issue_wit(&self, attested: &Attested, identity: &Identity, now: OffsetDateTime) -> Result<WitGrant, Denial> {
+    /// Whether the attested process may have a WIT-SVID of this binding level. It lives as long as a JWT-SVID of the same
+    /// entry.
+    pub fn issue_wit(
+        &self,
+        attested: &Attested,
+        identity: &Identity,
+        binding: u8,
+        now: OffsetDateTime,
+    ) -> Result<WitGrant, Denial> {
         standing(attested, identity, now)?;
+        self.may_issue(agent(identity), IssueFacts { kind: WIT, audience: &[], binding }, now)?;
         Ok(WitGrant {
             spiffe_id: identity.spiffe_id.clone(),
             ttl: identity.entry.jwt_ttl().unwrap_or(self.lifetimes.jwt),
@@ -288,10 +312,25 @@ impl Policy {
         })
     }
 
-    /// Whether the attested process may use a key that is held for an identity that matched it, now.
-    pub fn use_key(&self, attested: &Attested, identity: &Identity, now: OffsetDateTime) -> Result<KeyUse, Denial> {
+    /// Whether the attested process may use a key that is held for an identity that matched it, now: what could not be
+    /// issued any more cannot be used either. `kind` is that of the credential it is the key of, `x509` or `wit`.
+    pub fn use_key(
+        &self,
+        attested: &Attested,
+        identity: &Identity,
+        kind: &str,
+        binding: u8,
+        now: OffsetDateTime,
+    ) -> Result<KeyUse, Denial> {
         standing(attested, identity, now)?;
+        self.may_issue(agent(identity), IssueFacts { kind, audience: &[], binding }, now)?;
         Ok(KeyUse { spiffe_id: identity.spiffe_id.clone(), entry: identity.entry.id().clone() })
+    }
+
+    /// Whether the policies permit to issue a credential, or to go on with it: asked at each issue, and of everything that
+    /// stands when the policies change.
+    pub fn may_issue(&self, agent: AgentFacts<'_>, issue: IssueFacts<'_>, now: OffsetDateTime) -> Result<(), Denial> {
+        self.permitted(&Question::issue(agent, issue, now), true).map(drop)
     }
 
     /// Whether the attested process may ask in the name of any other at all.
@@ -337,6 +376,12 @@ impl Policy {
             ends: None,
         }
     }
+}
+
+/// Who would act with an identity.
+fn agent(identity: &Identity) -> AgentFacts<'_> {
+    let (entry, owner) = (identity.entry.id().as_str(), identity.entry.owner().unwrap_or_default());
+    AgentFacts { spiffe_id: &identity.spiffe_id, entry, owner }
 }
 
 /// By whom and where to, for a refusal.

@@ -171,6 +171,22 @@ pub struct Question<'a> {
     pub now: OffsetDateTime,
 }
 
+impl<'a> Question<'a> {
+    /// Whether to issue a credential outside sessions, or to go on with it.
+    pub fn issue(agent: AgentFacts<'a>, issue: IssueFacts<'a>, now: OffsetDateTime) -> Self {
+        Self {
+            action: Action::Issue,
+            agent,
+            user: None,
+            session: None,
+            issue: Some(issue),
+            tool: None,
+            approved: false,
+            now,
+        }
+    }
+}
+
 /// What goes with a permission: the union over all policies that permitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Obligations {

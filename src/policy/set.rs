@@ -14,7 +14,7 @@ use cedar_policy::{
 };
 
 use super::facts::{Asked, Mentioned};
-use super::question::{Decision, Obligations, Question};
+use super::question::{Action, Decision, Obligations, Question};
 use super::rule::Rule;
 use super::words::{ACTION_COUNT, ACTION_WORDS, ActionWord, index_of};
 
@@ -90,6 +90,14 @@ impl PolicySet {
     /// The policy with this id.
     pub fn policy(&self, id: &str) -> Option<&Arc<Rule>> {
         self.by_id.get(id).map(|at| &self.rules[*at])
+    }
+
+    /// Whether an action is permitted whatever the question is.
+    pub fn always_permits(&self, action: Action) -> bool {
+        match &self.actions[index_of(action)] {
+            Applicable::Always(judged) => judged.permitted && judged.obligations.step_up.is_none(),
+            Applicable::Depends { .. } => false,
+        }
     }
 
     pub(super) fn with_generation(self, generation: u64) -> Self {
@@ -187,7 +195,7 @@ impl Applicable {
 }
 
 /// Whether the scope of a policy has this action.
-fn names(policy: &cedar_policy::Policy, action: &ActionWord) -> bool {
+pub(super) fn names(policy: &cedar_policy::Policy, action: &ActionWord) -> bool {
     let is_it = |uid: &EntityUid| *uid == action.uid;
     match policy.action_constraint() {
         ActionConstraint::Any => true,

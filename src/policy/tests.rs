@@ -348,7 +348,7 @@ fn a_denial_says_what_to_do() {
              `tether policy explain` shows why",
         ),
         (
-            r#"@id("s") @step_up("reads mail") permit(principal, action, resource);"#,
+            r#"@id("s") @step_up("reads mail") permit(principal, action in Action::"call", resource);"#,
             READ,
             "step_up",
             "policy wants a person to agree to `call` first: reads mail (s)",

@@ -1,8 +1,6 @@
 //! The entries directory as a whole: all of its files are good, or none of them counts.
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,8 +9,8 @@ use time::OffsetDateTime;
 
 use super::entry::{Entry, Origin, rfc3339};
 use super::parse::{Interner, Rules, Source, parse_interned};
-use crate::base::durable;
-use crate::base::mistake::{Lines, Mistake};
+use crate::base::files;
+use crate::base::mistake::Mistake;
 
 /// The largest entries file in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -56,8 +54,11 @@ impl Loader {
     /// Reads the directory. `others` are the entries from elsewhere, whose ids files must not use. Blocks on the disk.
     pub fn load(&mut self, others: &[Arc<Entry>], now: OffsetDateTime) -> Loaded {
         let mut loaded = Loaded::default();
-        let files = match self.files(&mut loaded.warnings) {
-            Ok(files) => files,
+        let files = match files::list(&self.directory, "toml", MAX_FILES) {
+            Ok(listed) => {
+                loaded.warnings.extend(listed.warning);
+                listed.files
+            }
             Err(mistake) => {
                 loaded.mistakes.push(mistake);
                 return loaded;
@@ -81,55 +82,14 @@ impl Loader {
         loaded
     }
 
-    /// The entry files in the order of their names.
-    fn files(&self, warnings: &mut Vec<Mistake>) -> Result<Vec<Arc<Path>>, Mistake> {
-        let directory = &self.directory;
-        let failed = |error: std::io::Error| Mistake::whole(directory, format!("cannot read the directory: {error}"));
-        let mut files: Vec<Arc<Path>> = Vec::new();
-        for found in fs::read_dir(directory).map_err(failed)? {
-            let name = found.map_err(failed)?.file_name();
-            let is_hidden = name.as_encoded_bytes().starts_with(b".");
-            if !is_hidden && Path::new(&name).extension().is_some_and(|extension| extension == "toml") {
-                files.push(directory.join(name).into());
-            }
-        }
-        if files.len() > MAX_FILES {
-            let text =
-                format!("{} entry files; at most {MAX_FILES} are allowed: put several entries in one", files.len());
-            return Err(Mistake::whole(directory, text));
-        }
-        files.sort_unstable();
-        if fs::metadata(directory).map_err(failed)?.mode() & 0o1002 == 0o002 {
-            warnings.push(Mistake::whole(directory, "everyone may add entries here: run chmod o-w on it"));
-        }
-        Ok(files)
-    }
-
     fn file(&self, path: &Arc<Path>, before: Option<Parsed>, interner: &mut Interner) -> Result<Parsed, Vec<Mistake>> {
-        let whole = |message: String| vec![Mistake::whole(path, message)];
-        let meta = fs::metadata(path).map_err(|error| whole(format!("cannot look at the file: {error}")))?;
-        // Opening a pipe would wait for its other end.
-        if !meta.is_file() {
-            return Err(whole("not a regular file: remove or rename it".to_owned()));
-        }
-        if meta.mode() & 0o002 != 0 {
-            return Err(whole("everyone may change this file: run chmod o-w on it".to_owned()));
-        }
-        let content = durable::read(path, MAX_FILE_BYTES).map_err(|error| {
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            whole(format!("cannot read the file: {cause}"))
-        })?;
+        let content = files::read(path, MAX_FILE_BYTES).map_err(|mistake| vec![mistake])?;
         let mut sha256 = [0; 32];
         sha256.copy_from_slice(digest(&SHA256, &content).as_ref());
         if let Some(before) = before.filter(|before| before.digest == sha256) {
             return Ok(before);
         }
-        let text = std::str::from_utf8(&content).map_err(|error| {
-            let readable = String::from_utf8_lossy(&content[..error.valid_up_to()]);
-            let (line, column) = Lines::new(&readable).position(readable.len());
-            let message = "not UTF-8 from here on: save the file as UTF-8".to_owned();
-            vec![Mistake { path: path.clone(), line, column, message }]
-        })?;
+        let text = files::text(path, &content).map_err(|mistake| vec![mistake])?;
         let entries = parse_interned(text, &Source::File(path.clone()), &self.rules, interner)?;
         Ok(Parsed { digest: sha256, entries: entries.into_iter().map(Arc::new).collect() })
     }

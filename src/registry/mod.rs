@@ -37,4 +37,4 @@ pub use load::{Loaded, Loader};
 pub use parse::{Rules, Source, parse_entries, parse_entry};
 pub use service::{LoadState, Registry, RegistryError};
 pub use template::{Template, TemplateError, Unexpanded};
-pub use watch::DirectoryWatch;
+pub use watch::EntriesWatch;

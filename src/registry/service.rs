@@ -6,14 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tokio::task::{JoinError, spawn_blocking};
 
 use super::entry::Entry;
 use super::index::Index;
 use super::load::Loader;
 use super::parse::Rules;
-use super::watch::DirectoryWatch;
+use super::watch::EntriesWatch;
 use crate::base::clock::Clock;
+use crate::base::directory::{DirectoryWatch, WatchError};
+use crate::base::files::aside;
 use crate::base::mistake::Mistake;
 
 /// Why the registry refused something.
@@ -30,14 +31,8 @@ pub enum RegistryError {
         second: String,
     },
     /// The kernel cannot watch the entries directory, so changes would go unnoticed.
-    #[error("cannot watch the entries directory `{}`", path.display())]
-    Watch {
-        /// The directory.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: notify::Error,
-    },
+    #[error("changes of entries would go unnoticed")]
+    Watch(#[from] WatchError),
     /// There is no entries directory to watch.
     #[error("there is no entries directory")]
     NoDirectory,
@@ -125,30 +120,20 @@ impl Registry {
     /// replaced; with any mistake nothing changes. Either way the answer is also [`Self::last_load`].
     pub async fn reload(&self) -> Arc<LoadState> {
         let shared = self.0.clone();
-        on_disk_threads(move || shared.reload()).await
+        aside(move || shared.reload()).await
     }
 
     /// Replaces the entries from the store. With an id that a file or a built-in entry has, nothing changes.
     pub async fn set_store_entries(&self, entries: Vec<Arc<Entry>>) -> Result<(), RegistryError> {
         let shared = self.0.clone();
-        on_disk_threads(move || shared.set_store_entries(entries)).await
+        aside(move || shared.set_store_entries(entries)).await
     }
 
     /// Begins to watch the entries directory: what changes from now on is noticed once the watch runs. So: watch,
     /// reload, run.
-    pub fn watch(&self) -> Result<DirectoryWatch, RegistryError> {
+    pub fn watch(&self) -> Result<EntriesWatch, RegistryError> {
         let directory = self.0.directory.clone().ok_or(RegistryError::NoDirectory)?;
-        DirectoryWatch::new(directory, self.clone())
-    }
-}
-
-/// Building an index of 100,000 entries takes tens of milliseconds and reading them longer: not on an async thread.
-async fn on_disk_threads<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
-        Ok(done) => done,
-        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        // The runtime is shutting down and does not begin the work; nor will it go on with who waits for it.
-        Err(Err(_cancelled)) => std::future::pending().await,
+        Ok(EntriesWatch { registry: self.clone(), directory: DirectoryWatch::new(directory)? })
     }
 }
 

@@ -11,7 +11,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub const MAX_USES: u32 = 1000;
 const PENDING_TTL: Duration = Duration::from_secs(60 * 60);
 /// Questions that may wait at once: of one session, of one user id, of all.
 const MAX_PENDING: Limits = Limits { session: 16, uid: 64, all: 4096 };
+/// So many changes are remembered for those who ask what changed.
+const MAX_RECENT: usize = 1024;
 /// How long what was decided is kept, and how much of it: of one user id, of all.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_KEPT: Limits = Limits { session: usize::MAX, uid: 256, all: 4096 };
@@ -145,6 +147,16 @@ struct Inner {
     /// Held from reading what is to be changed until the change is visible.
     writing: Mutex<()>,
     changed: watch::Sender<u64>,
+    /// Whose approvals changed lately.
+    recent: std::sync::Mutex<Recent>,
+}
+
+/// The sessions of the latest changes, each with the count at which it changed.
+#[derive(Debug, Default)]
+struct Recent {
+    changes: VecDeque<(u64, SessionId)>,
+    /// Changes up to this count are forgotten.
+    forgotten: u64,
 }
 
 type Rows = BTreeMap<ApprovalId, Row>;
@@ -185,6 +197,7 @@ impl Approvals {
             rows: RwLock::new(rows.collect()),
             writing: Mutex::new(()),
             changed: watch::Sender::new(0),
+            recent: std::sync::Mutex::default(),
             store,
             clock,
             entropy,
@@ -293,6 +306,14 @@ impl Approvals {
         self.0.changed.subscribe()
     }
 
+    /// The sessions whose approvals have changed after the count `seen` of [`Self::watch`]; `None` when that is too long
+    /// ago to know: then it may be any.
+    pub fn changed_since(&self, seen: u64) -> Option<BTreeSet<SessionId>> {
+        let recent = self.0.recent();
+        let changes = recent.changes.iter().filter(|(count, _)| *count > seen);
+        (seen >= recent.forgotten).then(|| changes.map(|(_, session)| session.clone()).collect())
+    }
+
     /// The approval with this id, as it is now.
     pub fn find(&self, id: &str) -> Option<Approval> {
         let now = self.0.clock.now();
@@ -316,7 +337,7 @@ impl Approvals {
     /// After a restart: closes what belongs to sessions that are no longer there.
     pub async fn keep_only(&self, lives: impl Fn(&SessionId) -> bool) {
         let gone: Vec<SessionId> = self.list().into_iter().map(|approval| approval.matter.session).collect();
-        let gone: std::collections::BTreeSet<_> = gone.into_iter().filter(|session| !lives(session)).collect();
+        let gone: BTreeSet<_> = gone.into_iter().filter(|session| !lives(session)).collect();
         self.session_over(move |approval, _| gone.contains(&approval.matter.session)).await;
     }
 
@@ -385,11 +406,18 @@ impl Inner {
         for id in old {
             rows.remove(id);
         }
+        // Whoever writes is alone.
+        let count = *self.changed.borrow() + 1;
+        let mut recent = self.recent();
         for approval in put {
+            recent.changes.push_back((count, approval.matter.session.clone()));
             rows.insert(approval.id.clone(), Row { approval, revision });
         }
-        drop(rows);
-        self.changed.send_modify(|count| *count += 1);
+        while recent.changes.len() > MAX_RECENT {
+            recent.forgotten = recent.changes.pop_front().map_or(count, |(count, _)| count);
+        }
+        drop((rows, recent));
+        self.changed.send_replace(count);
     }
 
     /// Ends those for which it is over. That less is allowed does not wait for a disk: when it cannot be written it is
@@ -424,6 +452,11 @@ impl Inner {
     /// Whole whenever the lock is free, also after a panic: rows are put in and taken out, never changed in place.
     fn rows(&self) -> RwLockReadGuard<'_, Rows> {
         self.rows.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whole whenever the lock is free, as the rows are.
+    fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rows_mut(&self) -> RwLockWriteGuard<'_, Rows> {

@@ -6,8 +6,9 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::approvals::Asked;
+use super::end::Watch;
 use super::live::{Inner, Used, agent, facts};
-use super::model::{Boundary, Members, SessionId, State, Terms};
+use super::model::{Boundary, EndReason, Members, SessionId, State, Terms};
 use super::record::Wanted;
 use super::wish::is_within;
 use super::{Scope, Session, SessionError, Sessions, UserWish, Wish};
@@ -42,7 +43,7 @@ impl Sessions {
     /// # Errors
     /// [`SessionError`]; nothing was made then. A session that waits for an approval is no error.
     pub async fn start(&self, peer: &PeerConn, wish: Wish) -> Result<Arc<Session>, SessionError> {
-        let begun = self.begin(peer, wish, None).await;
+        let begun = self.begin_aside(peer, wish, None).await;
         self.recorded(peer, Wanted::session(Action::Start, ""), begun)
     }
 
@@ -51,18 +52,36 @@ impl Sessions {
     /// # Errors
     /// As [`Self::start`]; a child that wants more than its parent has is refused, and not cut down.
     pub async fn delegate(&self, peer: &PeerConn, parent: &str, mut wish: Wish) -> Result<Arc<Session>, SessionError> {
+        let above = self.of_user(peer, parent).await;
+        let known = above.as_ref().map(|session| session.terms().id.to_string()).unwrap_or_default();
         let begun = async {
-            let (parent, _, _) = self.as_member(peer, parent).await?;
+            let (parent, _, _) = self.as_member(peer, above?).await?;
             self.usable(&parent).await?;
             let terms = parent.terms();
             if wish.purpose.is_empty() {
                 wish.purpose.clone_from(&terms.purpose);
             }
             self.within(&parent, &mut wish)?;
-            self.begin(peer, wish, Some(&parent)).await
+            self.begin_aside(peer, wish, Some(parent)).await
         };
         let begun = begun.await;
-        self.recorded(peer, Wanted::session(Action::Delegate, parent), begun)
+        self.recorded(peer, Wanted::session(Action::Delegate, &known), begun)
+    }
+
+    /// Begins a session to its end, whatever becomes of whoever calls: what is half begun would be watched by nobody.
+    async fn begin_aside(
+        &self,
+        peer: &PeerConn,
+        wish: Wish,
+        parent: Option<Arc<Session>>,
+    ) -> Result<Arc<Session>, SessionError> {
+        let (sessions, peer) = (self.clone(), peer.clone());
+        let begun = tokio::spawn(async move { sessions.begin(&peer, wish, parent.as_ref()).await }).await;
+        match begun {
+            Ok(begun) => begun,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(Refusal::Stopping.into()),
+        }
     }
 
     /// Whether a child's wish lies within its parent; what it leaves open becomes what the parent has.
@@ -139,16 +158,25 @@ impl Sessions {
             }
             Err(denial) => return Err(denial.into()),
         };
-        let session = Arc::new(Session::new(terms, state, inner));
-        let made = self.enter(peer, &session, &actor, place, &decision).await;
-        if made.is_err() {
-            // Nobody knows it: nothing else is left of it.
-            self.issuer().held.wipe_session(session.terms().id.as_str());
-            self.approvals().session_ended(&session.terms().id).await;
+        let watch = self.hold(&terms, actor.hold.clone()).await?;
+        let session = Arc::new(Session::new(Arc::new(terms), state, inner));
+        if let Err(error) = self.enter(peer, &session, place, watch, &decision).await {
+            self.undo(&session).await;
+            return Err(error);
         }
-        made?;
-        self.watch_over(&session, actor.hold).await?;
+        self.look_at_begun(&session, &actor, &decision).await?;
         Ok(session)
+    }
+
+    /// Leaves nothing of a session that did not come to be. Nobody has seen it, but for the audit log.
+    async fn undo(&self, session: &Session) {
+        let id = &session.terms().id;
+        self.issuer().held.wipe_session(id.as_str());
+        self.approvals().session_ended(id).await;
+        if let Err(error) = self.journal().ended(id) {
+            tracing::warn!(%error, session = %id, "a session that did not come to be cannot be struck out");
+        }
+        self.issuer().audit.record(super::record::undone(id));
     }
 
     /// The process that is to act, held and attested. One of another user is not to be seen.
@@ -271,14 +299,13 @@ impl Sessions {
         }
     }
 
-    /// Makes a session that was permitted: its key, its records, its place in the book; and looks again at what it was
-    /// permitted by.
+    /// Makes a session that was permitted: its key, its records, its place in the book, and whoever watches over it.
     async fn enter(
         &self,
         peer: &PeerConn,
         session: &Arc<Session>,
-        actor: &Actor,
         place: Place,
+        watch: Watch,
         decision: &Decision,
     ) -> Result<(), SessionError> {
         let issuer = self.issuer();
@@ -291,22 +318,35 @@ impl Sessions {
         {
             let mut book = self.book();
             // Under the lock under which a parent begins to end: either it sees this child, or this sees that.
-            if let Some(parent) = session.terms().parent.as_ref().and_then(|id| book.find(id.as_str())) {
-                parent.usable(self.now())?;
+            if let Some(parent) = &session.terms().parent {
+                let lineage = book.lineage(parent);
+                if lineage.last().is_none_or(|top| top.terms().parent.is_some()) {
+                    return Err(SessionError::Ended(EndReason::ParentEnded));
+                }
+                let now = self.now();
+                lineage.iter().try_for_each(|above| above.usable(now))?;
             }
             book.insert(session.clone(), place);
         }
+        // Nothing waits between this and the insertion: no session is without.
+        self.watch_over(session, watch);
         self.announce(session);
+        Ok(())
+    }
+
+    /// Looks again at what a session was permitted by, now that whoever changes that finds it.
+    async fn look_at_begun(&self, session: &Session, actor: &Actor, decision: &Decision) -> Result<(), SessionError> {
+        let issuer = self.issuer();
         let looked = actor.instance.look();
         let holds = looked.as_ref().is_ok_and(|facts| actor.entitled.attested.is_of(facts))
-            && issuer.registry.borrow().generation() == actor.entitled.generation;
-        if !holds {
-            let id = session.terms().id.clone();
-            self.end(&id, super::EndReason::IdentityDisabled, "").await?;
-            looked.map_err(Refusal::Look)?;
-            return Err(Refusal::Changed.into());
+            && issuer.registry.borrow().generation() == actor.entitled.generation
+            && issuer.policy.set().digest() == &*decision.set;
+        if holds {
+            return Ok(());
         }
-        Ok(())
+        self.end(&session.terms().id, EndReason::IdentityDisabled, "").await?;
+        looked.map_err(Refusal::Look)?;
+        Err(Refusal::Changed.into())
     }
 
     /// Gives a session that waited for an approval its key: policy wants it now, and who acts is still there.
@@ -318,12 +358,16 @@ impl Sessions {
         let question = question(terms, action_of(terms), Used::default(), true, self.now());
         // Asked again, because much may have happened since.
         let _permitted = self.issuer().policy.start_session(&question)?;
+        if let Some(parent) = terms.parent.as_ref().and_then(|id| self.find(id.as_str())) {
+            self.usable(&parent).await?;
+        }
+        self.issuer().audit.before(super::record::activated(session))?;
         self.approvals().use_up(&approval.id).await?;
         let key = self.issuer().held.begin_session(terms.id.as_str()).await?;
         {
+            // Under the lock under which its end begins: either that wipes the key, or this does.
             let mut inner = session.inner();
             inner.key_thumbprint = Some(key.key().thumbprint());
-            // Ended while it got its key: then nobody else wipes that.
             if let Some(reason) = inner.ending {
                 drop(inner);
                 self.issuer().held.wipe_session(terms.id.as_str());
@@ -331,9 +375,8 @@ impl Sessions {
             }
             inner.ends_at = inner.ends_at.min(approval.expires_at);
             inner.heartbeat_due = terms.heartbeat.map(|within| self.now() + within);
+            session.set_state(State::Active);
         }
-        self.issuer().audit.before(super::record::activated(session))?;
-        session.set_state(State::Active);
         self.write(session)?;
         self.announce(session);
         Ok(())
@@ -372,6 +415,8 @@ fn asked<'a>(terms: &'a Terms, action: Action, targets: &'a str, why: &'a str, p
         method: "",
         tool: "",
         arguments_sha256: "",
+        kind: "",
+        scopes: &terms.scopes,
         why,
         policies,
     }

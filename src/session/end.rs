@@ -1,10 +1,14 @@
 //! The end of a session: whoever sees that it must end calls [`Sessions::end`], and when that returns nothing stands.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::{Change, Disposed, EndReason, Receipt, Session, SessionError, SessionId, Sessions, State, Unusable};
+use super::model::Terms;
+use super::{
+    Change, Disposed, EndReason, Receipt, Session, SessionError, SessionId, Sessions, State, TokenKind, Unusable,
+};
 use crate::bond::{End, Hold, Tie};
 use crate::issue::Refusal;
 use crate::ledger::Reason;
@@ -20,10 +24,21 @@ impl Sessions {
     /// There is no such session, or the agent is stopping.
     pub async fn end(&self, id: &SessionId, reason: EndReason, by: &str) -> Result<Arc<Receipt>, SessionError> {
         let session = self.find(id.as_str()).ok_or(SessionError::NotFound)?;
+        self.end_each(vec![session.clone()], reason, by).await?;
+        // It has ended, so it has one.
+        session.receipt().ok_or_else(|| Refusal::Stopping.into())
+    }
+
+    /// Ends many sessions as one, with everything below them: what is synced is synced once. Those that have ended stay
+    /// as they are. Returns when all have ended.
+    ///
+    /// # Errors
+    /// The agent is stopping.
+    pub async fn end_each(&self, doomed: Vec<Arc<Session>>, reason: EndReason, by: &str) -> Result<(), SessionError> {
         let (sessions, by) = (self.clone(), by.to_owned());
-        let ending = tokio::spawn(async move { sessions.end_all(&session, reason, &by).await });
+        let ending = tokio::spawn(async move { sessions.end_all(&doomed, reason, &by).await });
         match ending.await {
-            Ok(receipt) => Ok(receipt),
+            Ok(()) => Ok(()),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => Err(Refusal::Stopping.into()),
         }
@@ -41,56 +56,64 @@ impl Sessions {
         Ok((self.end(&session.terms().id, EndReason::Completed, &by).await?, had_ended))
     }
 
-    async fn end_all(&self, session: &Arc<Session>, reason: EndReason, by: &str) -> Arc<Receipt> {
+    async fn end_all(&self, doomed: &[Arc<Session>], reason: EndReason, by: &str) {
         // From here on nothing begins in any of them: whoever looks afterwards sees this, and whoever looked before is
         // found in the ledger.
         let (mine, others) = {
             let book = self.book();
-            let below = book.below(&session.terms().id);
-            below.into_iter().partition::<Vec<_>, _>(|doomed| {
-                let ending = &mut doomed.inner().ending;
-                let why = if Arc::ptr_eq(doomed, session) { reason } else { EndReason::ParentEnded };
-                let is_first = ending.is_none();
-                ending.get_or_insert(why);
-                is_first
-            })
+            let below = doomed.iter().flat_map(|root| {
+                let why = |one: &Arc<Session>| if Arc::ptr_eq(one, root) { reason } else { EndReason::ParentEnded };
+                book.below(&root.terms().id).into_iter().map(move |one| (why(&one), one))
+            });
+            let (mut mine, mut others): (Vec<Arc<Session>>, Vec<Arc<Session>>) = (Vec::new(), Vec::new());
+            for (why, one) in below {
+                let is_first = one.inner().ending.is_none();
+                one.inner().ending.get_or_insert(why);
+                if is_first { mine.push(one) } else { others.push(one) }
+            }
+            // Those below come last, whatever the order was that they were named in.
+            mine.sort_by_key(|one| one.terms().depth);
+            (mine, others)
         };
         let at = self.now();
-        let mut disposed = Vec::with_capacity(mine.len());
-        // Children first: what is above stands until nothing is below.
-        for doomed in mine.iter().rev() {
-            disposed.push(self.dispose(doomed, at).await);
+        let mut receipts: HashMap<SessionId, Receipt> = HashMap::with_capacity(mine.len());
+        // Children first: what is above stands until nothing is below, and its receipt has what theirs have.
+        for one in mine.iter().rev() {
+            let below = self.book().children_of(&one.terms().id);
+            let mut receipt = self.dispose(one, at).await;
+            for child in below.iter().filter_map(|child| receipts.get(child)) {
+                receipt.take_in(child);
+            }
+            receipts.insert(one.terms().id.clone(), receipt);
         }
-        disposed.reverse();
-        self.issuer().ledger.sync().await;
-        for (at_index, doomed) in mine.iter().enumerate().rev() {
-            let mut receipt = disposed[at_index].clone();
-            if Arc::ptr_eq(doomed, session) {
-                // The whole of it.
-                for below in &disposed[at_index + 1..] {
-                    receipt.ended.extend_from_slice(&below.ended);
-                    receipt.keys_wiped += below.keys_wiped;
-                    receipt.revoked.extend_from_slice(&below.revoked);
-                    receipt.remaining.extend_from_slice(&below.remaining);
-                }
+        if !reason.is_seen_again() {
+            self.issuer().ledger.sync().await;
+        }
+        for one in &mine {
+            if let Err(error) = self.journal().ended(&one.terms().id) {
+                tracing::error!(%error, session = %one.terms().id, "the end of a session cannot be written down");
             }
-            if let Err(error) = self.journal().ended(&doomed.terms().id) {
-                tracing::error!(%error, session = %doomed.terms().id, "the end of a session cannot be written down");
+        }
+        // All at once, so that one sync is for many.
+        let recorded = receipts.values().map(|receipt| async {
+            if let Err(error) = self.issuer().audit.synced(super::record::ended(receipt, by)).await {
+                tracing::error!(%error, session = %receipt.session, "the end of a session cannot be audited");
             }
-            if let Err(error) = self.issuer().audit.synced(super::record::ended(&receipt, by)).await {
-                tracing::error!(%error, session = %doomed.terms().id, "the end of a session cannot be audited");
-            }
-            doomed.inner().receipt = Some(Arc::new(receipt));
-            doomed.set_state(State::Ended(disposed[at_index].reason));
-            self.book().ended(doomed, at);
-            self.announce(doomed);
+        });
+        futures_util::future::join_all(recorded).await;
+        for one in mine.iter().rev() {
+            let Some(receipt) = receipts.remove(&one.terms().id) else { continue };
+            let why = receipt.reason;
+            one.inner().receipt = Some(Arc::new(receipt));
+            one.set_state(State::Ended(why));
+            self.book().ended(one, at);
+            self.announce(one);
         }
         // Those that somebody else is ending: this returns when all have ended.
-        for other in others.iter().chain(std::iter::once(session)) {
+        for other in &others {
             // The sender is in the session.
             let _ = other.watch().wait_for(|state| matches!(state, State::Ended(_))).await;
         }
-        session.receipt().unwrap_or_else(|| Arc::new(receipt_of(session, reason, at)))
     }
 
     /// Wipes and revokes what one session has.
@@ -102,25 +125,21 @@ impl Sessions {
         }
         self.approvals().session_ended(id).await;
         let mut inner = session.inner();
-        let (tokens, bearers) = (std::mem::take(&mut inner.tokens), std::mem::take(&mut inner.bearers));
+        let tokens = std::mem::take(&mut inner.tokens);
         let reason = inner.ending.unwrap_or(EndReason::Operator);
         let last_proof = inner.last_proof_until.filter(|until| *until > at);
         (inner.hold, inner.launched) = (None, None);
         drop(inner);
         let mut receipt = receipt_of(session, reason, at);
         receipt.keys_wiped = u32::from(wiped);
-        let wits = tokens.into_iter().filter(|token| token.expires_at > at).map(|token| Disposed {
-            kind: "wit",
-            id: token.id,
-            target: token.target,
-            until: token.expires_at,
-        });
-        receipt.revoked.extend(wits);
-        for bearer in bearers.into_iter().filter(|bearer| bearer.expires_at > at) {
-            let of = Disposed { kind: "jwt", id: bearer.id, target: bearer.audience, until: bearer.expires_at };
-            // Revoked for those who ask; to those who do not it is as good as before.
-            receipt.revoked.push(of.clone());
-            receipt.remaining.push(of);
+        for token in tokens.into_iter().filter(|token| token.expires_at > at) {
+            let of =
+                Disposed { kind: token.kind.as_str(), id: token.id, target: token.target, until: token.expires_at };
+            // A bearer token is revoked for those who ask; to those who do not it is as good as before.
+            if token.kind == TokenKind::Jwt {
+                receipt.remaining.push(of.clone());
+            }
+            receipt.revoked.push(of);
         }
         receipt.remaining.extend(last_proof.map(|until| Disposed {
             kind: "proof",
@@ -137,46 +156,38 @@ impl Sessions {
         let _ = self.0.changes.send(Change { session: session.clone(), state: session.state() });
     }
 
-    /// Watches for everything that ends a session and is an event of the host, or of the clock.
-    pub(super) async fn watch_over(&self, session: &Arc<Session>, hold: Arc<Hold>) -> Result<(), SessionError> {
-        let terms = session.terms();
+    /// Takes hold of everything whose end ends a session and is an event of the host.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub(super) async fn hold(&self, terms: &Terms, members: Arc<Hold>) -> Result<Watch, SessionError> {
         let user = match &terms.user {
             None => None,
-            Some(user) => match self.0.parts.users.hold(user).await {
-                Ok(hold) => Some(hold),
-                Err(error) => {
-                    tracing::info!(%error, session = %terms.id, "the user of a session is gone");
-                    self.end(&terms.id, EndReason::UserSessionEnd, "").await?;
-                    return Err(error.into());
-                }
-            },
+            Some(user) => Some(self.0.parts.users.hold(user).await?),
         };
         let supervisor = match &terms.supervisor {
             None => None,
             Some((instance, pid)) => {
                 let tie = Tie::Process { instance: *instance, pid: *pid };
-                match self.issuer().bonds.hold(&tie).await {
-                    Ok(hold) => Some(hold),
-                    Err(_) => {
-                        self.end(&terms.id, EndReason::ProcessExit, "").await?;
-                        return Err(SessionError::Ended(EndReason::ProcessExit));
-                    }
-                }
+                let held = self.issuer().bonds.hold(&tie).await;
+                Some(held.map_err(|_| SessionError::Ended(EndReason::ProcessExit))?)
             }
         };
+        Ok(Watch { members, user, supervisor })
+    }
+
+    /// Watches for the end of what is held, and for everything that is due by the clock. Waits for nothing itself.
+    pub(super) fn watch_over(&self, session: &Arc<Session>, watch: Watch) {
         let (weak, clock) = (Arc::downgrade(&self.0), self.issuer().clock.clone());
         let session = session.clone();
         tokio::spawn(async move {
-            let Some(reason) = until_the_end(&session, &clock, &hold, user.as_ref(), supervisor.as_ref()).await else {
-                return;
-            };
-            drop((hold, user, supervisor));
+            let Some(reason) = until_the_end(&session, &clock, &watch).await else { return };
+            drop(watch);
             let Some(shared) = weak.upgrade() else { return };
             if let Err(error) = Sessions(shared).end(&session.terms().id, reason, "").await {
                 tracing::debug!(%error, session = %session.terms().id, "a session did not end here");
             }
         });
-        Ok(())
     }
 
     /// A sign of life from whoever supervises a session.
@@ -185,6 +196,10 @@ impl Sessions {
     /// There is none for this caller, or it has ended.
     pub async fn heartbeat(&self, peer: &PeerConn, id: &str) -> Result<Arc<Session>, SessionError> {
         let session = self.of_user(peer, id).await?;
+        let supervisor = session.terms().supervisor.as_ref();
+        if supervisor.is_some_and(|(instance, _)| instance != peer.instance().id()) {
+            return Err(SessionError::NotMember("its launcher".to_owned()));
+        }
         match self.usable(&session).await {
             // It lives, and may not be used.
             Ok(()) | Err(SessionError::Pending | SessionError::Suspended) => {}
@@ -239,23 +254,35 @@ impl Sessions {
     /// Looks at whoever acts in a session, for somebody who is about to rely on it.
     ///
     /// # Errors
-    /// It cannot be used now; what is seen to be over has ended when this returns.
+    /// It, or one above it, cannot be used now; what is seen to be over has ended when this returns.
     pub async fn look(&self, session: &Session) -> Result<(), Unusable> {
-        let now = self.now();
         let hold = session.inner().hold.clone();
         let gone = match hold.as_ref().and_then(|hold| hold.instance()) {
             Some(instance) => gone(session, instance),
             None => None,
         };
         let usable = match gone {
-            Some(reason) => Err(Unusable::MustEnd(reason)),
-            None => session.usable(now),
+            Some(reason) => Err((session.terms().id.clone(), Unusable::MustEnd(reason))),
+            None => self.stands(session),
         };
-        let Err(Unusable::MustEnd(reason)) = usable else { return usable };
-        // It ends whether or not this call sees it to its end.
-        let _ = self.end(&session.terms().id, reason, "").await;
-        Err(Unusable::Ended(reason))
+        match usable {
+            Ok(()) => Ok(()),
+            Err((id, Unusable::MustEnd(reason))) => {
+                // It ends whether or not this call sees it to its end.
+                let _ = self.end(&id, reason, "").await;
+                Err(Unusable::Ended(session.state().end_reason().unwrap_or(reason)))
+            }
+            Err((_, unusable)) => Err(unusable),
+        }
     }
+}
+
+/// Everything whose end ends a session, held.
+#[derive(Debug)]
+pub(super) struct Watch {
+    members: Arc<Hold>,
+    user: Option<UserHold>,
+    supervisor: Option<Hold>,
 }
 
 /// Whether the process of a session is over, or no longer what it was.
@@ -285,27 +312,21 @@ impl From<End> for EndReason {
 }
 
 /// Waits for the first thing that ends a session; `None` when somebody else ended it.
-async fn until_the_end(
-    session: &Session,
-    clock: &crate::base::clock::Clock,
-    hold: &Hold,
-    user: Option<&UserHold>,
-    supervisor: Option<&Hold>,
-) -> Option<EndReason> {
+async fn until_the_end(session: &Session, clock: &crate::base::clock::Clock, watch: &Watch) -> Option<EndReason> {
     let user_ended = async {
-        match user {
+        match &watch.user {
             Some(user) => user.ended().await,
             None => std::future::pending().await,
         }
     };
     let supervisor_ended = async {
-        match supervisor {
+        match &watch.supervisor {
             Some(supervisor) => supervisor.ended().await,
             None => std::future::pending().await,
         }
     };
     tokio::pin!(user_ended, supervisor_ended);
-    let ended = hold.ended();
+    let ended = watch.members.ended();
     tokio::pin!(ended);
     loop {
         match session.usable(clock.now()) {

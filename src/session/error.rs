@@ -83,6 +83,15 @@ pub enum SessionError {
     /// More was wanted than the budget had: that ends the session.
     #[error("the budget of the session is spent ({0}): the session has ended")]
     Budget(&'static str),
+    /// The session has as many tokens as one may have.
+    #[error("the session has too many tokens that have not expired: wait until some have, or use what is there")]
+    TooManyTokens,
+    /// The token to prove with is not there: it never was one of this session, it was used, or it ended.
+    #[error("the session has no such token that could be proven with: it was used, it ended, or it is not its own")]
+    NoToken,
+    /// The approval was withdrawn or ended meanwhile.
+    #[error("approval `{0}` was withdrawn, or its time is over")]
+    Withdrawn(String),
     /// Too many sessions.
     #[error("too many sessions")]
     TooMany(Full),
@@ -134,6 +143,9 @@ impl SessionError {
             Self::Suspended => "session_suspended",
             Self::Ended(_) => "session_ended",
             Self::Budget(_) => "budget_spent",
+            Self::TooManyTokens => "too_many_tokens",
+            Self::NoToken => "no_token",
+            Self::Withdrawn(_) => "approval_withdrawn",
             Self::TooMany(_) => "too_many",
             Self::User(error) => error.as_str(),
             Self::Launch(_) => "launch",

@@ -1,15 +1,19 @@
 //! The sessions on disk: one append-only file, written anew when most of it is dead.
 //!
 //! Promises: what is written survives the death of the agent (`write(2)`). Nothing is synced: a loss of power is a reboot,
-//! which ends whoever acts. Keys are never in it.
+//! which ends whoever acts. Keys are never in it, nor are bearer tokens; WITs are, which are worth nothing without the key.
+//!
+//! INVARIANT: it knows by itself what lives, and asks nobody: whoever writes to it holds no other lock that is taken here.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::live::Used;
+use super::live::{Token, Used};
 use super::model::{SessionId, State, Terms};
 use crate::base::durable::{self, Appender, DurableError};
 use crate::base::frames::{self, Unreadable};
@@ -24,21 +28,46 @@ const MAX_FILE: u64 = 1024 * 1024 * 1024;
 /// A session as it is written down.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Stored {
-    pub(super) terms: Terms,
+    pub(super) terms: Arc<Terms>,
     pub(super) state: State,
     pub(super) used: Used,
     #[serde(with = "time::serde::timestamp::nanoseconds")]
     pub(super) ends_at: OffsetDateTime,
     pub(super) approval: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) tokens: Vec<Token>,
 }
 
 /// One record.
 #[derive(Debug, Serialize, Deserialize)]
 enum Record<'a> {
-    Begin { version: u8, node: String },
-    Session(std::borrow::Cow<'a, Stored>),
-    Used { id: SessionId, used: Used },
-    Ended { id: SessionId },
+    Begin {
+        version: u8,
+        node: String,
+    },
+    /// What lived when the file was begun is above: a file without it was not finished.
+    Whole,
+    Session(Cow<'a, Stored>),
+    Token(SessionId, Cow<'a, Token>),
+    Used {
+        id: SessionId,
+        used: Used,
+    },
+    Ended {
+        id: SessionId,
+    },
+    /// The clock stood here: it must not stand before that after a restart.
+    Clock {
+        at: i64,
+    },
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    pub(super) living: Vec<Stored>,
+    /// The latest time that was written.
+    pub(super) latest: Option<OffsetDateTime>,
 }
 
 /// The file that is written to.
@@ -48,6 +77,8 @@ pub(super) struct Journal {
     node: String,
     number: u64,
     file: Appender,
+    living: BTreeMap<SessionId, Stored>,
+    latest: i64,
     buffer: Vec<u8>,
     /// The length at which it is written anew.
     limit: u64,
@@ -55,54 +86,111 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Reads what lives and begins a new file with it.
-    pub(super) fn open(dir: &Path, node: &str) -> Result<(Self, Vec<Stored>), DurableError> {
+    pub(super) fn open(dir: &Path, node: &str) -> Result<(Self, Read), DurableError> {
         durable::private_dir(dir)?;
         let mut numbers = numbers(dir);
         numbers.sort_unstable();
-        let mut living = BTreeMap::new();
-        // The newest file that begins as one: an interrupted rewrite leaves the older one.
+        let mut state = Replayed::default();
+        // The newest file that was begun to its end: an interrupted rewrite leaves the older one.
         for number in numbers.iter().rev() {
-            if let Some(read) = read(&durable::read(&path(dir, *number), MAX_FILE)?, node) {
-                living = read;
+            let bytes = match durable::read(&path(dir, *number), MAX_FILE) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    tracing::error!(%error, "a journal of sessions cannot be read: its sessions are over");
+                    continue;
+                }
+            };
+            if let Some(read) = read(&bytes, node) {
+                state = read;
                 break;
             }
         }
-        let living: Vec<Stored> = living.into_values().collect();
+        let Replayed { living, latest } = state;
         let number = numbers.last().map_or(1, |last| last + 1);
-        let (file, limit) = rewrite(dir, number, node, &living)?;
+        let (file, limit) = rewrite(dir, number, node, &living, latest)?;
         for old in numbers {
             durable::remove(&path(dir, old))?;
         }
-        Ok((Self { dir: dir.to_owned(), node: node.to_owned(), number, file, buffer: Vec::new(), limit }, living))
+        let read = Read {
+            living: living.values().cloned().collect(),
+            latest: OffsetDateTime::from_unix_timestamp(latest).ok().filter(|_| latest > 0),
+        };
+        let (dir, node) = (dir.to_owned(), node.to_owned());
+        Ok((Self { dir, node, number, file, living, latest, buffer: Vec::new(), limit }, read))
     }
 
     /// A session began, or changed its state.
-    pub(super) fn session(&mut self, stored: &Stored) -> Result<(), DurableError> {
-        self.append(&Record::Session(std::borrow::Cow::Borrowed(stored)))
+    pub(super) fn session(&mut self, mut stored: Stored) -> Result<(), DurableError> {
+        self.append(&Record::Session(Cow::Borrowed(&stored)))?;
+        if let Some(known) = self.living.remove(&stored.terms.id) {
+            stored.used = stored.used.max(known.used);
+            stored.tokens = known.tokens;
+        }
+        self.living.insert(stored.terms.id.clone(), stored);
+        self.make_room();
+        Ok(())
     }
 
-    /// A session used some of its budget.
-    pub(super) fn used(&mut self, id: &SessionId, used: Used) -> Result<(), DurableError> {
-        self.append(&Record::Used { id: id.clone(), used })
+    /// A session got a token.
+    pub(super) fn token(&mut self, id: &SessionId, token: &Token) -> Result<(), DurableError> {
+        self.append(&Record::Token(id.clone(), Cow::Borrowed(token)))?;
+        if let Some(stored) = self.living.get_mut(id) {
+            stored.tokens.push(token.clone());
+        }
+        self.make_room();
+        Ok(())
+    }
+
+    /// Sessions used some of their budgets. Of two that write at once the later may come first: the larger counts.
+    pub(super) fn used(&mut self, used: &[(SessionId, Used)]) -> Result<(), DurableError> {
+        for (id, used) in used {
+            self.append(&Record::Used { id: id.clone(), used: *used })?;
+            if let Some(stored) = self.living.get_mut(id) {
+                stored.used = stored.used.max(*used);
+            }
+        }
+        self.make_room();
+        Ok(())
     }
 
     /// A session ended.
     pub(super) fn ended(&mut self, id: &SessionId) -> Result<(), DurableError> {
+        self.living.remove(id);
         self.append(&Record::Ended { id: id.clone() })
     }
 
-    /// Whether it is time to write it anew.
-    pub(super) fn is_wasteful(&self) -> bool {
-        self.file.length() > self.limit
+    /// The clock stands at `now`.
+    pub(super) fn clock(&mut self, now: OffsetDateTime) -> Result<(), DurableError> {
+        self.latest = self.latest.max(now.unix_timestamp());
+        let at = self.latest;
+        self.append(&Record::Clock { at })?;
+        self.make_room();
+        Ok(())
     }
 
-    /// Writes it anew with what lives.
-    pub(super) fn rewrite(&mut self, living: &[Stored]) -> Result<(), DurableError> {
+    /// Writes it anew with what lives, when most of it is dead. What cannot be written anew now goes on as it is.
+    fn make_room(&mut self) {
+        if self.file.length() <= self.limit {
+            return;
+        }
+        let now = self.latest;
+        for stored in self.living.values_mut() {
+            stored.tokens.retain(|token| token.expires_at.unix_timestamp() > now);
+        }
         let number = self.number + 1;
-        let (file, limit) = rewrite(&self.dir, number, &self.node, living)?;
-        let old = path(&self.dir, self.number);
-        (self.file, self.limit, self.number) = (file, limit, number);
-        durable::remove(&old)
+        match rewrite(&self.dir, number, &self.node, &self.living, self.latest) {
+            Ok((file, limit)) => {
+                let old = path(&self.dir, self.number);
+                (self.file, self.limit, self.number) = (file, limit, number);
+                if let Err(error) = durable::remove(&old) {
+                    tracing::warn!(%error, "an old journal of sessions cannot be removed");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the journal of sessions cannot be written anew, trying again later");
+                self.limit = self.limit.saturating_add(ENOUGH);
+            }
+        }
     }
 
     fn append(&mut self, record: &Record<'_>) -> Result<(), DurableError> {
@@ -119,26 +207,39 @@ fn put(buffer: &mut Vec<u8>, record: &Record<'_>) {
     });
 }
 
-fn rewrite(dir: &Path, number: u64, node: &str, living: &[Stored]) -> Result<(Appender, u64), DurableError> {
+fn rewrite(
+    dir: &Path,
+    number: u64,
+    node: &str,
+    living: &BTreeMap<SessionId, Stored>,
+    latest: i64,
+) -> Result<(Appender, u64), DurableError> {
     let mut buffer = Vec::new();
     put(&mut buffer, &Record::Begin { version: VERSION, node: node.to_owned() });
-    for stored in living {
-        put(&mut buffer, &Record::Session(std::borrow::Cow::Borrowed(stored)));
+    put(&mut buffer, &Record::Clock { at: latest });
+    for stored in living.values() {
+        put(&mut buffer, &Record::Session(Cow::Borrowed(stored)));
     }
+    put(&mut buffer, &Record::Whole);
     let mut file = Appender::create(&path(dir, number))?;
     file.append(&buffer)?;
-    // The only sync: the older file goes.
-    file.syncer().sync()?;
     Ok((file, (4 * buffer.len() as u64).max(ENOUGH)))
 }
 
-/// What lives by the records of one file; `None` when it is none of ours or has no whole beginning.
-fn read(bytes: &[u8], node: &str) -> Option<BTreeMap<SessionId, Stored>> {
+#[derive(Debug, Default)]
+struct Replayed {
+    living: BTreeMap<SessionId, Stored>,
+    latest: i64,
+}
+
+/// What lives by the records of one file; `None` when it is none of ours, or was not begun to its end.
+fn read(bytes: &[u8], node: &str) -> Option<Replayed> {
     let (first, mut rest) = record(bytes).ok()?;
     if !matches!(first, Record::Begin { version: VERSION, node: of } if of == node) {
         return None;
     }
-    let mut living: BTreeMap<SessionId, Stored> = BTreeMap::new();
+    let mut state = Replayed::default();
+    let mut is_whole = false;
     while !rest.is_empty() {
         let next = match record(rest) {
             Ok((next, after)) => {
@@ -153,19 +254,30 @@ fn read(bytes: &[u8], node: &str) -> Option<BTreeMap<SessionId, Stored>> {
         };
         match next {
             Record::Begin { .. } => {}
+            Record::Whole => is_whole = true,
             Record::Session(stored) => {
-                let stored = stored.into_owned();
-                living.insert(stored.terms.id.clone(), stored);
+                let mut stored = stored.into_owned();
+                if let Some(known) = state.living.remove(&stored.terms.id) {
+                    stored.used = stored.used.max(known.used);
+                    stored.tokens.extend(known.tokens);
+                }
+                state.living.insert(stored.terms.id.clone(), stored);
             }
-            Record::Used { id, used } => {
-                if let Some(stored) = living.get_mut(&id) {
-                    stored.used = used;
+            Record::Token(id, token) => {
+                if let Some(stored) = state.living.get_mut(&id) {
+                    stored.tokens.push(token.into_owned());
                 }
             }
-            Record::Ended { id } => drop(living.remove(&id)),
+            Record::Used { id, used } => {
+                if let Some(stored) = state.living.get_mut(&id) {
+                    stored.used = stored.used.max(used);
+                }
+            }
+            Record::Ended { id } => drop(state.living.remove(&id)),
+            Record::Clock { at } => state.latest = state.latest.max(at),
         }
     }
-    Some(living)
+    is_whole.then_some(state)
 }
 
 fn record(bytes: &[u8]) -> Result<(Record<'static>, &[u8]), Unreadable> {

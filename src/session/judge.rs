@@ -1,6 +1,7 @@
 //! Judging sessions again when what they stand on changes: registration entries, policies, authorities, approvals. And
 //! once after a restart, when everything may have changed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,17 +9,21 @@ use tokio::task::JoinSet;
 
 use super::approvals::ApprovalState;
 use super::begin::{action_of, question};
-use super::live::Inner;
-use super::{EndReason, Interrupted, Members, Session, SessionError, Sessions, State};
+use super::journal::Read;
+use super::live::{Inner, SET_BACK, Token};
+use super::token::in_session;
+use super::{EndReason, Interrupted, Members, Session, SessionError, SessionId, Sessions, State, TokenKind};
 use crate::base::drain;
 use crate::bond::{Tie, Unheld};
 use crate::issue::Refusal;
 use crate::ledger::Reason;
-use crate::policy::Denial;
+use crate::policy::{Action, Denial, IssueFacts, Question, ToolFacts};
 use crate::registry::Index;
 
 /// So many are judged at a time: each may wait for a disk.
 const AT_ONCE: usize = 16;
+/// How often the clock is looked at.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
 /// How often it is tried at a start to see who acts, and how long to wait between.
 const ATTEMPTS: usize = 5;
 const BETWEEN: Duration = Duration::from_millis(200);
@@ -27,17 +32,19 @@ impl Sessions {
     /// Takes up what went on before a restart: sessions whose key, people and processes are all still there go on; the
     /// others have ended when this returns. Nothing may be answered before.
     pub async fn resume(&self, interrupted: Interrupted) {
-        let living: Vec<_> =
-            interrupted.0.into_iter().filter(|stored| !matches!(stored.state, State::Ended(_))).collect();
         let now = self.now();
-        let mut entered = Vec::new();
+        let Read { living, latest } = interrupted.0;
+        let set_back = latest.is_some_and(|latest| latest > now + SET_BACK);
+        let mut living: Vec<_> = living.into_iter().filter(|stored| !matches!(stored.state, State::Ended(_))).collect();
         // Those above first, so that each finds its parent.
-        let mut living = living;
         living.sort_by_key(|stored| stored.terms.depth);
+        let mut entered = Vec::new();
         for stored in living {
             let mut inner = Inner::new(stored.ends_at, stored.terms.heartbeat, now);
             (inner.used, inner.approval) = (stored.used, stored.approval);
-            let (uid, set_back) = (stored.terms.uid, stored.terms.started_at > now);
+            inner.tokens = stored.tokens;
+            let set_back = set_back || stored.terms.started_at > now + SET_BACK;
+            let uid = stored.terms.uid;
             let session = Arc::new(Session::new(stored.terms, stored.state, inner));
             // What was there is there, whatever the limits are today.
             let place = self.0.places.take_anyway(uid);
@@ -106,9 +113,17 @@ impl Sessions {
             }
         };
         session.inner().hold = Some(hold.clone());
-        // Ends it by itself when its people are gone.
-        let _ = self.watch_over(session, hold).await;
-        Ok(())
+        match self.hold(terms, hold).await {
+            Ok(watch) => {
+                self.watch_over(session, watch);
+                Ok(())
+            }
+            Err(SessionError::Ended(reason)) => Err(reason),
+            Err(error) => {
+                tracing::info!(%error, session = %terms.id, "the user of a session is gone, or cannot be seen");
+                Err(EndReason::UserSessionEnd)
+            }
+        }
     }
 
     /// Judges again whatever changes, until the drain.
@@ -120,36 +135,75 @@ impl Sessions {
         let mut approvals = self.approvals().watch();
         // What changed since the start began was told to nobody.
         let mut judged = None;
+        let mut seen = *approvals.borrow_and_update();
+        let mut all = true;
         loop {
-            // Before looking: what changes from here on is the next change.
-            (entries.mark_unchanged(), trust.mark_unchanged());
-            (policy.mark_unchanged(), approvals.mark_unchanged());
-            let now = issuer.registry.borrow().clone();
-            self.judge_all(judged.as_ref()).await;
-            judged = Some(now);
+            if all {
+                // Before looking: what changes from here on is the next change.
+                (entries.mark_unchanged(), trust.mark_unchanged(), policy.mark_unchanged());
+                let now = issuer.registry.borrow().clone();
+                self.judge_all(judged.as_ref()).await;
+                judged = Some(now);
+            }
+            all = true;
             tokio::select! {
                 () = drain.draining() => return,
                 changed = entries.changed() => if changed.is_err() { return },
                 changed = trust.changed() => if changed.is_err() { return },
                 changed = policy.changed() => if changed.is_err() { return },
-                changed = approvals.changed() => if changed.is_err() { return },
+                changed = approvals.changed() => {
+                    if changed.is_err() { return }
+                    all = false;
+                    let before = std::mem::replace(&mut seen, *approvals.borrow_and_update());
+                    self.settle_those(self.approvals().changed_since(before)).await;
+                }
+                () = issuer.clock.pause(LOOK_AT_CLOCK) => {
+                    all = false;
+                    self.look_at_clock().await;
+                }
             }
         }
     }
 
+    /// Whether the clock was set back: what lasts until a time would last longer. No event of the host tells.
+    async fn look_at_clock(&self) {
+        let now = self.now();
+        if let Err(error) = self.journal().clock(now) {
+            tracing::warn!(%error, "the time cannot be written down: a clock set back over a restart may go unnoticed");
+        }
+        for session in self.all(|session| !matches!(session.state(), State::Ended(_))) {
+            // What must end has ended then; nobody wants to use it here.
+            let _ = self.usable(&session).await;
+        }
+    }
+
     /// Judges all sessions by what approvals say now. When this returns, what was allowed by a withdrawn one has ended.
+    /// Goes on to its end whatever becomes of whoever calls.
     pub async fn settle_approvals(&self) {
-        let index = self.issuer().registry.borrow().clone();
-        self.judge_all(Some(&index)).await;
+        let sessions = self.clone();
+        // Only a runtime that is going down does not run it to its end.
+        let _ = tokio::spawn(async move { sessions.settle_those(None).await }).await;
+    }
+
+    /// Judges those of these sessions, or of all, that hang on an approval.
+    async fn settle_those(&self, which: Option<BTreeSet<SessionId>>) {
+        let named = |session: &Session| which.as_ref().is_none_or(|ids| ids.contains(&session.terms().id));
+        let before = self.issuer().registry.borrow().clone();
+        let some = self
+            .all(|session| session.names_approvals() && !matches!(session.state(), State::Ended(_)) && named(session));
+        self.judge_each(some, Some(&before)).await;
     }
 
     /// Judges every session. Processes are attested anew where their entry is another than in `before`.
     async fn judge_all(&self, before: Option<&Arc<Index>>) {
+        self.judge_each(self.all(|session| !matches!(session.state(), State::Ended(_))), before).await;
+    }
+
+    async fn judge_each(&self, sessions: Vec<Arc<Session>>, before: Option<&Arc<Index>>) {
         // One at a time: a session that is being begun by its approval has used that up and is not active yet.
         let _alone = self.0.judging.lock().await;
         let mut judging = JoinSet::new();
-        let all = self.all(|session| !matches!(session.state(), State::Ended(_)));
-        for session in all {
+        for session in sessions {
             if judging.len() >= AT_ONCE {
                 judging.join_next().await;
             }
@@ -192,12 +246,11 @@ impl Sessions {
             }
         }
         let trust = issuer.trust.current();
-        let fallen = {
-            let inner = session.inner();
-            let tokens = inner.tokens.iter().map(|token| (&token.authority, token.expires_at));
-            let bearers = inner.bearers.iter().map(|token| (&token.authority, token.expires_at));
-            tokens.chain(bearers).any(|(authority, ends)| ends > now && !trust.signers().stands(authority))
-        };
+        let fallen = session
+            .inner()
+            .tokens
+            .iter()
+            .any(|token| token.expires_at > now && !trust.signers().stands(&token.authority));
         if fallen {
             return Some(EndReason::TrustMoved);
         }
@@ -239,21 +292,49 @@ impl Sessions {
                 }
             }
         }
-        let withdrawn = |approval: &Option<String>| {
-            let known = approval.as_ref().map(|id| self.approvals().find(id));
-            known.is_some_and(|approval| !approval.is_some_and(|approval| approval.stands(now)))
-        };
-        let doomed: Vec<String> = {
-            let mut inner = session.inner();
-            let tokens = inner.tokens.extract_if(.., |token| withdrawn(&token.approval)).map(|token| token.id);
-            let mut doomed: Vec<String> = tokens.collect();
-            doomed.extend(inner.bearers.extract_if(.., |token| withdrawn(&token.approval)).map(|token| token.id));
-            doomed
-        };
-        if !doomed.is_empty() {
-            let is_one = |credential: &crate::ledger::Credential| doomed.contains(&credential.id);
-            self.issuer().ledger.revoke(is_one, Reason::ApprovalWithdrawn).await?;
+        let tokens = session.inner().tokens.clone();
+        let living = tokens.into_iter().filter(|token| token.expires_at > now);
+        let doomed: Vec<(String, Reason)> =
+            living.filter_map(|token| Some((token.id.clone(), self.reason_to_revoke(session, &token)?))).collect();
+        for reason in [Reason::ApprovalWithdrawn, Reason::PolicyDenied] {
+            let is_one = |credential: &crate::ledger::Credential| {
+                doomed.iter().any(|(id, why)| *why == reason && *id == credential.id)
+            };
+            if doomed.iter().any(|(_, why)| *why == reason) {
+                self.issuer().ledger.revoke(is_one, reason).await?;
+            }
         }
+        session.inner().tokens.retain(|token| !doomed.iter().any(|(id, _)| *id == token.id));
         Ok(())
+    }
+
+    /// Why a token must not stand by what approvals and policies say now.
+    fn reason_to_revoke(&self, session: &Session, token: &Token) -> Option<Reason> {
+        let now = self.now();
+        let approved = match &token.approval {
+            None => false,
+            Some(id) if self.approvals().find(id).is_some_and(|approval| approval.stands(now)) => true,
+            Some(_) => return Some(Reason::ApprovalWithdrawn),
+        };
+        let kind = token.kind.as_str();
+        let tool = ToolFacts { uri: &token.target, method: "", name: "", arguments_sha256: "", kind };
+        let mint = self.issuer().policy.decide(&in_session(session, Action::Mint, tool, approved, now));
+        let audience = std::slice::from_ref(&token.target);
+        let issue = match token.kind {
+            TokenKind::Wit => IssueFacts { kind, audience: &[], binding: session.terms().binding },
+            TokenKind::Jwt => IssueFacts { kind, audience, binding: 0 },
+        };
+        let issue = Question {
+            action: Action::Issue,
+            agent: session.agent(),
+            user: None,
+            session: None,
+            issue: Some(issue),
+            tool: None,
+            approved: false,
+            now,
+        };
+        let stands = mint.allowed && self.issuer().policy.decide(&issue).allowed;
+        (!stands).then_some(Reason::PolicyDenied)
     }
 }

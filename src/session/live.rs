@@ -1,28 +1,43 @@
 //! One session while it lives, and what is left of it afterwards.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::model::{EndReason, Members, State, Terms};
 use super::receipt::Receipt;
+use super::token::TokenKind;
 use crate::attest::Launched;
 use crate::bond::Hold;
 use crate::policy::{AgentFacts, SessionFacts};
 use crate::proof::{TargetUri, UriPrefix};
 
 /// A clock may be set back by so much without harm: what lasts until a time lasts no longer than that.
-const SET_BACK: Duration = Duration::from_secs(10);
+pub(super) const SET_BACK: Duration = Duration::from_secs(10);
+
+/// Tokens of one session that have not expired: more than any task needs, and a bound on what it takes in memory.
+const MOST_TOKENS: usize = 4096;
+/// So few are not looked through for those that have expired.
+const FEW_TOKENS: usize = 64;
 
 /// What a session has used of its budget, with all below it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Used {
     /// Tokens minted.
     pub tokens: u32,
     /// Requests proven.
     pub calls: u32,
+}
+
+impl Used {
+    /// The larger of each.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { tokens: self.tokens.max(other.tokens), calls: self.calls.max(other.calls) }
+    }
 }
 
 /// Why a session cannot be used now.
@@ -38,35 +53,36 @@ pub enum Unusable {
     MustEnd(EndReason),
 }
 
-/// A token that was minted and may be used for proofs.
-#[derive(Clone, Debug)]
+/// A token that was minted and stands, as far as the session knows.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Token {
     /// Its `jti`.
     pub(super) id: String,
-    /// The WIT.
-    pub(super) wit: Arc<str>,
-    /// Where its proofs may go.
+    /// What it is, and with a WIT of which more proofs are made the WIT.
+    pub(super) kind: TokenKind,
+    /// The WIT, where proofs are to be made with it.
+    pub(super) wit: Option<Arc<str>>,
+    /// Where to: what proofs may be for, or the audience of a bearer token.
     pub(super) target: String,
     /// The scopes, as in the token.
     pub(super) scope: String,
     /// Whether it is good for one proof.
     pub(super) one_use: bool,
+    /// Whether any proof may be made with it; otherwise those that name it alone.
+    pub(super) for_any: bool,
     /// The approval it was minted by.
     pub(super) approval: Option<String>,
     /// The authority that signed it.
     pub(super) authority: Arc<str>,
     /// When it ends.
+    #[serde(with = "time::serde::timestamp")]
     pub(super) expires_at: OffsetDateTime,
 }
 
-/// A bearer token that was handed out: it is worth something at its audience until it expires.
-#[derive(Clone, Debug)]
-pub(super) struct Bearer {
-    pub(super) id: String,
-    pub(super) audience: String,
-    pub(super) approval: Option<String>,
-    pub(super) authority: Arc<str>,
-    pub(super) expires_at: OffsetDateTime,
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("id", &self.id).field("target", &self.target).finish_non_exhaustive()
+    }
 }
 
 /// What changes.
@@ -81,7 +97,8 @@ pub(super) struct Inner {
     /// The approval it waits for, or was begun by.
     pub(super) approval: Option<String>,
     pub(super) tokens: Vec<Token>,
-    pub(super) bearers: Vec<Bearer>,
+    /// When so many are there, those that have expired are forgotten.
+    crowded: usize,
     /// When the last proof ends.
     pub(super) last_proof_until: Option<OffsetDateTime>,
     pub(super) receipt: Option<Arc<Receipt>>,
@@ -96,7 +113,7 @@ pub(super) struct Inner {
 /// A session. What it was begun with never changes.
 #[derive(Debug)]
 pub struct Session {
-    terms: Terms,
+    terms: Arc<Terms>,
     state: watch::Sender<State>,
     inner: Mutex<Inner>,
     /// Wakes whoever watches over it: when to look next may have changed.
@@ -106,7 +123,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn new(terms: Terms, state: State, inner: Inner) -> Self {
+    pub(super) fn new(terms: Arc<Terms>, state: State, inner: Inner) -> Self {
         Self {
             terms,
             state: watch::Sender::new(state),
@@ -119,6 +136,10 @@ impl Session {
     /// What it was begun with.
     pub fn terms(&self) -> &Terms {
         &self.terms
+    }
+
+    pub(super) fn shared_terms(&self) -> Arc<Terms> {
+        self.terms.clone()
     }
 
     /// Where it stands.
@@ -187,6 +208,7 @@ impl Session {
         if let Some(reason) = inner.ending {
             return Err(Unusable::Ended(reason));
         }
+        // Seen by whoever comes first: the calls, and the agent once in a while.
         if now + SET_BACK < inner.latest {
             return Err(Unusable::MustEnd(EndReason::ClockSetBack));
         }
@@ -227,19 +249,54 @@ impl Session {
         hold.instance().cloned()
     }
 
-    /// A token that can prove a request to `uri` for some time yet.
-    pub(super) fn token_for(&self, uri: &TargetUri, until: OffsetDateTime) -> Option<Token> {
+    /// Tokens that can prove a request to `uri` for some time yet, the narrowest first.
+    pub(super) fn tokens_for(&self, uri: &TargetUri, until: OffsetDateTime) -> Vec<Token> {
         let inner = self.inner();
-        let fitting = |token: &&Token| !token.one_use && token.expires_at >= until && covers(&token.target, uri);
-        // The narrowest.
-        inner.tokens.iter().filter(fitting).max_by_key(|token| token.target.len()).cloned()
+        let fitting = |token: &&Token| token.for_any && token.expires_at >= until && covers(&token.target, uri);
+        let mut fitting: Vec<Token> = inner.tokens.iter().filter(fitting).cloned().collect();
+        fitting.sort_by_key(|token| std::cmp::Reverse(token.target.len()));
+        fitting
     }
 
-    /// Remembers a token; forgets what has expired.
-    pub(super) fn keep_token(&self, token: Token, now: OffsetDateTime) {
+    /// The token of this id, and if it is good for one proof, not again.
+    pub(super) fn take_named(&self, id: &str) -> Option<Token> {
         let mut inner = self.inner();
-        inner.tokens.retain(|known| known.expires_at > now);
-        inner.tokens.push(token);
+        let token = inner.tokens.iter_mut().find(|token| token.id == id && token.wit.is_some())?;
+        let taken = token.clone();
+        if token.one_use {
+            token.wit = None;
+        }
+        Some(taken)
+    }
+
+    /// Counts tokens and calls, and says what is used now.
+    pub(super) fn count(&self, tokens: u32, calls: u32) -> (super::SessionId, Used) {
+        let mut inner = self.inner();
+        inner.used.tokens = inner.used.tokens.saturating_add(tokens);
+        inner.used.calls = inner.used.calls.saturating_add(calls);
+        (self.terms.id.clone(), inner.used)
+    }
+
+    /// A proof was made that ends then.
+    pub(super) fn proof_until(&self, until: OffsetDateTime) {
+        let mut inner = self.inner();
+        inner.last_proof_until = Some(inner.last_proof_until.map_or(until, |at| at.max(until)));
+    }
+
+    /// Whether there is room for another token: what has expired is forgotten first.
+    pub(super) fn has_room(&self, now: OffsetDateTime) -> bool {
+        let mut inner = self.inner();
+        if inner.tokens.len() >= inner.crowded {
+            inner.tokens.retain(|known| known.expires_at > now);
+            inner.crowded = (2 * inner.tokens.len()).max(FEW_TOKENS);
+        }
+        inner.tokens.len() < MOST_TOKENS
+    }
+
+    /// Whether it, or a token of it, hangs on an approval.
+    pub(super) fn names_approvals(&self) -> bool {
+        let inner = self.inner();
+        inner.approval.is_some() || inner.tokens.iter().any(|token| token.approval.is_some())
     }
 
     /// The targets of the session that cover a URI, the narrowest first.
@@ -258,7 +315,7 @@ impl Inner {
             heartbeat_due: heartbeat.map(|within| now + within),
             approval: None,
             tokens: Vec::new(),
-            bearers: Vec::new(),
+            crowded: FEW_TOKENS,
             last_proof_until: None,
             receipt: None,
             hold: None,

@@ -23,6 +23,7 @@ mod journal;
 mod judge;
 mod live;
 mod model;
+mod prove;
 mod receipt;
 mod record;
 mod token;
@@ -30,7 +31,7 @@ mod wish;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -40,15 +41,16 @@ pub use self::document::SessionDocument;
 pub use self::error::SessionError;
 pub use self::live::{Session, Unusable, Used, covers};
 pub use self::model::{Boundary, Budget, EndReason, Members, SessionId, State, Terms};
+pub use self::prove::{ProveWish, Proven};
 pub use self::receipt::{Disposed, Receipt};
-pub use self::token::{MintWish, Minted, ProveWish, Proven, TokenKind};
+pub use self::token::{MintWish, Minted, TokenKind};
 pub use self::wish::{ProcessName, Scope, UserWish, Wish};
 
 use self::approvals::Approvals;
-use self::journal::{Journal, Stored};
+use self::journal::{Journal, Read, Stored};
 use crate::base::durable::DurableError;
 use crate::base::quota::{Place, Quota};
-use crate::issue::{Entitled, Issuer};
+use crate::issue::{Entitled, Issuer, LooksAtSessions};
 use crate::peer::{Instance, InstanceId, LookError, PeerConn};
 use crate::registry::Identity;
 use crate::user::Users;
@@ -57,8 +59,8 @@ use crate::user::Users;
 const BACKLOG: usize = 4096;
 /// So long an ended session can be looked at.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
-/// At most so many of them.
-const MOST_REMEMBERED: usize = 16_384;
+/// At most so many of one user.
+const MOST_REMEMBERED: usize = 1024;
 
 /// What the configuration says of sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,7 +127,8 @@ struct Book {
     of_process: HashMap<InstanceId, Vec<SessionId>>,
     /// Of cgroups and trees, by their user id.
     of_groups: HashMap<u32, Vec<SessionId>>,
-    ended: VecDeque<(OffsetDateTime, SessionId)>,
+    /// Those that ended lately, by user id: nobody pushes out what is another's.
+    ended: HashMap<u32, VecDeque<(OffsetDateTime, SessionId)>>,
 }
 
 #[derive(Debug)]
@@ -138,7 +141,7 @@ struct Entry {
 impl Sessions {
     /// Reads what was there before a restart; nothing of it is usable before [`Self::resume`]. Blocks.
     pub fn open(parts: Parts, dir: &Path) -> Result<(Self, Interrupted), DurableError> {
-        let (journal, living) = Journal::open(dir, &parts.node)?;
+        let (journal, read) = Journal::open(dir, &parts.node)?;
         let places = Quota::new(parts.settings.total, parts.settings.per_uid);
         let sessions = Self(Arc::new(Shared {
             parts,
@@ -148,7 +151,16 @@ impl Sessions {
             changes: broadcast::Sender::new(BACKLOG),
             judging: tokio::sync::Mutex::default(),
         }));
-        Ok((sessions, Interrupted(living)))
+        Ok((sessions, Interrupted(read)))
+    }
+
+    /// Lets the issuer ask about sessions when it is shown a token that hangs on one.
+    pub fn answer_for_tokens(&self) {
+        // Not a handle that would keep the two alive by each other.
+        let looks = Arc::new(Looks(Arc::downgrade(&self.0)));
+        if self.issuer().sessions.set(looks).is_err() {
+            tracing::error!("BUG: the issuer has other sessions");
+        }
     }
 
     /// One session, that lives or ended lately.
@@ -230,16 +242,18 @@ impl Sessions {
         };
         // Sessions that are not above the deepest one have nothing to do with it.
         let lineage = self.book().lineage(&only.terms().id);
-        match found.iter().find(|session| !lineage.contains(&session.terms().id)) {
+        match found.iter().find(|session| !lineage.iter().any(|above| Arc::ptr_eq(above, session))) {
             None => Ok(Some(only.clone())),
             Some(other) => Err(SessionError::Ambiguous(format!("{}, {}", only.terms().id, other.terms().id))),
         }
     }
 
-    /// A session that the caller may use, with what the caller is entitled to: it is a member, and still has the identity
-    /// of the session. An empty `id` stands for the one session the caller is in.
-    async fn as_member(&self, peer: &PeerConn, id: &str) -> Result<(Arc<Session>, Entitled, Identity), SessionError> {
-        let session = self.of_user(peer, id).await?;
+    /// What the caller is entitled to, as a member of the session: it is one, and still has the session's identity.
+    async fn as_member(
+        &self,
+        peer: &PeerConn,
+        session: Arc<Session>,
+    ) -> Result<(Arc<Session>, Entitled, Identity), SessionError> {
         let entitled = self.issuer().entitled(peer).await?;
         let identity = self.identity_in(&session, peer.instance(), &entitled)?;
         Ok((session, entitled, identity))
@@ -302,29 +316,31 @@ impl Sessions {
 
     /// Writes a session down as it is.
     fn write(&self, session: &Session) -> Result<(), SessionError> {
-        let mut journal = self.journal();
-        if journal.is_wasteful() {
-            let living: Vec<Stored> = self.book().living().map(|session| stored(session)).collect();
-            // What cannot be written anew now goes on in the file there is.
-            if let Err(error) = journal.rewrite(&living) {
-                tracing::warn!(%error, "the journal of sessions cannot be written anew, trying again later");
-            }
-        }
-        journal.session(&stored(session)).map_err(SessionError::Journal)
+        let stored = stored(session);
+        self.journal().session(stored).map_err(SessionError::Journal)
+    }
+}
+
+/// What the issuer knows of the sessions.
+#[derive(Debug)]
+struct Looks(Weak<Shared>);
+
+#[tonic::async_trait]
+impl LooksAtSessions for Looks {
+    async fn may_be_used(&self, session: &str) -> bool {
+        let Some(sessions) = self.0.upgrade().map(Sessions) else { return false };
+        let Some(session) = sessions.find(session) else { return false };
+        sessions.look(&session).await.is_ok()
     }
 }
 
 /// Sessions from before a restart.
 #[derive(Debug)]
-pub struct Interrupted(Vec<Stored>);
+pub struct Interrupted(Read);
 
 impl Book {
     fn find(&self, id: &str) -> Option<Arc<Session>> {
         self.sessions.get(id).map(|entry| entry.session.clone())
-    }
-
-    fn living(&self) -> impl Iterator<Item = &Arc<Session>> {
-        self.sessions.values().filter(|entry| entry.place.is_some()).map(|entry| &entry.session)
     }
 
     fn insert(&mut self, session: Arc<Session>, place: Place) {
@@ -362,13 +378,14 @@ impl Book {
         if let Some(parent) = &terms.parent {
             leave(&mut self.children, parent, id);
         }
-        self.ended.push_back((now, id.clone()));
-        while let Some((at, oldest)) = self.ended.front() {
-            if *at + REMEMBERED > now && self.ended.len() <= MOST_REMEMBERED {
+        let ended = self.ended.entry(terms.uid).or_default();
+        ended.push_back((now, id.clone()));
+        while let Some((at, oldest)) = ended.front() {
+            if *at + REMEMBERED > now && ended.len() <= MOST_REMEMBERED {
                 break;
             }
             self.sessions.remove(oldest);
-            self.ended.pop_front();
+            ended.pop_front();
         }
     }
 
@@ -383,10 +400,15 @@ impl Book {
         found
     }
 
-    /// A session and everything above it, itself first.
-    fn lineage(&self, id: &SessionId) -> Vec<SessionId> {
-        let up = |id: &SessionId| self.find(id.as_str())?.terms().parent.clone();
-        std::iter::successors(Some(id.clone()), up).collect()
+    /// The sessions right below one.
+    fn children_of(&self, id: &SessionId) -> Vec<SessionId> {
+        self.children.get(id).cloned().unwrap_or_default()
+    }
+
+    /// A session and everything above it, itself first, as far as it is known.
+    fn lineage(&self, id: &SessionId) -> Vec<Arc<Session>> {
+        let up = |session: &Arc<Session>| self.find(session.terms().parent.as_ref()?.as_str());
+        std::iter::successors(self.find(id.as_str()), up).collect()
     }
 
     /// Sessions that a process may be in.
@@ -400,10 +422,12 @@ impl Book {
 fn stored(session: &Session) -> Stored {
     let inner = session.inner();
     Stored {
-        terms: session.terms().clone(),
+        terms: session.shared_terms(),
         state: session.state(),
         used: inner.used,
         ends_at: inner.ends_at,
         approval: inner.approval.clone(),
+        // Each is written by itself.
+        tokens: Vec::new(),
     }
 }

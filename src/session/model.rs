@@ -111,6 +111,11 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// Whether a restart would find it out again: whoever is dead stays dead, so nothing has to be synced for that.
+    pub(super) fn is_seen_again(self) -> bool {
+        matches!(self, Self::ProcessExit | Self::ProcessChanged | Self::CgroupEmpty)
+    }
+
     /// The name in the API, the command line, metrics and audit.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -35,3 +35,13 @@ pub struct Disposed {
     /// Worthless everywhere from then on.
     pub until: OffsetDateTime,
 }
+
+impl Receipt {
+    /// Adds what became of a session below.
+    pub(super) fn take_in(&mut self, below: &Self) {
+        self.ended.extend_from_slice(&below.ended);
+        self.keys_wiped += below.keys_wiped;
+        self.revoked.extend_from_slice(&below.revoked);
+        self.remaining.extend_from_slice(&below.remaining);
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::live::Token;
 use super::model::Members;
-use super::token::Call;
+use super::prove::Call;
 use super::{Minted, Receipt, Session, SessionError, SessionId, Sessions};
 use crate::audit::{Event, Record};
 use crate::base::entropy::hex;
@@ -72,6 +72,18 @@ pub(super) fn ended(receipt: &Receipt, by: &str) -> Event {
         ended: receipt.ended.iter().skip(1).map(ToString::to_string).collect(),
         keys_wiped: receipt.keys_wiped,
         revoked: receipt.revoked.iter().map(|credential| credential.id.clone()).collect(),
+    }
+}
+
+/// A session that was written down, and then did not come to be.
+pub(super) fn undone(id: &SessionId) -> Event {
+    Event::SessionEnded {
+        session: id.to_string(),
+        reason: "never_begun",
+        by: None,
+        ended: Vec::new(),
+        keys_wiped: 0,
+        revoked: Vec::new(),
     }
 }
 

@@ -1,35 +1,32 @@
-//! Tokens and proofs of a session: each decided at the moment of use, counted before it is signed, and looked at again
-//! afterwards.
+//! Tokens of a session: each decided at the moment of use, counted before it is signed, written down before it is
+//! released, and looked at again in between.
 
+use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::approvals::Asked;
-use super::live::{Bearer, Token, agent, facts};
+use super::approvals::{Approval, Asked};
+use super::live::{Token, agent, facts};
 use super::record::Wanted;
-use super::wish::{check_scope, check_target, check_tool, check_txn, is_within};
-use super::{EndReason, Session, SessionError, Sessions, Unusable};
+use super::wish::{check_audience, check_scope, check_target, is_within};
+use super::{Boundary, EndReason, Session, SessionError, Sessions, Unusable};
 use crate::attest::Attested;
-use crate::base::entropy::hex;
-use crate::held::SessionProof;
-use crate::id::SpiffeId;
-use crate::issue::{Entitled, ProofScheme, Refusal};
+use crate::issue::{Entitled, Refusal};
 use crate::ledger::{self, Reason};
 use crate::peer::PeerConn;
-use crate::policy::{Action, Denial, Effect, MintGrant, Question, ToolFacts};
-use crate::proof::{Actor, LIFETIME, ProofTarget, SessionClaims, SignedProof, SubjectId, TargetUri, TetherClaims};
+use crate::policy::{Action, Decision, Denial, MintGrant, Question, ToolFacts};
+use crate::proof::TargetUri;
 use crate::registry::Identity;
 use crate::wit::WitSession;
 
 /// Binding level: whoever has it can use it.
 const BEARER: u8 = 0;
-/// A token that ends sooner is not used for a proof any more: the proof could outlive it.
-const AT_LEAST: Duration = LIFETIME;
 
 /// What kind of token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TokenKind {
     /// A WIT-SVID: of use with proofs alone.
     Wit,
@@ -59,7 +56,7 @@ pub struct MintWish {
 }
 
 /// A token that was minted.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Minted {
     /// Its session.
     pub session: Arc<Session>,
@@ -81,42 +78,42 @@ pub struct Minted {
     pub binding: u8,
 }
 
-/// A request somebody wants to prove.
-#[derive(Clone, Debug)]
-pub struct ProveWish<'a> {
-    /// The request.
-    pub target: ProofTarget,
-    /// How.
-    pub scheme: ProofScheme<'a>,
-    /// The tool behind the URI; empty for none.
-    pub tool: String,
-    /// SHA-256 of its arguments.
-    pub arguments_sha256: Option<[u8; 32]>,
-    /// What the call does; at least what its method does.
-    pub effect: Option<Effect>,
-    /// The transaction; empty for a new one.
-    pub txn: String,
-}
-
-/// A request that was proven.
-#[derive(Clone, Debug)]
-pub struct Proven {
-    /// Its session.
-    pub session: Arc<Session>,
-    /// The proof.
-    pub proof: SignedProof,
-    /// The WIT it goes with; `None` for DPoP.
-    pub wit: Option<Arc<str>>,
-    /// The transaction.
-    pub txn: String,
+impl fmt::Debug for Minted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Minted").field("id", &self.id).field("kind", &self.kind).finish_non_exhaustive()
+    }
 }
 
 /// Whoever calls, as a member of the session.
-struct Member<'a> {
-    peer: &'a PeerConn,
-    session: &'a Arc<Session>,
-    entitled: &'a Entitled,
-    identity: &'a Identity,
+pub(super) struct Member<'a> {
+    pub(super) peer: &'a PeerConn,
+    pub(super) session: &'a Arc<Session>,
+    pub(super) entitled: &'a Entitled,
+    pub(super) identity: &'a Identity,
+}
+
+/// What policy permitted, and by whose word.
+pub(super) struct Permitted<T> {
+    pub(super) permit: T,
+    pub(super) decision: Decision,
+    pub(super) approval: Option<Approval>,
+}
+
+impl<T> Permitted<T> {
+    pub(super) fn approval_id(&self) -> Option<String> {
+        self.approval.as_ref().map(|approval| approval.id.to_string())
+    }
+}
+
+/// Who a WIT is minted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    /// Whoever asked for it, and names it when it is to be proven with.
+    Caller,
+    /// Proofs to come.
+    Proofs,
+    /// One proof, which is made next.
+    OneProof,
 }
 
 impl Sessions {
@@ -125,153 +122,63 @@ impl Sessions {
     /// # Errors
     /// [`SessionError`]; a budget that is spent ends the session.
     pub async fn mint(&self, peer: &PeerConn, id: &str, wish: &MintWish) -> Result<Minted, SessionError> {
+        let session = self.of_user(peer, id).await;
+        let known = session.as_ref().map(|session| session.terms().id.to_string()).unwrap_or_default();
         let minted = async {
-            check_target("target", &wish.target)?;
-            wish.scopes.iter().try_for_each(|scope| check_scope(scope))?;
-            let (session, entitled, identity) = self.as_member(peer, id).await?;
+            let (session, entitled, identity) = self.as_member(peer, session?).await?;
             self.usable(&session).await?;
             let member = Member { peer, session: &session, entitled: &entitled, identity: &identity };
             match wish.kind {
-                TokenKind::Wit => self.mint_wit(&member, &wish.target, &wish.scopes, false, true).await,
-                TokenKind::Jwt => self.mint_jwt(&member, &wish.target, &wish.scopes).await,
+                TokenKind::Wit => {
+                    check_target("target", &wish.target)?;
+                    wish.scopes.iter().try_for_each(|scope| check_scope(scope))?;
+                    self.mint_wit(&member, &wish.target, &wish.scopes, For::Caller).await.map(|(minted, _)| minted)
+                }
+                TokenKind::Jwt => {
+                    check_audience(&wish.target)?;
+                    if !wish.scopes.is_empty() {
+                        let why = "are for tokens that are proven: a bearer token carries none".to_owned();
+                        return Err(SessionError::Field { field: "scopes", why });
+                    }
+                    self.mint_jwt(&member, &wish.target).await
+                }
             }
         };
         let minted = minted.await;
         let wanted =
-            Wanted { action: Action::Mint, session: id, txn: "", target: &wish.target, tool: "", arguments: None };
+            Wanted { action: Action::Mint, session: &known, txn: "", target: &wish.target, tool: "", arguments: None };
         self.recorded(peer, wanted, minted)
     }
 
-    /// Proves one request in a session the caller is a member of.
-    ///
-    /// # Errors
-    /// [`SessionError`]; a budget that is spent ends the session.
-    pub async fn prove(&self, peer: &PeerConn, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
-        let proven = self.prove_inner(peer, id, wish).await;
-        let wanted = Wanted {
-            action: Action::Call(effect_of(wish)),
-            session: id,
-            txn: &wish.txn,
-            target: wish.target.uri.as_str(),
-            tool: &wish.tool,
-            arguments: wish.arguments_sha256,
-        };
-        self.recorded(peer, wanted, proven)
-    }
-
-    async fn prove_inner(&self, peer: &PeerConn, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
-        check_tool(&wish.tool)?;
-        check_txn(&wish.txn)?;
-        let (session, entitled, identity) = self.as_member(peer, id).await?;
-        self.usable(&session).await?;
-        let terms = session.terms();
-        let uri = &wish.target.uri;
-        let Some(target) = session.target_for(uri) else {
-            return Err(SessionError::Target(uri.as_str().to_owned()));
-        };
-        let effect = effect_of(wish);
-        let arguments = wish.arguments_sha256.map(|digest| hex(&digest)).unwrap_or_default();
-        let tool = ToolFacts {
-            uri: uri.as_str(),
-            method: wish.target.method.as_str(),
-            name: &wish.tool,
-            arguments_sha256: &arguments,
-            kind: TokenKind::Wit.as_str(),
-        };
-        let action = Action::Call(effect);
-        let call = |approved| {
-            let question = in_session(&session, action, tool, approved, self.now());
-            self.issuer().policy.call(&question)
-        };
-        let (permit, approval) = self.with_approval(&session, action, tool, call).await?;
-        let decision = permit.decision().clone();
-        let member = Member { peer, session: &session, entitled: &entitled, identity: &identity };
-        let one_use = decision.obligations.one_use;
-        let token = match wish.scheme {
-            ProofScheme::Wpt => Some(self.token(&member, target, uri, one_use).await?),
-            ProofScheme::Dpop { .. } => None,
-        };
-        let txn = if wish.txn.is_empty() { self.issuer().entropy.hex::<16>() } else { wish.txn.clone() };
-        let call = Call { tool, effect, approval: approval.as_deref(), txn: &txn, arguments: wish.arguments_sha256 };
-        let claims = claims(&session, &call, token.as_ref().map(|token| token.scope.as_str()));
-        self.spend(&session, 0, 1).await?;
-        let now = self.now();
-        // Nothing waits after this.
-        self.look_again(&member, now)?;
-        let proof = match (wish.scheme, &token) {
-            (ProofScheme::Dpop { access_token, nonce }, _) => SessionProof::Dpop { access_token, nonce },
-            (ProofScheme::Wpt, Some(token)) => SessionProof::Wpt { wit: &token.wit, claims: &claims },
-            (ProofScheme::Wpt, None) => return Err(SessionError::Ended(EndReason::Expired)),
-        };
-        let proof = self.issuer().held.prove_in_session(permit, terms.id.as_str(), proof, &wish.target, now)?;
-        {
-            let mut inner = session.inner();
-            inner.last_proof_until =
-                Some(inner.last_proof_until.map_or(proof.expires_at, |at| at.max(proof.expires_at)));
-        }
-        let event = super::record::proven(peer, &session, &call, &wish.target, token.as_ref(), &proof, &decision);
-        self.issuer().audit.before(event)?;
-        session.usable(self.now())?;
-        Ok(Proven { wit: token.map(|token| token.wit), session, proof, txn })
-    }
-
-    /// A token that goes with a proof of a request to `uri`: one that is there, or a new one.
-    async fn token(
-        &self,
-        member: &Member<'_>,
-        target: &str,
-        uri: &TargetUri,
-        one_use: bool,
-    ) -> Result<Token, SessionError> {
-        let session = member.session;
-        // One target per token: where the session may go anywhere, the token goes to this very place.
-        let target = if target == "*" { uri.as_str() } else { target };
-        if !one_use && let Some(token) = session.token_for(uri, self.now() + AT_LEAST) {
-            return Ok(token);
-        }
-        let _turn = session.minting.lock().await;
-        if !one_use && let Some(token) = session.token_for(uri, self.now() + AT_LEAST) {
-            return Ok(token);
-        }
-        let minted = self.mint_wit(member, target, &[], one_use, false).await?;
-        let scope = minted.scopes.join(" ");
-        Ok(Token {
-            id: minted.id,
-            wit: minted.token,
-            target: minted.target,
-            scope,
-            one_use: minted.one_use,
-            approval: None,
-            authority: Arc::from(""),
-            expires_at: minted.expires_at,
-        })
-    }
-
-    async fn mint_wit(
+    pub(super) async fn mint_wit(
         &self,
         member: &Member<'_>,
         target: &str,
         scopes: &[String],
-        one_use: bool,
-        for_caller: bool,
-    ) -> Result<Minted, SessionError> {
-        let Member { session, entitled, identity, .. } = member;
+        whom: For,
+    ) -> Result<(Minted, Token), SessionError> {
+        let Member { session, entitled, identity, .. } = *member;
         let terms = session.terms();
+        self.has_room(session)?;
         let scopes = self.narrowed(session, target, scopes)?;
-        let (permit, approval) = self.may_mint(session, target, TokenKind::Wit).await?;
-        let decision = permit.decision().clone();
-        let one_use = one_use || decision.obligations.one_use || terms.boundary == super::Boundary::ToolCall;
+        let permitted = self.may_mint(session, target, TokenKind::Wit, &scopes).await?;
+        let one_use =
+            whom == For::OneProof || permitted.decision.obligations.one_use || terms.boundary == Boundary::ToolCall;
         self.spend(session, 1, 0).await?;
+        self.use_up(permitted.approval.as_ref()).await?;
         let now = self.now();
         let Some(confirmation) = self.issuer().held.session_key(terms.id.as_str()) else {
             return Err(SessionError::Ended(session.state().end_reason().unwrap_or(EndReason::AgentRestart)));
         };
-        let entry = self.issuer().policy.issue_wit(&entitled.attested, identity, now)?;
-        let ends = entry.not_after(now).min(session.ends_at());
+        let entry = self.issuer().policy.issue_wit(&entitled.attested, identity, terms.binding, now)?;
+        let ends = ends(entry.not_after(now), session, permitted.approval.as_ref());
+        let approval = permitted.approval_id();
+        let Permitted { permit, decision, approval: agreed } = permitted;
         let grant = permit.into_wit((ends - now).unsigned_abs(), Some(ends));
         let claim = WitSession {
             sid: terms.id.to_string(),
-            target: target.to_owned(),
+            // In its one form: verifiers compare it with URIs.
+            target: TargetUri::parse(target).map_or_else(|_| target.to_owned(), |uri| uri.as_str().to_owned()),
             scope: scopes.join(" "),
             one_use,
             binding: terms.binding,
@@ -281,10 +188,12 @@ impl Sessions {
         let signed = signers.sign_wit(grant, &confirmation, Some(&claim), now).await.map_err(Refusal::Authority)?;
         let token = Token {
             id: signed.jti,
-            wit: signed.token.into(),
+            kind: TokenKind::Wit,
+            wit: Some(signed.token.into()),
             target: claim.target,
             scope: claim.scope,
             one_use,
+            for_any: whom == For::Proofs && !one_use,
             approval,
             authority: signed.authority,
             expires_at: signed.expires_at,
@@ -300,11 +209,10 @@ impl Sessions {
             single_use: one_use,
             ..entitled.issued(identity)
         };
-        self.write_down(member, &issued)?;
         let minted = Minted {
-            session: (*session).clone(),
+            session: session.clone(),
             kind: TokenKind::Wit,
-            token: token.wit.clone(),
+            token: token.wit.clone().unwrap_or_default(),
             id: token.id.clone(),
             target: token.target.clone(),
             scopes,
@@ -312,71 +220,97 @@ impl Sessions {
             one_use,
             binding: terms.binding,
         };
-        self.issuer().audit.before(super::record::minted(
-            member.peer,
-            &minted,
-            token.approval.as_deref(),
-            &decision,
-        ))?;
-        // One that is good for one proof belongs to whoever asked for it: the caller, or the proof it was minted for.
-        session.keep_token(Token { one_use: one_use && !for_caller, ..token }, now);
-        self.look_again(member, now)?;
-        Ok(minted)
+        // One that goes with the proof that is made next is not needed again.
+        let kept = Token { wit: token.wit.clone().filter(|_| whom == For::Caller || token.for_any), ..token.clone() };
+        self.release(member, &issued, kept, &minted, &decision, agreed.as_ref())?;
+        Ok((minted, token))
     }
 
-    async fn mint_jwt(&self, member: &Member<'_>, audience: &str, scopes: &[String]) -> Result<Minted, SessionError> {
-        let Member { session, entitled, identity, .. } = member;
-        let scopes = self.narrowed(session, audience, scopes)?;
-        let (permit, approval) = self.may_mint(session, audience, TokenKind::Jwt).await?;
-        let decision = permit.decision().clone();
+    async fn mint_jwt(&self, member: &Member<'_>, audience: &str) -> Result<Minted, SessionError> {
+        let Member { session, entitled, identity, .. } = *member;
+        self.has_room(session)?;
+        self.narrowed(session, audience, &[])?;
+        let permitted = self.may_mint(session, audience, TokenKind::Jwt, &[]).await?;
         self.spend(session, 1, 0).await?;
+        self.use_up(permitted.approval.as_ref()).await?;
         let now = self.now();
         let audiences = [audience.to_owned()];
-        let issuer = self.issuer();
-        let entry = issuer.policy.issue_jwt(&entitled.attested, identity, &audiences, now)?;
-        let ends = entry.not_after(now).min(session.ends_at());
+        let entry = self.issuer().policy.issue_jwt(&entitled.attested, identity, &audiences, now)?;
+        let ends = ends(entry.not_after(now), session, permitted.approval.as_ref());
+        let approval = permitted.approval_id();
+        let Permitted { permit, decision, approval: agreed } = permitted;
         // Policy was asked about a bearer token, so there is one.
         let grant = permit.into_jwt((ends - now).unsigned_abs(), Some(ends)).ok_or(SessionError::NotFound)?;
         let signed = entitled.trust.signers().sign_jwt(grant, now).await.map_err(Refusal::Authority)?;
         let one_use = decision.obligations.one_use
-            || session.terms().boundary == super::Boundary::ToolCall
+            || session.terms().boundary == Boundary::ToolCall
             || identity.entry.is_single_use();
+        let token = Token {
+            id: signed.jti,
+            kind: TokenKind::Jwt,
+            wit: None,
+            target: audience.to_owned(),
+            scope: String::new(),
+            one_use,
+            for_any: false,
+            approval,
+            authority: signed.authority,
+            expires_at: signed.expires_at,
+        };
         let issued = ledger::Issued {
-            id: &signed.jti,
+            id: &token.id,
             kind: ledger::Kind::Jwt,
             audience: &audiences,
-            authority: &signed.authority,
+            authority: &token.authority,
             binding: BEARER,
-            not_after: signed.expires_at,
+            not_after: token.expires_at,
             single_use: one_use,
             ..entitled.issued(identity)
         };
-        self.write_down(member, &issued)?;
         let minted = Minted {
-            session: (*session).clone(),
+            session: session.clone(),
             kind: TokenKind::Jwt,
             token: signed.token.into(),
-            id: signed.jti.clone(),
+            id: token.id.clone(),
             target: audience.to_owned(),
-            scopes,
-            expires_at: signed.expires_at,
+            scopes: Vec::new(),
+            expires_at: token.expires_at,
             one_use,
             binding: BEARER,
         };
-        issuer.audit.before(super::record::minted(member.peer, &minted, approval.as_deref(), &decision))?;
-        {
-            let mut inner = session.inner();
-            inner.bearers.retain(|known| known.expires_at > now);
-            inner.bearers.push(Bearer {
-                id: signed.jti,
-                audience: audience.to_owned(),
-                approval,
-                authority: signed.authority,
-                expires_at: signed.expires_at,
-            });
-        }
-        self.look_again(member, now)?;
+        self.release(member, &issued, token.clone(), &minted, &decision, agreed.as_ref())?;
         Ok(minted)
+    }
+
+    /// Writes a token down wherever it must be found when it is to end, and looks again at what it was permitted by. Nothing
+    /// waits in here: whoever ends the session, withdraws the approval or changes the policies afterwards finds it.
+    fn release(
+        &self,
+        member: &Member<'_>,
+        issued: &ledger::Issued<'_>,
+        token: Token,
+        minted: &Minted,
+        decision: &Decision,
+        approval: Option<&Approval>,
+    ) -> Result<(), SessionError> {
+        let Member { peer, session, entitled, .. } = *member;
+        self.issuer().write_down(peer.instance(), entitled, &session.tie(), issued)?;
+        let kept = || {
+            let event = super::record::minted(peer, minted, token.approval.as_deref(), decision);
+            self.issuer().audit.before(event)?;
+            self.journal().token(&session.terms().id, &token).map_err(SessionError::Journal)?;
+            session.inner().tokens.push(token);
+            self.look_again(member, decision, approval)
+        };
+        let kept = kept();
+        if kept.is_err() {
+            self.issuer().ledger.withdraw(issued.id, Reason::SessionEnded)?;
+        }
+        kept
+    }
+
+    fn has_room(&self, session: &Session) -> Result<(), SessionError> {
+        if session.has_room(self.now()) { Ok(()) } else { Err(SessionError::TooManyTokens) }
     }
 
     /// The scopes a token is to have; the target must lie within the session's.
@@ -391,31 +325,35 @@ impl Sessions {
         Ok(if scopes.is_empty() { terms.scopes.clone() } else { scopes.to_vec() })
     }
 
-    /// What policy says of a token for this target, with the approval that it took.
+    /// What policy says of a token for this target, with the approval that it takes.
     async fn may_mint(
         &self,
         session: &Arc<Session>,
         target: &str,
         kind: TokenKind,
-    ) -> Result<(MintGrant, Option<String>), SessionError> {
+        scopes: &[String],
+    ) -> Result<Permitted<MintGrant>, SessionError> {
         let tool = ToolFacts { uri: target, method: "", name: "", arguments_sha256: "", kind: kind.as_str() };
         let mint = |approved| {
             let question = in_session(session, Action::Mint, tool, approved, self.now());
-            self.issuer().policy.mint_token(&question)
+            let permit = self.issuer().policy.mint_token(&question)?;
+            let decision = permit.decision().clone();
+            Ok((permit, decision))
         };
-        self.with_approval(session, Action::Mint, tool, mint).await
+        self.with_approval(session, Action::Mint, tool, scopes, mint).await
     }
 
-    /// Asks policy; where it wants a person's word and that was given, uses one of its uses up.
-    async fn with_approval<T>(
+    /// Asks policy, and where it wants a person's word, whether that was given. It is used up by [`Self::use_up`].
+    pub(super) async fn with_approval<T>(
         &self,
         session: &Arc<Session>,
         action: Action,
         tool: ToolFacts<'_>,
-        ask: impl Fn(bool) -> Result<T, Denial>,
-    ) -> Result<(T, Option<String>), SessionError> {
+        scopes: &[String],
+        ask: impl Fn(bool) -> Result<(T, Decision), Denial>,
+    ) -> Result<Permitted<T>, SessionError> {
         let (why, policies) = match ask(false) {
-            Ok(permitted) => return Ok((permitted, None)),
+            Ok((permit, decision)) => return Ok(Permitted { permit, decision, approval: None }),
             Err(Denial::StepUp { why, policies, .. }) => (why, policies),
             Err(denial) => return Err(denial.into()),
         };
@@ -431,102 +369,116 @@ impl Sessions {
             method: tool.method,
             tool: tool.name,
             arguments_sha256: tool.arguments_sha256,
+            kind: if action == Action::Mint { tool.kind } else { "" },
+            scopes,
             why: &why,
             policies: &policies,
         };
-        let Some(approval) = self.approvals().covering(&asked) else {
+        let covering = self.approvals().covering(&asked).and_then(|id| self.approvals().find(id.as_str()));
+        let Some(approval) = covering else {
             let waiting = self.approvals().request(&asked).await?;
             return Err(SessionError::StepUp { approval: waiting.id.to_string(), why });
         };
-        let permitted = ask(true)?;
-        self.approvals().use_up(&approval).await?;
-        Ok((permitted, Some(approval.to_string())))
+        let (permit, decision) = ask(true)?;
+        Ok(Permitted { permit, decision, approval: Some(approval) })
+    }
+
+    /// Takes one use of an approval, as late as can be: what is refused before has cost none.
+    pub(super) async fn use_up(&self, approval: Option<&Approval>) -> Result<(), SessionError> {
+        match approval {
+            Some(approval) => Ok(self.approvals().use_up(&approval.id).await?),
+            None => Ok(()),
+        }
     }
 
     /// Counts against the budget of a session and of all above it, and writes that down. What is too much ends the
     /// session whose budget it is.
-    async fn spend(&self, session: &Arc<Session>, tokens: u32, calls: u32) -> Result<(), SessionError> {
-        let spent = {
+    pub(super) async fn spend(&self, session: &Arc<Session>, tokens: u32, calls: u32) -> Result<(), SessionError> {
+        let over = |used: u32, more: u32, most: u32| most != 0 && used.saturating_add(more) > most;
+        let counted = {
+            // Under one lock, so that a budget that many share is not spent twice.
             let book = self.book();
-            let lineage: Vec<_> =
-                book.lineage(&session.terms().id).iter().filter_map(|id| book.find(id.as_str())).collect();
+            let lineage = book.lineage(&session.terms().id);
             let spent = lineage.iter().find_map(|session| {
                 let (used, budget) = (session.used(), session.terms().budget);
-                let over = |used: u32, more: u32, most: u32| most != 0 && used.saturating_add(more) > most;
                 if tokens > 0 && over(used.tokens, tokens, budget.max_tokens) {
                     return Some((session.clone(), "tokens"));
                 }
                 (calls > 0 && over(used.calls, calls, budget.max_calls)).then(|| (session.clone(), "calls"))
             });
-            if spent.is_none() {
-                let mut journal = self.journal();
-                for session in &lineage {
-                    let used = {
-                        let mut inner = session.inner();
-                        inner.used.tokens = inner.used.tokens.saturating_add(tokens);
-                        inner.used.calls = inner.used.calls.saturating_add(calls);
-                        inner.used
-                    };
-                    journal.used(&session.terms().id, used).map_err(SessionError::Journal)?;
-                }
+            match spent {
+                Some(spent) => Err(spent),
+                None => Ok(lineage.iter().map(|session| session.count(tokens, calls)).collect::<Vec<_>>()),
             }
-            spent
         };
-        let Some((over, what)) = spent else { return Ok(()) };
-        self.end(&over.terms().id, EndReason::BudgetSpent, "").await?;
-        Err(SessionError::Budget(what))
-    }
-
-    /// Writes a credential of a session down: it hangs on the session.
-    fn write_down(&self, member: &Member<'_>, issued: &ledger::Issued<'_>) -> Result<(), SessionError> {
-        let tie = member.session.tie();
-        self.issuer().write_down(member.peer.instance(), member.entitled, &tie, issued)?;
-        // Ended meanwhile: either its end found this row, or this sees the end.
-        if let Err(unusable) = member.session.usable(self.now()) {
-            self.issuer().ledger.withdraw(issued.id, Reason::SessionEnded)?;
-            return Err(unusable.into());
+        match counted {
+            Ok(used) => self.journal().used(&used).map_err(SessionError::Journal),
+            Err((session, what)) => {
+                self.end(&session.terms().id, EndReason::BudgetSpent, "").await?;
+                Err(SessionError::Budget(what))
+            }
         }
-        Ok(())
     }
 
-    /// The check to make before every release: the caller is who it was, still a member, and the session stands.
-    fn look_again(&self, member: &Member<'_>, now: OffsetDateTime) -> Result<(), SessionError> {
+    /// The check to make before every release: the caller is who it was, the session and all above it stand, and policy
+    /// and approval are those it was decided by. Nothing waits after it.
+    pub(super) fn look_again(
+        &self,
+        member: &Member<'_>,
+        decision: &Decision,
+        approval: Option<&Approval>,
+    ) -> Result<(), SessionError> {
         let facts = member.peer.instance().look().map_err(Refusal::Look)?;
-        if !Attested::is_of(&member.entitled.attested, &facts) {
+        let same_policies = self.issuer().policy.set().digest() == &*decision.set;
+        if !Attested::is_of(&member.entitled.attested, &facts) || !same_policies {
             return Err(Refusal::Changed.into());
         }
-        Ok(member.session.usable(now)?)
+        if let Some(approval) = approval {
+            let now = self.now();
+            let stands = self.approvals().find(approval.id.as_str()).is_some_and(|approval| approval.stands(now));
+            if !stands {
+                return Err(SessionError::Withdrawn(approval.id.to_string()));
+            }
+        }
+        self.stands(member.session).map_err(|(_, unusable)| unusable.into())
     }
 
-    /// Whether a session may be used now; what is due to end ends here.
+    /// Whether a session and all above it may be used at this moment; if not, which of them may not.
+    pub(super) fn stands(&self, session: &Session) -> Result<(), (super::SessionId, Unusable)> {
+        let now = self.now();
+        session.usable(now).map_err(|unusable| (session.terms().id.clone(), unusable))?;
+        if session.terms().parent.is_none() {
+            return Ok(());
+        }
+        let lineage = self.book().lineage(&session.terms().id);
+        let whole = lineage.last().is_some_and(|top| top.terms().parent.is_none());
+        for above in lineage.iter().skip(1) {
+            above.usable(now).map_err(|unusable| (above.terms().id.clone(), unusable))?;
+        }
+        // One that is not known any more ended long ago.
+        if whole { Ok(()) } else { Err((session.terms().id.clone(), Unusable::MustEnd(EndReason::ParentEnded))) }
+    }
+
+    /// The same; what is due to end ends here.
     pub(super) async fn usable(&self, session: &Session) -> Result<(), SessionError> {
-        match session.usable(self.now()) {
+        match self.stands(session) {
             Ok(()) => Ok(()),
-            Err(Unusable::MustEnd(reason)) => {
-                self.end(&session.terms().id, reason, "").await?;
-                Err(SessionError::Ended(reason))
+            Err((id, Unusable::MustEnd(reason))) => {
+                self.end(&id, reason, "").await?;
+                Err(SessionError::Ended(session.state().end_reason().unwrap_or(reason)))
             }
-            Err(unusable) => Err(unusable.into()),
+            Err((_, unusable)) => Err(unusable.into()),
         }
     }
 }
 
-/// One call in a session.
-pub(super) struct Call<'a> {
-    pub(super) tool: ToolFacts<'a>,
-    pub(super) effect: Effect,
-    pub(super) approval: Option<&'a str>,
-    pub(super) txn: &'a str,
-    pub(super) arguments: Option<[u8; 32]>,
+/// When a token ends: never after its entry, its session or its approval.
+fn ends(entry: OffsetDateTime, session: &Session, approval: Option<&Approval>) -> OffsetDateTime {
+    let ends = entry.min(session.ends_at());
+    approval.map_or(ends, |approval| ends.min(approval.expires_at))
 }
 
-/// What a call does: what its caller says, and never less than its method.
-fn effect_of(wish: &ProveWish<'_>) -> Effect {
-    let least = Effect::of_method(wish.target.method.as_str());
-    wish.effect.map_or(least, |effect| effect.max(least))
-}
-
-fn in_session<'a>(
+pub(super) fn in_session<'a>(
     session: &'a Session,
     action: Action,
     tool: ToolFacts<'a>,
@@ -543,44 +495,5 @@ fn in_session<'a>(
         tool: Some(tool),
         approved,
         now,
-    }
-}
-
-/// What the proof of a call says of its session: `docs/session-profile.md`.
-fn claims(session: &Session, call: &Call<'_>, scope: Option<&str>) -> SessionClaims {
-    use base64::Engine as _;
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-
-    let terms = session.terms();
-    let actors: Vec<&SpiffeId> = std::iter::once(&terms.spiffe_id).chain(&terms.delegated_by).collect();
-    let (sub, actors) = match &terms.user {
-        Some(user) => (user.subject.clone(), actors.as_slice()),
-        // For nobody but the agent at the bottom, which the others act for.
-        None => match actors.split_last() {
-            Some((bottom, others)) => (bottom.to_string(), others),
-            None => (terms.spiffe_id.to_string(), &[][..]),
-        },
-    };
-    let nested = |inner: Option<Actor>, id: &&SpiffeId| Some(Actor { sub: id.to_string(), act: inner.map(Box::new) });
-    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    SessionClaims {
-        sub,
-        sub_id: terms.user.as_ref().map(|user| SubjectId {
-            format: "iss_sub".to_owned(),
-            iss: user.issuer.clone(),
-            sub: user.subject.clone(),
-        }),
-        act: actors.iter().rev().fold(None, nested),
-        scope: scope.and_then(some),
-        txn: call.txn.to_owned(),
-        tether: TetherClaims {
-            sid: terms.id.to_string(),
-            purpose: terms.purpose.clone(),
-            boundary: terms.boundary.as_str().to_owned(),
-            effect: call.effect.as_str().to_owned(),
-            tool: some(call.tool.name),
-            arguments_sha256: call.arguments.map(|digest| URL_SAFE_NO_PAD.encode(digest)),
-            approval: call.approval.map(str::to_owned),
-        },
     }
 }

@@ -6,6 +6,7 @@ use super::error::SessionError;
 use super::model::{Boundary, Budget};
 use crate::attest::LaunchRequest;
 use crate::base::secret::Secret;
+use crate::base::text::is_hidden;
 use crate::id::SpiffeId;
 use crate::proof::{TargetUri, UriPrefix};
 
@@ -121,9 +122,20 @@ pub(super) fn check_target(name: &'static str, target: &str) -> Result<(), Sessi
     let looks_like_uri = target.starts_with("http://") || target.starts_with("https://");
     match TargetUri::parse(target) {
         Err(error) if looks_like_uri => field(name, &format!("has `{target}`, which is refused: {error}")),
-        Ok(uri) if uri.as_str() != target => field(name, &format!("has `{target}`: write it as `{}`", uri.as_str())),
+        // An origin without its slash is how audiences are written: it stands for the same URIs.
+        Ok(uri) if uri.as_str() != target && uri.as_str().strip_suffix('/') != Some(target) => {
+            field(name, &format!("has `{target}`: write it as `{}`", uri.as_str()))
+        }
         _ => Ok(()),
     }
+}
+
+/// Whether an audience is one of a bearer token: compared to the letter, in whatever form its service has it.
+pub(super) fn check_audience(audience: &str) -> Result<(), SessionError> {
+    if audience.is_empty() || audience.len() > MAX_TARGET || !audience.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return field("target", "takes visible ASCII without spaces, at most 2048 bytes");
+    }
+    Ok(())
 }
 
 /// Whether a scope is one (RFC 6749, section 3.3).
@@ -146,8 +158,8 @@ pub(super) fn check_txn(txn: &str) -> Result<(), SessionError> {
 
 /// Whether a tool's name can be kept and printed.
 pub(super) fn check_tool(tool: &str) -> Result<(), SessionError> {
-    if tool.len() > MAX_NAME || tool.chars().any(char::is_control) {
-        return field("tool", "is longer than 128 bytes, or has control characters");
+    if tool.len() > MAX_NAME || tool.chars().any(is_hidden) {
+        return field("tool", "is longer than 128 bytes, or has characters that do not show");
     }
     Ok(())
 }
@@ -194,7 +206,7 @@ mod tests {
 
     #[test]
     fn targets_are_written_in_their_one_form() {
-        for good in ["https://tool.example.com/api/", "*", "https://a/", "billing", "urn:example:aud"] {
+        for good in ["https://tool.example.com/api/", "*", "https://a/", "https://a", "billing", "urn:example:aud"] {
             assert!(check_target("targets", good).is_ok(), "{good}");
         }
         for bad in ["", "https://Tool.example.com/", "https://a/?q", "a b", "https://", "https://a/\u{e9}"] {

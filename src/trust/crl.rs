@@ -417,11 +417,13 @@ fn reason(reason: Reason) -> RevocationReason {
         | Reason::AgentRestart
         | Reason::SessionEnded => RevocationReason::CessationOfOperation,
         Reason::NoLongerMatches
+        | Reason::NotRecorded
         | Reason::EntryGone
         | Reason::EntryDisabled
         | Reason::EntryExpired
         | Reason::AuthorityRevoked
         | Reason::ApprovalWithdrawn
+        | Reason::PolicyDenied
         | Reason::Operator => RevocationReason::PrivilegeWithdrawn,
     }
 }

@@ -128,27 +128,25 @@ impl Endpoint {
         if url.len() > MAX_URL || url.contains('#') || authority.as_str().contains('@') || host.is_empty() {
             return Err(EndpointError::Malformed);
         }
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
         let secure = match scheme {
             "https" => true,
-            "http" if host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()) => false,
+            "http" if bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()) => false,
             _ => return Err(EndpointError::Insecure),
         };
-        let port = match uri.port() {
-            Some(port) => port.as_str().parse().ok().filter(|port| *port != 0).ok_or(EndpointError::Malformed)?,
-            None if authority.as_str().ends_with(':') => return Err(EndpointError::Malformed),
-            None => {
-                if secure {
-                    443
-                } else {
-                    80
-                }
-            }
+        // Not `uri.port()`, which has none for one that is no number.
+        let rest = authority.as_str().strip_prefix(host).ok_or(EndpointError::Malformed)?;
+        let port = match rest.strip_prefix(':') {
+            Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or(EndpointError::Malformed)?,
+            None if !rest.is_empty() => return Err(EndpointError::Malformed),
+            None if secure => 443,
+            None => 80,
         };
-        if ServerName::try_from(host.as_str()).is_err() {
+        if ServerName::try_from(bare).is_err() {
             return Err(EndpointError::Malformed);
         }
         let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned();
+        let host = bare.to_owned();
         Ok(Self { url: url.to_owned(), secure, host, port, authority: authority.as_str().to_owned(), target })
     }
 

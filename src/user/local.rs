@@ -141,9 +141,11 @@ impl LoginGroup {
     /// Where root alone puts processes. What a user may name begins further down, and is not looked at.
     fn of(path: &str) -> Option<Self> {
         let mut components = path.strip_prefix("/user.slice/user-")?.split('/');
-        let uid: u32 = components.next()?.strip_suffix(".slice")?.parse().ok()?;
+        let number = components.next()?.strip_suffix(".slice")?;
+        // As systemd writes it: no sign, no zeros in front.
+        let uid = number.parse::<u32>().ok().filter(|uid| uid.to_string() == number)?;
         let unit = components.next()?;
-        if unit.strip_prefix("user@").and_then(|unit| unit.strip_suffix(".service")) == Some(&uid.to_string()) {
+        if unit.strip_prefix("user@").and_then(|unit| unit.strip_suffix(".service")) == Some(number) {
             return Some(Self::Manager { uid });
         }
         let id = unit.strip_prefix("session-")?.strip_suffix(".scope")?;

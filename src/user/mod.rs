@@ -10,8 +10,6 @@
 //! known to have ended.
 
 mod error;
-#[cfg(test)]
-pub(crate) mod fake;
 pub mod fetch;
 mod local;
 mod logind;
@@ -254,3 +252,6 @@ impl UserHold {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,5 +1,8 @@
 //! What an asker says of a request, what the proof says of it, and whether the two and the session agree.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +11,7 @@ use time::OffsetDateTime;
 use super::Inactive;
 use crate::id::SpiffeId;
 use crate::policy::{Action, AgentFacts, Effect, Question, SessionFacts, ToolFacts};
-use crate::proof::{BodyDigest, ProofTarget, SessionClaims, UriPrefix};
+use crate::proof::{Actor, BodyDigest, ProofTarget, SessionClaims, UriPrefix};
 use crate::session::Terms;
 use crate::user::User;
 use crate::wit::WitSession;
@@ -144,6 +147,18 @@ impl SessionView {
         now < self.expires_at && user.is_none_or(|end| now < end)
     }
 
+    /// For whom, and who acts for it, the one that calls first. Without a user it is the agent that delegated first for
+    /// whom the others act.
+    pub(super) fn parties(&self) -> (&str, Vec<&str>) {
+        let acting = std::iter::once(&self.spiffe_id).chain(&self.delegated_by).map(SpiffeId::as_str);
+        let mut acting: Vec<&str> = acting.collect();
+        let sub = match &self.user {
+            Some(user) => user.subject.as_str(),
+            None => acting.pop().unwrap_or(self.spiffe_id.as_str()),
+        };
+        (sub, acting)
+    }
+
     /// As policy sees it.
     fn facts(&self) -> SessionFacts<'_> {
         SessionFacts {
@@ -270,20 +285,16 @@ fn same_session(
     claim("act", *of_wit == session.spiffe_id)?;
     claim("purpose", proof.tether.purpose == session.purpose)?;
     claim("boundary", proof.tether.boundary == session.boundary)?;
-    let agent = session.spiffe_id.as_str();
     match (&session.user, &proof.sub_id) {
         (Some(user), Some(said)) => {
             claim("sub_id", said.format == "iss_sub" && said.iss == user.issuer && said.sub == user.subject)?;
-            claim("sub", proof.sub == user.subject)?;
         }
-        (None, None) => claim("sub", proof.sub == agent)?,
+        (None, None) => {}
         _ => return Err(Inactive::Claim("sub_id")),
     }
-    let acting = std::iter::once(agent).chain(session.delegated_by.iter().map(SpiffeId::as_str));
-    match &proof.act {
-        Some(said) => claim("act", said.chain().eq(acting)),
-        None => claim("act", session.user.is_none() && session.delegated_by.is_empty()),
-    }
+    let (sub, acting) = session.parties();
+    claim("sub", proof.sub == sub)?;
+    claim("act", proof.act.iter().flat_map(Actor::chain).eq(acting))
 }
 
 fn covers(target: &str, call: &Call) -> bool {

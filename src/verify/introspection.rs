@@ -145,7 +145,7 @@ pub fn answer(call: &Call, verified: &Verified, to_node: bool) -> Value {
         "binding": verified.binding,
     });
     if let Some(session) = &verified.session {
-        add_session(&mut answer, agent, session);
+        add_session(&mut answer, session);
     }
     if to_node {
         let session = verified.session.as_ref();
@@ -155,19 +155,19 @@ pub fn answer(call: &Call, verified: &Verified, to_node: bool) -> Value {
     answer
 }
 
-fn add_session(answer: &mut Value, agent: &str, session: &InSession) {
+fn add_session(answer: &mut Value, session: &InSession) {
     let view = &session.view;
+    let (sub, acting) = view.parties();
+    answer["sub"] = sub.into();
     if let Some(user) = &view.user {
-        answer["sub"] = user.subject.as_str().into();
         answer["sub_id"] = json!({ "format": "iss_sub", "iss": user.issuer, "sub": user.subject });
     }
-    if view.user.is_some() || !view.delegated_by.is_empty() {
-        // From the innermost on: the last one that delegated acts for nobody further.
-        let behind = view.delegated_by.iter().rev().map(ToString::to_string);
-        answer["act"] = behind.chain([agent.to_owned()]).fold(Value::Null, |inner, sub| match inner {
-            Value::Null => json!({ "sub": sub }),
-            inner => json!({ "sub": sub, "act": inner }),
-        });
+    let nested = |inner: Option<Value>, sub: &&str| match inner {
+        None => Some(json!({ "sub": sub })),
+        Some(inner) => Some(json!({ "sub": sub, "act": inner })),
+    };
+    if let Some(act) = acting.iter().rev().fold(None, nested) {
+        answer["act"] = act;
     }
     if !session.agreed.scopes.is_empty() {
         answer["scope"] = session.agreed.scopes.join(" ").into();

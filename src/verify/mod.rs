@@ -15,9 +15,9 @@ pub mod introspection;
 mod nodes;
 mod record;
 mod report;
-pub mod tls;
 #[cfg(test)]
-mod vectors;
+mod tests;
+pub mod tls;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -345,6 +345,8 @@ fn asked<'a>(
         method: call.target.method.as_str(),
         tool: &agreed.tool,
         arguments_sha256: &agreed.arguments_sha256,
+        kind: "",
+        scopes: &[],
         why,
         policies,
     }

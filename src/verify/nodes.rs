@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use super::introspection::{Answer, ToNode, question};
 use super::tls::Tls;
 use super::{Asker, Call, InSession, Inactive, Verified, Verifier, call};
+use crate::base::clock::Clock;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::issue::LEEWAY;
 use crate::jwt::{Jwk, Jws};
@@ -78,7 +79,8 @@ impl fmt::Debug for Node {
 #[derive(Default)]
 struct Keys {
     known: Option<(Arc<WitAuthorities>, OffsetDateTime)>,
-    tried_at: Option<OffsetDateTime>,
+    /// When the last attempt was over, and why it gave none.
+    tried: Option<(OffsetDateTime, Option<String>)>,
 }
 
 /// The last yes about each WIT, by its digest.
@@ -133,32 +135,41 @@ impl Nodes {
 }
 
 impl Node {
-    /// The node's keys, with one of this name if there is one.
-    async fn keys(&self, kid: &str, now: OffsetDateTime) -> Result<Arc<WitAuthorities>, String> {
+    /// The node's keys, with one of this name if there is one. Whoever is shown a WIT chooses its name, so it is not asked
+    /// for more often than every few seconds.
+    async fn keys(&self, kid: &str, clock: &Clock) -> Result<Arc<WitAuthorities>, String> {
         let mut keys = self.keys.lock().await;
-        let fresh = |at: OffsetDateTime, most: time::Duration| (time::Duration::ZERO..most).contains(&(now - at));
-        if let Some((known, at)) = &keys.known
-            && fresh(*at, KEYS_FOR)
-            && (known.find(kid).is_some() || keys.tried_at.is_some_and(|tried| fresh(tried, KEYS_AGAIN)))
-        {
+        let now = clock.now();
+        let within = |at: OffsetDateTime, most: time::Duration| (now - at).abs() < most;
+        let known = keys.known.as_ref().filter(|(_, at)| within(*at, KEYS_FOR)).map(|(known, _)| known.clone());
+        if let Some(known) = known.as_ref().filter(|known| known.find(kid).is_some()) {
             return Ok(known.clone());
         }
-        keys.tried_at = Some(now);
-        let fetched = self.fetcher.get(&self.keys_at, "application/json").await.map_err(|error| error.to_string())?;
+        if let Some((_, why)) = keys.tried.as_ref().filter(|(at, _)| within(*at, KEYS_AGAIN)) {
+            return known.ok_or_else(|| why.clone().unwrap_or_default());
+        }
+        let fetched = self.fetch_keys().await;
+        let now = clock.now();
+        keys.tried = Some((now, fetched.as_ref().err().cloned()));
+        let fetched = fetched?;
+        keys.known = Some((fetched.clone(), now));
+        Ok(fetched)
+    }
+
+    async fn fetch_keys(&self) -> Result<Arc<WitAuthorities>, String> {
+        let fetched = self.fetcher.get(&self.keys_at, "application/json").await.map_err(|error| chain(&error))?;
         if fetched.status != http::StatusCode::OK {
             return Err(format!("`{}` answers {}", self.keys_at.as_str(), fetched.status));
         }
         let parsed = authorities(&self.agent.trust_domain(), &fetched.body);
-        let parsed = Arc::new(parsed.ok_or_else(|| format!("`{}` has no keys for WITs", self.keys_at.as_str()))?);
-        keys.known = Some((parsed.clone(), now));
-        Ok(parsed)
+        parsed.map(Arc::new).ok_or_else(|| format!("`{}` has no keys for WITs", self.keys_at.as_str()))
     }
 
     /// What the node says of one request; `None`: that it is not good.
     async fn ask(&self, call: &Call, presented: Presented<'_>) -> Result<Option<Known>, String> {
         let form = Bytes::from(question(call, presented));
         let kind = "application/x-www-form-urlencoded";
-        let fetched = self.fetcher.post(&self.introspect_at, kind, form).await.map_err(|error| error.to_string())?;
+        let fetched = self.fetcher.post(&self.introspect_at, kind, form).await.map_err(|error| chain(&error))?;
         if fetched.status != http::StatusCode::OK {
             return Err(format!("`{}` answers {}", self.introspect_at.as_str(), fetched.status));
         }
@@ -199,6 +210,17 @@ impl Good {
     fn find(&self, wit: &str) -> Option<(Known, OffsetDateTime)> {
         self.answers.get(&BodyDigest::of(wit.as_bytes()).encoded()).cloned()
     }
+}
+
+/// An error and what caused it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// The keys for WITs in a JWK set; `None` when it is none, or has too many.
@@ -252,7 +274,7 @@ impl Verifier {
         let node = self.nodes.0.get(&claimed.node).filter(|_| !asker.is_node);
         let node = node.ok_or_else(|| Inactive::NodeUnknown(claimed.node.clone()))?;
         let unreachable = |why| Inactive::NodeUnreachable { node: claimed.node.clone(), why };
-        let keys = node.keys(&claimed.kid, self.issuer.clock.now()).await.map_err(unreachable)?;
+        let keys = node.keys(&claimed.kid, &self.issuer.clock).await.map_err(unreachable)?;
         let checked = check_elsewhere(call, presented, &keys, claimed, self.issuer.clock.now())?;
         let of_wit = WitSession::of(checked.wit.claims()).map_err(|_| Inactive::Claim("tether"))?;
         if of_wit.as_ref().and_then(|wit| wit.introspect.as_ref()).is_some_and(|url| *url != node.url) {
@@ -375,4 +397,99 @@ fn check_elsewhere(
         check_wpt(presented, expected, |domain| Some(keys).filter(|keys| keys.trust_domain() == domain), now, LEEWAY)?;
     let named = checked.wit.token_id().and_then(|id| id.split_once('.'));
     if named.is_some_and(|(node, _)| node == claimed.node) { Ok(checked) } else { Err(Inactive::AnotherNode) }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::base::entropy::Entropy;
+    use crate::policy::Obligations;
+    use crate::proof::{Method, ProofKey, ProofTarget, TargetUri};
+    use crate::wit::{Confirmation, WitClaims, WitSigner};
+    use crate::x509::{KeyType, PrivateKey};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-01 12:00 UTC);
+
+    fn signer() -> WitSigner {
+        WitSigner::new(&PrivateKey::generate(KeyType::EcP256).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_keys_of_a_node_vouch_for_its_own_tokens_and_for_no_others() {
+        let (a, c) = (signer(), signer());
+        let domain = TrustDomain::parse("example.org").unwrap();
+        let keys = |signer: &WitSigner| {
+            WitAuthorities::new(domain.clone(), [(signer.key_id().to_owned(), signer.public_key().clone())])
+        };
+        let key = ProofKey::new(&PrivateKey::generate(KeyType::EcP256).unwrap()).unwrap();
+        let uri = TargetUri::parse("https://tool.example.com/").unwrap();
+        let call = Call::of(ProofTarget { method: Method::parse("GET").unwrap(), uri, body: None });
+        let rows = [
+            ("of a, by a", "a.1", &a, &a, "a", ""),
+            ("of a, by c", "a.1", &c, &a, "a", "wit_invalid"),
+            ("of c, by a, given out as of a", "c.1", &a, &a, "a", "another_node"),
+            ("of c, by a, judged by c", "c.1", &a, &c, "c", "wit_invalid"),
+        ];
+        for (what, jti, by, known, claimed, expected) in rows {
+            let wit = by.sign(&WitClaims {
+                sub: &SpiffeId::parse("spiffe://example.org/agent").unwrap(),
+                exp: NOW + Duration::from_secs(60),
+                iat: NOW,
+                jti,
+                cnf: &Confirmation::of(key.public_key().clone()),
+                session: None,
+            });
+            let wit = wit.unwrap();
+            let proof = key.wpt(&wit, &call.target, None, &Entropy::system(), NOW).unwrap().token;
+            let presented = Presented { wit: &wit, proof: &proof, txn_token: None };
+            let claimed = Claimed { node: claimed.to_owned(), kid: by.key_id().to_owned() };
+            let checked = check_elsewhere(&call, presented, &keys(known), &claimed, NOW);
+            let label = checked.as_ref().err().map_or("", Inactive::as_str);
+            assert_eq!(label, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_old_answer_is_taken_for_reads_and_for_as_long_as_policy_says() {
+        let says = |stale: Option<u64>| Decision {
+            allowed: true,
+            obligations: Obligations { stale: stale.map(Duration::from_secs), ..Obligations::default() },
+            policies: [].into(),
+            errors: Vec::new(),
+            set: "".into(),
+        };
+        let rows = [
+            (Some(30), Effect::Read, 30, true),
+            (Some(30), Effect::Read, 31, false),
+            (Some(30), Effect::Read, -1, false),
+            (Some(30), Effect::Write, 1, false),
+            (Some(30), Effect::Irreversible, 1, false),
+            (None, Effect::Read, 0, false),
+        ];
+        for (stale, effect, age, expected) in rows {
+            assert_eq!(
+                accepts(&says(stale), effect, time::Duration::seconds(age)),
+                expected,
+                "{stale:?} {effect:?} {age}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_node_is_bounded_and_forgotten_with_its_next_no() {
+        let known = Known { binding: 3, facts: ToNode { session: None, approved: false } };
+        let mut good = Good::default();
+        for number in 0..=MAX_GOOD {
+            good.note(&number.to_string(), known.clone(), NOW);
+        }
+        assert!(good.find("0").is_none(), "the oldest gives way");
+        assert_eq!(good.answers.len(), MAX_GOOD);
+        good.note("1", known, NOW + Duration::from_secs(5));
+        assert_eq!(good.find("1").unwrap().1, NOW + Duration::from_secs(5));
+        good.forget("1");
+        assert!(good.find("1").is_none());
+        assert_eq!(good.order.len(), good.answers.len());
+    }
 }

@@ -22,11 +22,13 @@ impl AgentProcess {
         let at = |name: &str| dir.join(name).display().to_string();
         std::fs::create_dir_all(dir.join("entries.d")).unwrap();
         std::fs::write(dir.join("entries.d/all.toml"), entries).unwrap();
+        std::fs::create_dir_all(dir.join("policies")).unwrap();
         let config = format!(
-            "trust_domain = \"dev.tether.internal\"\nstate_dir = \"{}\"\nentries_dir = \"{}\"\n\
+            "trust_domain = \"dev.tether.internal\"\nstate_dir = \"{}\"\nentries_dir = \"{}\"\npolicies_dir = \"{}\"\n\
              [listen]\nworkload = \"{}\"\nadmin = \"{}\"\n[attest]\ndeadline = \"20s\"\n",
             at("state"),
             at("entries.d"),
+            at("policies"),
             at("s/workload.sock"),
             at("a/admin.sock"),
         );

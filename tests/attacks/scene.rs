@@ -101,6 +101,7 @@ impl Scene {
         let configure = |config: &mut Config| {
             config.dev = false;
             std::fs::create_dir_all(&config.entries_dir).unwrap();
+            std::fs::create_dir_all(&config.policies_dir).unwrap();
             std::fs::write(config.entries_dir.join("all.toml"), &entries).unwrap();
             config.listen.workload = self.socket.clone();
             config.wit.enabled = true;

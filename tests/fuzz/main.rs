@@ -16,6 +16,7 @@ use tether::registry::{
     ImportOptions, Mistake, Parents, Rules, Source, Template, parse_entries, parse_entry, spire_entries,
 };
 use tether::selector::Selector;
+use tether::user::{IssuerSettings, KeySource, fuzz_user};
 use tether::wit::{Confirmation, WIT_TYPE, WitAuthorities, WitClaims, WitSigner, fuzz_wit};
 use tether::x509::{
     Certificate, Chain, Issuer, KeyType, LeafParams, PrivateKey, Serial, Validity, X509Authorities, fuzz_chain,
@@ -142,6 +143,41 @@ fn tokens_and_nobody_but_the_issuer_makes_one_that_is_believed() {
         {
             assert_eq!(text, good, "another token is believed");
         }
+    });
+}
+
+#[test]
+fn subject_tokens_and_keys_and_nobody_but_the_issuer_makes_one_that_is_believed() {
+    let (signer, stranger) = (JwtSigner::new(&key()).unwrap(), JwtSigner::new(&key()).unwrap());
+    let now = NOW.unix_timestamp();
+    let issuer = "https://login.fuzz.test";
+    let claims = json!({"iss": issuer, "sub": "alice", "aud": ["demo"], "exp": now + 300, "sid": "1", "azp": "demo"});
+    let (good, strange) = (signer.sign(&claims).unwrap(), stranger.sign(&claims).unwrap());
+    let published = |signer: &JwtSigner| {
+        let mut members = signer.public_key().to_json();
+        members.insert("kid".to_owned(), signer.key_id().into());
+        json!({ "keys": [members, { "kty": "oct", "k": "AQ" }], "other": [null, 1.5] }).to_string()
+    };
+    let keys = published(&signer);
+    let settings = IssuerSettings {
+        audience: "demo".to_owned(),
+        keys: KeySource::Discovery,
+        algorithms: IssuerSettings::ALGORITHMS.to_vec(),
+        authorized_parties: vec!["demo".to_owned()],
+        max_age: None,
+        max_ttl: Some(Duration::from_secs(60)),
+        ca_file: None,
+    };
+    assert!(fuzz_user(&good, keys.as_bytes(), issuer, &settings, NOW).is_ok());
+    let corpus = texts(&[&good, &strange, "eyJhbGciOiJub25lIn0.e30.", &keys, &published(&stranger)]);
+    fuzz(&corpus, |bytes| {
+        if let Ok(text) = std::str::from_utf8(bytes)
+            && fuzz_user(text, keys.as_bytes(), issuer, &settings, NOW).is_ok()
+        {
+            assert_eq!(text, good, "another token is believed");
+        }
+        // Whatever keys an issuer publishes, they check its own tokens or none.
+        let _ = fuzz_user(&good, bytes, issuer, &settings, NOW);
     });
 }
 

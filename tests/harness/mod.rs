@@ -99,6 +99,7 @@ impl TestAgent {
             let dir = config.state_dir.parent().unwrap().to_owned();
             std::fs::create_dir(&dir).unwrap();
             std::fs::create_dir(&config.entries_dir).unwrap();
+            std::fs::create_dir(&config.policies_dir).unwrap();
         })
         .await
     }
@@ -138,6 +139,13 @@ impl TestAgent {
     /// Stops the agent and starts it again in the same directory.
     pub async fn restart(&mut self) {
         self.stop().await;
+        self.run().await;
+    }
+
+    /// The same with other settings from then on.
+    pub async fn restart_with(&mut self, configure: impl FnOnce(&mut Config)) {
+        self.stop().await;
+        configure(&mut self.config);
         self.run().await;
     }
 

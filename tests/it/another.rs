@@ -1,6 +1,7 @@
 //! Another process of the same user: these tests once more, which ask the agent for what they are told on standard input.
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,7 +12,8 @@ use tether::proto::session::{EndRequest, GetRequest, HoldWitRequest, MintRequest
 use tether::sys::PidFd;
 use tonic::Status;
 
-use crate::harness::{Header, PATIENCE, channel};
+use crate::harness::{Header, PATIENCE, TestAgent, channel};
+use crate::http::{ask, post};
 use crate::program::lines;
 use crate::sessions::task;
 
@@ -29,7 +31,21 @@ pub struct Another {
 impl Another {
     /// Starts it.
     pub fn start(socket: &Path) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::spawned(Command::new(std::env::current_exe().unwrap()), socket)
+    }
+
+    /// Starts it as another user, who can reach the agent's socket. Takes root.
+    pub fn as_user(agent: &TestAgent, uid: u32) -> Self {
+        // Wherever the build put it, the other user can execute this copy.
+        let program = agent.dir().join("another");
+        std::fs::copy("/proc/self/exe", &program).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = Command::new(program);
+        command.uid(uid).gid(uid).current_dir("/");
+        Self::spawned(command, agent.socket())
+    }
+
+    fn spawned(mut command: Command, socket: &Path) -> Self {
         command.args(["--exact", PLAYED_BY, "--nocapture"]).env(SOCKET, socket);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
@@ -93,7 +109,10 @@ async fn these_tests_play_another_process() {
     let Ok(socket) = std::env::var(SOCKET) else { return };
     let mut sessions = SessionsClient::with_interceptor(channel(Path::new(&socket)).await, Header);
     let failed = |status: Status| format!("{:?} {}", status.code(), status.message());
-    for line in std::io::stdin().lines().map_while(Result::ok) {
+    // On a thread of its own: the connection is served also while there is nothing to do, and closes when the agent stops.
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+    while let Some(line) = told.recv().await {
         let answer = match line.split(' ').collect::<Vec<_>>()[..] {
             ["begin"] => "begun".to_owned(),
             ["hold"] => match sessions.hold_wit(HoldWitRequest::default()).await {
@@ -147,6 +166,11 @@ async fn these_tests_play_another_process() {
                 Ok(()) => "done".to_owned(),
                 Err(error) => error.to_string(),
             },
+            ["user", uid] => match nix::unistd::setuid(nix::unistd::Uid::from_raw(uid.parse().unwrap())) {
+                Ok(()) => "done".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            ["introspect", address, form] => ask(address.parse().unwrap(), &post(form)).await.body,
             ["exec"] => panic!("{}", Command::new("/bin/cat").exec()),
             _ => panic!("`{line}` is not understood"),
         };

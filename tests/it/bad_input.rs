@@ -134,6 +134,7 @@ async fn connections_beyond_a_users_limit_are_told_so_and_other_users_are_served
         let dir = config.state_dir.parent().unwrap().to_owned();
         std::fs::create_dir(&dir).unwrap();
         std::fs::create_dir(&config.entries_dir).unwrap();
+        std::fs::create_dir(&config.policies_dir).unwrap();
     })
     .await;
     let entries = [uid(), NOBODY].map(|uid| {

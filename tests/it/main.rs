@@ -5,13 +5,18 @@
 mod harness;
 
 mod another;
+mod approvals;
 mod bad_input;
+mod client;
 mod credentials;
 mod delegate;
 mod ends_and_streams;
 mod handshake;
 mod held;
+mod http;
 mod kept;
+mod namespaces;
+mod nodes;
 mod operations;
 mod program;
 mod prove;
@@ -22,4 +27,6 @@ mod run;
 mod sessions;
 mod streams;
 mod tls;
+mod users;
+mod verifier;
 mod wit;

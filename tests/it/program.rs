@@ -61,6 +61,13 @@ impl AgentProcess {
         Self::run(shell, dir, &[], &[])
     }
 
+    /// Starts it in a network namespace. Takes root.
+    pub fn in_network(namespace: &str, dir: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{namespace}")).arg(env!("CARGO_BIN_EXE_tether"));
+        Self::run(command, dir, arguments, &[("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")])
+    }
+
     /// Starts it as a service manager does that kept a file for it (sd_listen_fds(3)), which is open at `kept`.
     pub fn with_kept(dir: &Path, name: &str, kept: &Path, env: &[(&str, &str)]) -> Self {
         let mut shell = Command::new("/bin/sh");

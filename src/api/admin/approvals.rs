@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
+use super::sessions::json as session_json;
 use super::{Admin, Role, administrator, one_line, rfc3339};
 use crate::api::status;
 use crate::proto::admin as wire;
@@ -22,7 +23,9 @@ impl wire::approvals_server::Approvals for Admin {
         let all = request.into_inner().all;
         let listed = self.parts.sessions.approvals().list();
         let wanted = listed.iter().filter(|approval| all || approval.state == ApprovalState::Pending);
-        Ok(Response::new(wire::ListApprovalsResponse { approvals: wanted.map(view).collect() }))
+        Ok(Response::new(wire::ListApprovalsResponse {
+            approvals: wanted.map(|approval| self.approval(approval)).collect(),
+        }))
     }
 
     async fn approve(&self, request: Request<wire::ApproveRequest>) -> Result<Response<wire::ApprovalView>, Status> {
@@ -36,7 +39,7 @@ impl wire::approvals_server::Approvals for Admin {
         let decided = decided.map_err(|error| status::approval(&error))?;
         // What waited for it goes on before whoever approved looks at it.
         self.parts.sessions.settle_approvals().await;
-        Ok(Response::new(view(&decided)))
+        Ok(Response::new(self.approval(&decided)))
     }
 
     async fn deny(&self, request: Request<wire::DenyRequest>) -> Result<Response<wire::ApprovalView>, Status> {
@@ -48,7 +51,16 @@ impl wire::approvals_server::Approvals for Admin {
         let decided = decided.map_err(|error| status::approval(&error))?;
         // What it allowed has ended when this returns.
         self.parts.sessions.settle_approvals().await;
-        Ok(Response::new(view(&decided)))
+        Ok(Response::new(self.approval(&decided)))
+    }
+}
+
+impl Admin {
+    /// An approval with all that there is to decide by.
+    fn approval(&self, approval: &Approval) -> wire::ApprovalView {
+        let session = self.parts.sessions.find(approval.matter.session.as_str());
+        let session_json = session.and_then(|session| session_json(&session).ok()).unwrap_or_default();
+        wire::ApprovalView { session_json, ..view(approval) }
     }
 }
 
@@ -75,5 +87,8 @@ fn view(approval: &Approval) -> wire::ApprovalView {
         uses_left: approval.uses_left,
         decided_by: approval.decided_by.map(|uid| uid.to_string()).unwrap_or_default(),
         note: approval.note.clone(),
+        kind: matter.kind.clone(),
+        scopes: matter.scopes.clone(),
+        session_json: String::new(),
     }
 }

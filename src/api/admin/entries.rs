@@ -157,7 +157,7 @@ impl wire::entries_server::Entries for Admin {
                 "there is an entry `{id}` already: update it, or choose another id"
             )));
         }
-        self.audit(&peer, "entry.create", id.as_str());
+        self.audit_gift(&peer, "entry.create", id.as_str())?;
         self.store_all(vec![Wish { entry, expect: Expect::Absent, created_at: self.now() }]).await?;
         self.view_of(&id)
     }
@@ -170,7 +170,7 @@ impl wire::entries_server::Entries for Admin {
         let _changing = self.entries.lock().await;
         let present = self.changeable(&id).await?;
         let expect = if request.revision == 0 { Expect::Any } else { Expect::Revision(request.revision) };
-        self.audit(&peer, "entry.update", id.as_str());
+        self.audit_gift(&peer, "entry.update", id.as_str())?;
         self.store_all(vec![Wish { entry, expect, created_at: present.value.created_at }]).await?;
         self.view_of(&id)
     }
@@ -225,7 +225,7 @@ impl wire::entries_server::Entries for Admin {
         }
         if !request.dry_run && !wishes.is_empty() {
             let ids: Vec<&str> = wishes.iter().map(|wish| wish.entry.id().as_str()).collect();
-            self.audit(&peer, "entry.apply", ids.join(" "));
+            self.audit_gift(&peer, "entry.apply", ids.join(" "))?;
             self.store_all(wishes).await?;
         }
         Ok(Response::new(answer))

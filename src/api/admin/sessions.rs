@@ -1,5 +1,6 @@
 //! The sessions of all users, for operators.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
@@ -83,17 +84,14 @@ impl wire::session_admin_server::SessionAdmin for Admin {
         let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         self.audit(&peer, "session.end", format!("{}{why}", wanted.written()));
         let by = format!("uid {}", peer.uid());
-        let mut ended = Vec::new();
-        for session in picked.iter().filter(|session| !matches!(session.state(), State::Ended(_))) {
-            let receipt = self.parts.sessions.end(&session.terms().id, EndReason::Operator, &by).await;
-            let receipt = receipt.map_err(|error| status::session(&error))?;
-            for id in &receipt.ended {
-                let id = id.to_string();
-                if !ended.contains(&id) {
-                    ended.push(id);
-                }
-            }
-        }
+        let mut living = picked;
+        living.retain(|session| !matches!(session.state(), State::Ended(_)));
+        let ending = self.parts.sessions.end_each(living.clone(), EndReason::Operator, &by).await;
+        ending.map_err(|error| status::session(&error))?;
+        let receipts = living.iter().filter_map(|session| session.receipt());
+        let ended: BTreeSet<String> =
+            receipts.flat_map(|receipt| receipt.ended.clone()).map(|id| id.to_string()).collect();
+        let ended = ended.into_iter().collect();
         Ok(Response::new(wire::EndSessionsResponse { ended }))
     }
 
@@ -132,7 +130,8 @@ fn none() -> Status {
     Status::not_found("no session is like that: `tether session list --all --admin` shows what there is")
 }
 
-fn json(session: &Session) -> Result<String, Status> {
+/// The document of a session.
+pub(super) fn json(session: &Session) -> Result<String, Status> {
     let view = view(session);
     serde_json::to_string(&SessionDocument::from(&view)).map_err(|error| Status::internal(status::chain(&error)))
 }

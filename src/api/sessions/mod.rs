@@ -194,7 +194,9 @@ impl SessionApi {
                 false => Ok(Some(request.session.clone())),
             };
         }
-        if request.without_session || !request.key.is_empty() || request.on_behalf_of.is_some() {
+        // The names of tokens begin with the node, those of keys do not.
+        let is_key = !request.key.is_empty() && !request.key.contains('.');
+        if request.without_session || is_key || request.on_behalf_of.is_some() {
             return Ok(None);
         }
         let session = self.sessions.innermost(peer).await.map_err(|error| status::session(&error))?;
@@ -221,6 +223,7 @@ impl SessionApi {
             scheme,
             tool: request.tool.clone(),
             arguments_sha256,
+            token: Some(request.key.as_str()).filter(|token| !token.is_empty()),
             effect: tasks::effect(request.effect)?,
             txn: request.txn.clone(),
         };

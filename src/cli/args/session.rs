@@ -28,8 +28,12 @@ pub enum SessionCommand {
     },
     /// Show one: who acts for whom, what for, at what, and until when.
     Show {
-        /// Its id; the first 6 digits or more of its random part are enough [default: TETHER_SESSION].
+        /// Its id; the first 6 digits or more of its random part are enough [default: TETHER_SESSION, else the one this
+        /// process is a member of].
         id: Option<String>,
+        /// Ask as a viewer on the admin socket: also a session of another user.
+        #[arg(long)]
+        admin: bool,
     },
     /// Print a token of the session for one target.
     Mint(MintArgs),
@@ -42,6 +46,12 @@ pub enum SessionCommand {
     },
     /// Give a sign of life for a session that was started with --heartbeat.
     Heartbeat {
+        /// Its id; the first 6 digits or more of its random part are enough [default: TETHER_SESSION].
+        id: Option<String>,
+    },
+    /// As a viewer: show a task as a tree, from its start to its end, with all below it: tokens, calls, decisions, what
+    /// tools reported. Read from the audit log, as far back as it goes.
+    Trace {
         /// Its id; the first 6 digits or more of its random part are enough [default: TETHER_SESSION].
         id: Option<String>,
     },

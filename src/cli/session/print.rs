@@ -9,7 +9,6 @@ use crate::cli::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output::{Tone, identifier, relative};
 use crate::proto::session::{DisposalReceipt, Disposed, Session, State};
-use crate::session::SessionDocument;
 
 /// So much of an id is shown in a list: 40 bits of a random number.
 const SHORT_ID: usize = 10;
@@ -83,57 +82,72 @@ pub(super) fn line(session: &Session, now: OffsetDateTime) -> String {
 }
 
 /// Prints one session.
-pub(super) fn show(session: &Session, context: &mut Context) -> Result<(), Failure> {
+pub(super) fn show(session: &Value, context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
-        return context.json(&SessionDocument::from(session));
+        return context.json(session);
     }
     let now = context.host.now();
-    let when = |text: &str| at(text).map_or_else(|| text.to_owned(), |at| format!("{text} ({})", relative(at, now)));
+    let text = |field: &str| identifier(session[field].as_str().unwrap_or_default());
+    let number = |field: &str| session[field].as_u64().unwrap_or_default();
+    let list = |field: &str| {
+        let items = session[field].as_array().into_iter().flatten().filter_map(Value::as_str);
+        identifier(&items.collect::<Vec<_>>().join(" "))
+    };
+    let when = |field: &str| {
+        let text = text(field);
+        at(&text).map_or(text.clone(), |at| format!("{text} ({})", relative(at, now)))
+    };
     let output = &context.output;
-    let state = match session.state() {
-        State::Active => format!("{} until {}", output.toned(Tone::Good, "active"), when(&session.expires_at)),
-        State::PendingApproval => {
-            format!("{} {}", output.toned(Tone::Weak, "waits for approval"), identifier(&session.approval))
-        }
-        State::Suspended => output.toned(Tone::Weak, "suspended"),
-        State::Ended => {
-            format!("{} at {}: {}", output.toned(Tone::Bad, "ended"), when(&session.ended_at), session.end_reason)
-        }
-        State::Unspecified => "unknown: the agent is newer than this command".to_owned(),
+    let state = match text("state").as_str() {
+        "active" => format!("{} until {}", output.toned(Tone::Good, "active"), when("expires_at")),
+        "pending_approval" => format!("{} {}", output.toned(Tone::Weak, "waits for approval"), text("approval")),
+        "suspended" => output.toned(Tone::Weak, "suspended"),
+        "ended" => format!("{} at {}: {}", output.toned(Tone::Bad, "ended"), when("ended_at"), text("end_reason")),
+        other => other.to_owned(),
     };
-    let user = match session.user.as_str() {
+    let user = match text("user").as_str() {
         "" => "nobody: the agent acts for itself".to_owned(),
-        user => identifier(user),
+        user => user.to_owned(),
     };
-    let budget = session.budget.unwrap_or_default();
-    let heartbeat = match session.heartbeat_seconds {
+    let heartbeat = match number("heartbeat_seconds") {
         0 => String::new(),
-        seconds => format!("every {seconds} s, next {}", when(&session.heartbeat_due)),
+        seconds => format!("every {seconds} s, next {}", when("heartbeat_due")),
     };
-    let scope = session.scope().as_str_name().to_lowercase();
     let mut fields = vec![
-        ("id", session.id.clone()),
+        ("id", text("id")),
         ("state", state),
-        ("SPIFFE ID", session.spiffe_id.clone()),
-        ("entry", identifier(&session.entry)),
+        ("SPIFFE ID", text("spiffe_id")),
+        ("entry", text("entry")),
         ("for", user),
-        ("purpose", identifier(&session.purpose)),
-        ("targets", identifier(&session.targets.join(" "))),
-        ("scopes", identifier(&session.scopes.join(" "))),
-        ("boundary", session.boundary().as_str_name().to_lowercase()),
-        ("acts", format!("{scope} {} of uid {}: {}", session.pid, session.uid, session.tie)),
-        ("binding", session.binding.to_string()),
-        ("calls", of(session.calls.into(), budget.max_calls.into())),
-        ("tokens", of(session.tokens.into(), budget.max_tokens.into())),
-        ("started", when(&session.started_at)),
+        ("purpose", text("purpose")),
+        ("targets", list("targets")),
+        ("scopes", list("scopes")),
+        ("boundary", text("boundary")),
+        ("acts", acts(session)),
+        ("bound to", text("tie")),
+        ("binding", number("binding").to_string()),
+        ("calls", of(number("calls"), number("max_calls"))),
+        ("tokens", of(number("tokens"), number("max_tokens"))),
+        ("started", when("started_at")),
         ("heartbeat", heartbeat),
-        ("parent", session.parent.clone()),
-        ("resumes", identifier(&session.resumes)),
-        ("launched", identifier(&session.launched.join(" "))),
-        ("key", session.key_thumbprint.clone()),
+        ("parent", text("parent")),
+        ("resumes", text("resumes")),
+        ("launched", list("launched")),
+        ("key", text("key_thumbprint")),
     ];
     fields.retain(|(_, value)| !value.is_empty());
     Ok(context.output.fields(&fields)?)
+}
+
+/// Who acts in a session, in words.
+pub(in crate::cli) fn acts(session: &Value) -> String {
+    let number = |field: &str| session[field].as_u64().unwrap_or_default();
+    let (pid, uid) = (number("pid"), number("uid"));
+    match session["scope"].as_str() {
+        Some("tree") => format!("process {pid} and all it starts, uid {uid}"),
+        Some("cgroup") => format!("every process in the cgroup of process {pid}, uid {uid}"),
+        _ => format!("process {pid}, uid {uid}"),
+    }
 }
 
 /// Prints what became of what a session was given.
@@ -150,15 +164,18 @@ pub(super) fn receipt(receipt: &DisposalReceipt, context: &mut Context) -> Resul
     fields.extend(below.map(|id| ("with it", id.clone())));
     fields.push(("keys wiped", receipt.keys_wiped.to_string()));
     let disposed = |what: &Disposed| {
-        let id = if what.id.is_empty() { String::new() } else { format!(" {}", what.id) };
-        format!("{}{id} for {}", what.kind, identifier(&what.target))
+        let target = if what.target.is_empty() { String::new() } else { format!(" for {}", identifier(&what.target)) };
+        match what.id.as_str() {
+            "" => format!("{}{target}", what.kind),
+            id => format!("{} {id}{target}", what.kind),
+        }
     };
     fields.extend(receipt.revoked.iter().map(|what| ("revoked", disposed(what))));
     let left = |what: &Disposed| format!("{}; at services that do not ask, until {}", disposed(what), what.until);
     fields.extend(receipt.remaining.iter().map(|what| ("remains", left(what))));
     for kept in &receipt.kept {
-        let until = if kept.until.is_empty() { "as long as there is room" } else { kept.until.as_str() };
-        fields.push(("kept", format!("{}, until {until}", kept.what)));
+        let until = if kept.until.is_empty() { String::new() } else { format!(", until {}", kept.until) };
+        fields.push(("kept", format!("in the {}{until}", kept.what)));
     }
     Ok(context.output.fields(&fields)?)
 }

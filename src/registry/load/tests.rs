@@ -4,6 +4,7 @@ use tempfile::TempDir;
 use time::macros::datetime;
 
 use super::*;
+use crate::base::durable;
 use crate::id::TrustDomain;
 use crate::registry::parse::parse_entry;
 
@@ -127,7 +128,7 @@ fn an_entry_that_is_over_is_a_warning_and_so_is_a_directory_open_to_everyone() {
     let loaded = load(&dir);
     assert_eq!(loaded.mistakes, []);
     let expected = [
-        "DIR: everyone may add entries here: run chmod o-w on it",
+        "DIR: everyone may add files here: run chmod o-w on it",
         "a.toml:1:1: the entry `a` expired at 2025-12-31T23:59:59Z and matches nothing: remove it",
     ];
     assert_eq!(texts(&dir, &loaded.warnings), expected);

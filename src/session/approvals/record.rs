@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use super::ApprovalError;
 use crate::audit::Event;
+use crate::base::text::is_hidden;
 use crate::id::SpiffeId;
 use crate::policy::{Action, Effect};
 use crate::session::SessionId;
@@ -109,6 +110,10 @@ pub struct Asked<'a> {
     pub tool: &'a str,
     /// SHA-256 of its arguments in hex; empty when unknown, and then no other approval than one of unknown arguments fits.
     pub arguments_sha256: &'a str,
+    /// `wit` or `jwt` of a token that is to be minted; empty otherwise.
+    pub kind: &'a str,
+    /// What of: the scopes of a token that is to be minted, or of a session that is to begin; empty for calls. In any order.
+    pub scopes: &'a [String],
     /// What the policy says to whoever approves.
     pub why: &'a str,
     /// The policies that want it.
@@ -132,12 +137,21 @@ pub struct Matter {
     pub tool: String,
     /// SHA-256 of its arguments in hex; empty when unknown.
     pub arguments_sha256: String,
+    /// `wit` or `jwt` of a token; empty otherwise.
+    pub kind: String,
+    /// Of a token, or of a session that is to begin; sorted.
+    pub scopes: Vec<String>,
 }
 
 impl Matter {
-    /// The question, when it can be put before a person: bounded, and without characters that do not show.
+    /// The question, when it can be put before a person: bounded, and printable ASCII alone, so that it cannot pose as
+    /// another one.
     pub(super) fn of(asked: &Asked<'_>) -> Result<Self, ApprovalError> {
+        let scopes = sorted(asked.scopes);
+        let all_scopes = scopes.join(" ");
         let fields = [
+            ("scopes", all_scopes.as_str(), MAX_TARGET),
+            ("kind", asked.kind, MAX_NAME),
             ("target", asked.target, MAX_TARGET),
             ("method", asked.method, MAX_NAME),
             ("tool", asked.tool, MAX_NAME),
@@ -149,8 +163,9 @@ impl Matter {
             if text.len() > most {
                 return Err(ApprovalError::Text { field, why: "is too long to be put before a person" });
             }
-            if text.chars().any(char::is_control) {
-                return Err(ApprovalError::Text { field, why: "has control characters" });
+            if !text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+                let why = "has other characters than printable ASCII, and cannot be put before a person";
+                return Err(ApprovalError::Text { field, why });
             }
         }
         Ok(Self {
@@ -161,6 +176,8 @@ impl Matter {
             method: asked.method.to_owned(),
             tool: asked.tool.to_owned(),
             arguments_sha256: asked.arguments_sha256.to_owned(),
+            kind: asked.kind.to_owned(),
+            scopes,
         })
     }
 
@@ -173,7 +190,16 @@ impl Matter {
             && self.method == asked.method
             && self.tool == asked.tool
             && self.arguments_sha256 == asked.arguments_sha256
+            && self.kind == asked.kind
+            && self.scopes == sorted(asked.scopes)
     }
+}
+
+fn sorted(scopes: &[String]) -> Vec<String> {
+    let mut scopes = scopes.to_vec();
+    scopes.sort();
+    scopes.dedup();
+    scopes
 }
 
 fn effect(action: Action) -> Option<Effect> {
@@ -325,7 +351,7 @@ fn line(text: &str, most: usize) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text[..end].chars().map(|c| if is_hidden(c) { ' ' } else { c }).collect()
 }
 
 /// For the audit log: somebody is asked.

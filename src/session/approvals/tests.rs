@@ -67,6 +67,7 @@ struct World {
     agent: SpiffeId,
     user: User,
     policies: Vec<String>,
+    scopes: Vec<String>,
 }
 
 impl World {
@@ -81,6 +82,7 @@ impl World {
                 proof,
             },
             policies: vec!["wants-a-person".to_owned()],
+            scopes: vec!["write".to_owned(), "read".to_owned()],
         }
     }
 
@@ -96,6 +98,8 @@ impl World {
             method: "POST",
             tool: "close_ticket",
             arguments_sha256: "00ff",
+            kind: "",
+            scopes: &[],
             why: "closing is for people to decide",
             policies: &self.policies,
         }
@@ -121,6 +125,8 @@ async fn an_approval_covers_the_question_it_was_given_for_and_no_other() {
         ("tool", Asked { tool: "delete_ticket", ..asked }),
         ("no tool", Asked { tool: "", ..asked }),
         ("arguments", Asked { arguments_sha256: "00fe", ..asked }),
+        ("kind", Asked { kind: "jwt", ..asked }),
+        ("scope", Asked { scopes: &world.scopes, ..asked }),
         ("unknown arguments", Asked { arguments_sha256: "", ..asked }),
     ];
     for (what, other) in others {
@@ -304,6 +310,49 @@ async fn a_restart_changes_nothing_about_what_waits_and_what_was_granted() {
 }
 
 #[tokio::test]
+async fn an_approval_of_a_token_covers_its_kind_and_its_scopes_in_whatever_order_they_are_named() {
+    let (bench, world) = (Bench::new().await, World::new());
+    let mint = Asked { action: Action::Mint, kind: "wit", scopes: &world.scopes, ..world.asked() };
+    let id = bench.granted(&mint, 60, 5).await;
+    let turned: Vec<String> = world.scopes.iter().rev().cloned().collect();
+    assert_eq!(bench.approvals.covering(&Asked { scopes: &turned, ..mint }), Some(id.clone()));
+    let others = [
+        ("a bearer token", Asked { kind: "jwt", ..mint }),
+        ("less", Asked { scopes: &world.scopes[..1], ..mint }),
+        ("all scopes", Asked { scopes: &[], ..mint }),
+    ];
+    for (what, other) in others {
+        assert_eq!(bench.approvals.covering(&other), None, "{what}");
+        assert_ne!(bench.approvals.request(&other).await.unwrap().id, id, "{what}");
+    }
+    assert_eq!(
+        bench.approvals.find(id.as_str()).unwrap().matter.scopes,
+        ["read", "write"],
+        "as the approver sees them"
+    );
+}
+
+#[tokio::test]
+async fn whoever_follows_changes_learns_whose_they_are_until_there_were_too_many() {
+    let (bench, world) = (Bench::new().await, World::new());
+    let mut changes = bench.approvals.watch();
+    let seen = *changes.borrow_and_update();
+    bench.approvals.request(&world.asked()).await.unwrap();
+    let between = *changes.borrow_and_update();
+    let id = bench.granted(&Asked { session: &world.sessions[1], ..world.asked() }, 60, 1000).await;
+    let both = [&world.sessions[0], &world.sessions[1]].map(Clone::clone);
+    assert_eq!(bench.approvals.changed_since(seen), Some(both.into()));
+    assert_eq!(bench.approvals.changed_since(between), Some([world.sessions[1].clone()].into()));
+    assert_eq!(bench.approvals.changed_since(*changes.borrow_and_update()), Some([].into()));
+    let row = bench.approvals.find(id.as_str()).unwrap();
+    for _ in 0..MAX_RECENT {
+        bench.approvals.0.show(vec![row.clone()], None, &[]);
+    }
+    assert_eq!(bench.approvals.changed_since(seen), None, "it may have been anybody");
+    assert_eq!(bench.approvals.changed_since(*changes.borrow_and_update()), Some([].into()));
+}
+
+#[tokio::test]
 async fn whoever_waits_is_told_of_every_decision() {
     let (bench, world) = (Bench::new().await, World::new());
     let mut changes = bench.approvals.watch();
@@ -400,6 +449,9 @@ async fn a_question_that_would_not_show_as_it_is_is_refused_and_a_reason_is_put_
     let table = [
         Asked { tool: hidden, ..world.asked() },
         Asked { target: hidden, ..world.asked() },
+        Asked { tool: "list\u{202e}eteled", ..world.asked() },
+        Asked { tool: "d\u{435}lete", ..world.asked() },
+        Asked { tool: "close\u{200b}", ..world.asked() },
         Asked { method: "PO\nST", ..world.asked() },
         Asked { tool: &long, ..world.asked() },
         Asked { target: &long, ..world.asked() },

@@ -1,7 +1,7 @@
 use std::error::Error as _;
 
 use super::*;
-use crate::user::fake::{Answer, Server};
+use crate::user::tests::{Answer, Server};
 
 const AMPLE: Duration = Duration::from_secs(60);
 

@@ -346,7 +346,14 @@ fn kept_for(answer: &Fetched) -> Duration {
 #[derive(Debug)]
 pub(super) struct FileKeys {
     path: PathBuf,
-    read: Arc<Mutex<Option<(Stamp, Arc<KeySet>)>>>,
+    read: Arc<Mutex<Option<Read>>>,
+}
+
+/// The keys of a file as it was.
+#[derive(Debug)]
+struct Read {
+    stamp: Stamp,
+    keys: Arc<KeySet>,
 }
 
 /// What changes when a file does.
@@ -366,21 +373,21 @@ impl FileKeys {
     }
 }
 
-fn current(path: &Path, read: &Mutex<Option<(Stamp, Arc<KeySet>)>>) -> Result<Arc<KeySet>, KeysError> {
+fn current(path: &Path, read: &Mutex<Option<Read>>) -> Result<Arc<KeySet>, KeysError> {
     // Whole whenever the lock is free, also after a panic.
     let mut known = read.lock().unwrap_or_else(PoisonError::into_inner);
     // Taken before reading: a file that changes in between is read again at the next token.
     let stamp = stamp(path);
-    if let Some((then, keys)) = known.as_ref()
-        && Some(*then) == stamp
+    if let Some(read) = known.as_ref()
+        && Some(read.stamp) == stamp
     {
-        return Ok(keys.clone());
+        return Ok(read.keys.clone());
     }
     *known = None;
     let content = durable::read(path, MAX_FILE)?;
     let malformed = |source| KeysError::Malformed { place: path.display().to_string(), source };
     let keys = Arc::new(KeySet::parse(&content).map_err(malformed)?);
-    *known = stamp.map(|stamp| (stamp, keys.clone()));
+    *known = stamp.map(|stamp| Read { stamp, keys: keys.clone() });
     Ok(keys)
 }
 

@@ -349,6 +349,7 @@ async fn unexamined() {
         config.dev = false;
         std::fs::create_dir(config.state_dir.parent().unwrap()).unwrap();
         std::fs::create_dir(&config.entries_dir).unwrap();
+        std::fs::create_dir(&config.policies_dir).unwrap();
         config.attest.unix.max_hash = ByteSize::kib(1);
     })
     .await;

@@ -83,10 +83,12 @@ impl Server {
                 tokio::spawn(async move {
                     match tls {
                         None => serve(stream, shared).await,
-                        Some(tls) => match tls.accept(stream).await {
-                            Ok(stream) => serve(stream, shared).await,
-                            Err(_) => {}
-                        },
+                        // Who does not trust the certificate hangs up.
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, shared).await;
+                            }
+                        }
                     }
                 });
             }
@@ -118,6 +120,10 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, (answers, asked,
     loop {
         let Ok(read) = stream.read(&mut buffer).await else { return };
         request.extend_from_slice(&buffer[..read]);
+        // As real servers do with what is no HTTP.
+        if request.first().is_some_and(|first| !first.is_ascii_uppercase()) {
+            return;
+        }
         let text = String::from_utf8_lossy(&request).into_owned();
         let Some((head, body)) = text.split_once("\r\n\r\n") else {
             if read == 0 {

@@ -11,7 +11,7 @@ use super::call::agree_offline;
 use super::*;
 use crate::jwt::Jwk;
 use crate::policy::Effect;
-use crate::proof::{BodyDigest, Method, ProofTarget};
+use crate::proof::{BodyDigest, Method, ProofTarget, TargetUri};
 use crate::wit::WitAuthorities;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/session-profile/vectors.json");
@@ -200,7 +200,7 @@ fn with(base: &Value, changes: &Value) -> Value {
     Value::Object(members)
 }
 
-/// Makes the file anew: `cargo test --lib verify::vectors -- --ignored`.
+/// Makes the file anew: `cargo test --lib verify::tests -- --ignored`.
 #[test]
 #[ignore = "writes docs/session-profile/vectors.json"]
 #[allow(clippy::too_many_lines, reason = "one table")]

@@ -1,0 +1,31 @@
+//! Text from outside, before it is put before a person.
+
+/// Whether a character moves the cursor, does not show, or turns the direction of writing: whatever makes a text look like
+/// another one (Unicode general categories Cc, Cf, Zl, Zp, Co and unassigned tags).
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
+            | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{e000}'..='\u{f8ff}'
+            | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}' | '\u{f0000}'..='\u{10ffff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_shows_is_told_from_what_does_not() {
+        for shown in ['a', ' ', '~', 'é', '—', '日', '\u{301}'] {
+            assert!(!is_hidden(shown), "{shown:?}");
+        }
+        for hidden in
+            ['\n', '\x1b', '\u{7f}', '\u{ad}', '\u{200b}', '\u{202e}', '\u{2028}', '\u{2066}', '\u{feff}', '\u{e0041}']
+        {
+            assert!(is_hidden(hidden), "{hidden:?}");
+        }
+    }
+}
