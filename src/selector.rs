@@ -38,6 +38,12 @@ pub const KINDS: &[(&str, &str)] = &[
     ("lsm", "apparmor"),
     ("lsm", "selinux"),
     ("lsm", "smack"),
+    ("launch", "path"),
+    ("launch", "sha256"),
+    ("launch", "script"),
+    ("launch", "script_sha256"),
+    ("launch", "dir"),
+    ("launch", "dir_sha256"),
 ];
 
 /// Why a text is not a selector.

@@ -92,6 +92,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         attestation: Attestation::new(
             Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy)
                 .reporting(metrics.clone(), deps.clock.clone()),
+            Launches::new(config.launches(), deps.clock.clone()),
             config.attestation_turns(),
             deps.clock.clone(),
         ),
@@ -288,7 +289,6 @@ async fn open_sessions(
         issuer: issuer.clone(),
         users: Users::new(config.users(node), &clock, &entropy),
         approvals: Approvals::open(store.clone(), clock, entropy, audit).await?,
-        launches: Launches::default(),
         settings: config.session_settings(),
         node: node.to_owned(),
     };

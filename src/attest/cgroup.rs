@@ -10,6 +10,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{AttestError, Attestor, Findings, Subject, Wanted};
+use crate::peer::{Instance, LookError};
+use crate::sys::cgroup::Group;
 use crate::sys::procfs::ProcDir;
 
 /// Far above a real file: a path has at most 4096 bytes, and there are about a dozen lines.
@@ -116,6 +118,45 @@ impl CgroupPaths {
         };
         if Self::is_outside(&path) { Place::Outside(path) } else { Place::At(path) }
     }
+}
+
+/// Whether the process is in the cgroup of version 2 with this id and path, or below it, now.
+///
+/// # Errors
+/// [`LookError::Ended`] when the process is over; [`LookError::Unseen`] when the system cannot answer now.
+pub fn is_in_cgroup(instance: &Instance, id: u64, path: &str) -> Result<bool, LookError> {
+    let Some(cgroup) = instance.look()?.cgroup_id else { return Ok(false) };
+    if cgroup == id {
+        return Ok(true);
+    }
+    let below = is_below(instance, cgroup, id, path);
+    // Last: it may have failed because the process is gone, and holds only where the process still is.
+    if instance.look()?.cgroup_id != Some(cgroup) {
+        let why = "the process was moved to another cgroup while it was looked at: try again";
+        return Err(LookError::Unseen(std::io::Error::other(why)));
+    }
+    below
+}
+
+/// Whether the directory `cgroup`, in which the process is, is below the directory `id` at `path`.
+fn is_below(instance: &Instance, cgroup: u64, id: u64, path: &str) -> Result<bool, LookError> {
+    let paths = match CgroupPaths::read(instance.proc_dir()) {
+        Ok(paths) => paths,
+        Err(AttestError::Read { source, .. }) => return Err(LookError::Unseen(source)),
+        Err(error) => return Err(LookError::Unseen(std::io::Error::other(error))),
+    };
+    let Some(rest) = paths.unified.as_deref().and_then(|own| own.strip_prefix(path)) else { return Ok(false) };
+    if !rest.starts_with('/') {
+        return Ok(false);
+    }
+    let Some(root) = Group::root().map_err(LookError::Unseen)? else { return Ok(false) };
+    // A directory that is not there, or is another one now, has nobody in it.
+    let Ok(group) = root.below(path) else { return Ok(false) };
+    if group.id().map_err(LookError::Unseen)? != id {
+        return Ok(false);
+    }
+    let Ok(own) = group.below(rest) else { return Ok(false) };
+    Ok(own.id().map_err(LookError::Unseen)? == cgroup)
 }
 
 /// [`read`] of this text.

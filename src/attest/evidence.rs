@@ -110,6 +110,12 @@ impl Findings {
         }
     }
 
+    /// Adds a fact of this kind that was found before.
+    pub(super) fn found(&mut self, selector: Selector) {
+        debug_assert_eq!(self.kind, selector.kind(), "an attestor speaks of its own kind");
+        self.selectors.push(selector);
+    }
+
     /// Says that nothing is known about `keys` (about all of the kind when empty).
     pub fn gap(&mut self, keys: &'static [&'static str], why: impl Into<String>) {
         self.gaps.push(Gap { kind: self.kind, keys, why: why.into() });

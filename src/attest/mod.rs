@@ -30,10 +30,12 @@ use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::metrics::{self, AttestorFailure, FailureReason, Metrics};
 
-pub use cgroup::{Cgroup, CgroupPaths};
+pub use cgroup::{Cgroup, CgroupPaths, is_in_cgroup};
 pub(crate) use cgroup::{Place, outside, read as place_of};
 pub use evidence::{Evidence, Findings, Gap, Note, Wanted};
-pub use launch::{Launch, LaunchError, LaunchRequest, Launched, LaunchedBy, Launches};
+pub use launch::{
+    Config as LaunchConfig, Launch, LaunchError, LaunchRequest, Launched, LaunchedBy, Launches, MemberOfLaunch,
+};
 pub use lsm::Lsm;
 pub use process::{Attestation, AttestationError, Attested};
 pub use subject::{ExecutableEvidence, Subject};
@@ -131,7 +133,7 @@ pub struct Attestors {
 }
 
 impl Attestors {
-    /// The attestors of a Linux host: unix, cgroup, systemd, lsm.
+    /// The attestors of a Linux host: unix, cgroup, systemd, lsm, launch.
     pub fn of_host(config: &Config, clock: &Clock, entropy: &Entropy) -> Self {
         let bus = Bus::new(config.systemd.address.clone());
         Self::default()
@@ -139,6 +141,7 @@ impl Attestors {
             .with(Cgroup, config.deadline)
             .with(Systemd::new(&config.systemd, bus, clock.clone(), entropy.clone()), config.deadline)
             .with(Lsm::of_host(), config.deadline)
+            .with(MemberOfLaunch, config.deadline)
     }
 
     /// Adds an attestor, which may take at most `deadline`.

@@ -9,10 +9,12 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
-use super::{Attestors, CgroupPaths, Evidence, ExecutableEvidence, Subject, Wanted};
+use super::evidence::NOT_WANTED;
+use super::{Attestors, CgroupPaths, Evidence, ExecutableEvidence, Launches, Subject, Wanted};
 use crate::base::clock::Clock;
 use crate::base::quota::Turns;
 use crate::peer::{Facts, Instance, LookError, Weakness};
+use crate::selector::Selector;
 use crate::sys::cgroup;
 
 /// How often a process that keeps changing its credentials is looked at before it is told to try again.
@@ -69,7 +71,7 @@ impl Attested {
 
     /// The process for those who ask about it, as it was when this was found out.
     pub fn subject(&self, instance: &Instance) -> Result<Subject, AttestationError> {
-        subject(instance, self.facts, None)
+        subject(instance, self.facts, None, Err(NOT_WANTED.to_owned()))
     }
 
     /// Whether a look at the process found what it was attested with.
@@ -121,13 +123,16 @@ struct Moment {
     groups: Option<Vec<u32>>,
     /// Its place in the hierarchies of version 1, where an entry asks for it and the facts do not tell: so does that.
     places: Option<CgroupPaths>,
+    /// What was launched that it belongs to, where an entry asks for it: that begins and ends with sessions.
+    launched: Option<Result<Vec<Selector>, String>>,
 }
 
 impl Moment {
-    fn of(instance: &Instance, wanted: &Wanted) -> Result<Self, LookError> {
+    fn of(instance: &Instance, wanted: &Wanted, launches: &Launches) -> Result<Self, LookError> {
         let asked = ["supplementary_gid", "supplementary_group"].iter().any(|key| wanted.has("unix", key));
         let groups = if asked { Some(instance.status()?.groups) } else { None };
-        let moment = Self { facts: instance.look()?, groups, places: None };
+        let launched = if wanted.has_kind("launch") { Some(launched(instance, launches)?) } else { None };
+        let moment = Self { facts: instance.look()?, groups, places: None, launched };
         let is_told = moment.facts.cgroup_id.is_some_and(|id| id != cgroup::ROOT_ID);
         if is_told || !["systemd", "cgroup"].iter().any(|kind| wanted.has_kind(kind)) {
             return Ok(moment);
@@ -141,14 +146,20 @@ impl Moment {
 /// Attests instances, remembering what it found for as long as it holds.
 pub struct Attestation {
     attestors: Attestors,
+    launches: Launches,
     turns: Turns,
     clock: Clock,
 }
 
 impl Attestation {
-    /// Attests with `attestors`, of which each user's callers get their turns.
-    pub fn new(attestors: Attestors, turns: Turns, clock: Clock) -> Self {
-        Self { attestors, turns, clock }
+    /// Attests with `attestors`, of which each user's callers get their turns. `launches` knows what was launched.
+    pub fn new(attestors: Attestors, launches: Launches, turns: Turns, clock: Clock) -> Self {
+        Self { attestors, launches, turns, clock }
+    }
+
+    /// What was launched: members of it have `launch:*` selectors.
+    pub fn launches(&self) -> &Launches {
+        &self.launches
     }
 
     /// What is known of the instance now, as far as `wanted` asks.
@@ -158,15 +169,15 @@ impl Attestation {
     pub async fn attest(&self, instance: &Arc<Instance>, wanted: &Arc<Wanted>) -> Result<Attested, AttestationError> {
         let memory = instance.remembered::<Memory>();
         let mut known = memory.known.lock().await;
-        let mut moment = Moment::of(instance, wanted)?;
+        let mut moment = Moment::of(instance, wanted, &self.launches)?;
         if let Some(last) = known.last.as_ref().filter(|last| self.holds(last, &moment, wanted)) {
             return Ok(attested(moment.facts, last.evidence.clone()));
         }
         let _turn = self.turns.turn(moment.facts.uid).await;
         for _ in 0..ATTEMPTS {
-            let evidence = Arc::new(self.ask(instance, moment.facts, known.path.clone(), wanted).await?);
+            let evidence = Arc::new(self.ask(instance, &moment, known.path.clone(), wanted).await?);
             // Look again: what was read is about this instance, and about these credentials, only if they still hold.
-            let now = Moment::of(instance, wanted)?;
+            let now = Moment::of(instance, wanted, &self.launches)?;
             if now == moment {
                 let facts = moment.facts;
                 let retry = match &known.last {
@@ -190,18 +201,22 @@ impl Attestation {
         let facts = instance.look()?;
         let path = instance.remembered::<Memory>().known.lock().await.path.clone();
         let _turn = self.turns.turn(asker).await;
-        let evidence = self.ask(instance, facts, path, &Wanted::everything()).await?;
+        let launched = Some(launched(instance, &self.launches)?);
+        let moment = Moment { facts, groups: None, places: None, launched };
+        let evidence = self.ask(instance, &moment, path, &Wanted::everything()).await?;
         Ok(attested(instance.look()?, Arc::new(evidence)))
     }
 
     async fn ask(
         &self,
         instance: &Instance,
-        facts: Facts,
+        moment: &Moment,
         path: Option<PathBuf>,
         wanted: &Wanted,
     ) -> Result<Evidence, AttestationError> {
-        let mut evidence = self.attestors.attest(&subject(instance, facts, path)?, wanted).await;
+        let launched = moment.launched.clone().unwrap_or_else(|| Err(NOT_WANTED.to_owned()));
+        let subject = subject(instance, moment.facts, path, launched)?;
+        let mut evidence = self.attestors.attest(&subject, wanted).await;
         if let Some(weak) = instance.weak().filter(Weakness::bars_executable) {
             // Labels follow the executable; like it they say nothing where somebody else can send in its name.
             evidence.withhold("lsm", weak.to_string());
@@ -225,7 +240,21 @@ fn attested(facts: Facts, evidence: Arc<Evidence>) -> Attested {
     Attested { facts, evidence, executable: Ok(()) }
 }
 
-fn subject(instance: &Instance, facts: Facts, known_path: Option<PathBuf>) -> Result<Subject, AttestationError> {
+/// What was launched that the process belongs to; that it cannot be told now costs these selectors alone.
+fn launched(instance: &Instance, launches: &Launches) -> Result<Result<Vec<Selector>, String>, LookError> {
+    match launches.of(instance) {
+        Ok(selectors) => Ok(Ok(selectors)),
+        Err(LookError::Ended(end)) => Err(end.into()),
+        Err(LookError::Unseen(error)) => Ok(Err(format!("it cannot be told now what launched the process: {error}"))),
+    }
+}
+
+fn subject(
+    instance: &Instance,
+    facts: Facts,
+    known_path: Option<PathBuf>,
+    launched: Result<Vec<Selector>, String>,
+) -> Result<Subject, AttestationError> {
     let pidfd = instance.pidfd().as_fd().try_clone_to_owned().map_err(LookError::Unseen)?;
     let executable = match instance.executable_evidence() {
         Ok(file) => ExecutableEvidence::Known(file),
@@ -239,6 +268,7 @@ fn subject(instance: &Instance, facts: Facts, known_path: Option<PathBuf>) -> Re
         pidfd: Some(Arc::new(pidfd)),
         executable,
         known_path,
+        launched,
     })
 }
 

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::selector::Selector;
 use crate::sys::procfs::{FileId, ProcDir};
 
 /// What may be said about the program the process runs.
@@ -36,4 +37,6 @@ pub struct Subject {
     /// The path that held when this same instance was first attested. It stays, also after the file was unlinked:
     /// packages are upgraded under running programs (peer rule 4).
     pub known_path: Option<PathBuf>,
+    /// What was launched, if it belongs to that: `launch:*` selectors, or why that is not known.
+    pub launched: Result<Vec<Selector>, String>,
 }

@@ -34,7 +34,16 @@ impl Sleeper {
         let executable = ExecutableEvidence::Known(proc_dir.file_id("exe").expect("readable"));
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let proc_dir = Arc::new(proc_dir);
-        Subject { pid, uid, gid, proc_dir, pidfd: None, executable, known_path: None }
+        Subject {
+            pid,
+            uid,
+            gid,
+            proc_dir,
+            pidfd: None,
+            executable,
+            known_path: None,
+            launched: Err("it was not looked at".into()),
+        }
     }
 
     pub fn stop(&mut self) {

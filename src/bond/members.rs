@@ -9,10 +9,9 @@
 
 use std::sync::Arc;
 
-use super::{BondError, Bonds, Tie, not_mounted};
-use crate::attest::{AttestError, CgroupPaths};
+use super::{BondError, Bonds, Tie};
+use crate::attest::{AttestError, CgroupPaths, is_in_cgroup};
 use crate::peer::{Instance, LookError};
-use crate::sys::cgroup::Group;
 
 impl Bonds {
     /// The cgroup of version 2 that the process is in, whoever made it: for sessions. [`Self::hold`] waits for its end.
@@ -38,39 +37,9 @@ impl Bonds {
     /// [`LookError::Ended`] when the process is over; [`LookError::Unseen`] when the system cannot answer now.
     pub fn in_cgroup(&self, instance: &Instance, tie: &Tie) -> Result<bool, LookError> {
         let Tie::Cgroup { boot, id, path } = tie else { return Ok(false) };
-        let Some(cgroup) = instance.look()?.cgroup_id.filter(|_| *boot == self.0.instances.boot()) else {
-            return Ok(false);
-        };
-        if cgroup == *id {
-            return Ok(true);
-        }
-        let below = self.below(instance, *id, path.as_str(), cgroup);
-        // Last: it may have failed because the process is gone, and holds only where the process still is.
-        if instance.look()?.cgroup_id != Some(cgroup) {
-            return Err(LookError::Unseen(std::io::Error::other("the process was moved to another cgroup: try again")));
-        }
-        below
-    }
-
-    /// Whether the directory `cgroup`, in which the process is, is below the directory `id` at `top`.
-    fn below(&self, instance: &Instance, id: u64, top: &str, cgroup: u64) -> Result<bool, LookError> {
-        let paths = match CgroupPaths::read(instance.proc_dir()) {
-            Ok(paths) => paths,
-            Err(AttestError::Read { source, .. }) => return Err(LookError::Unseen(source)),
-            Err(error) => return Err(LookError::Unseen(std::io::Error::other(error))),
-        };
-        let Some(rest) = paths.unified.as_deref().and_then(|path| path.strip_prefix(top)) else { return Ok(false) };
-        if !rest.starts_with('/') {
+        if *boot != self.0.instances.boot() {
             return Ok(false);
         }
-        let root = self.0.root.as_ref().ok_or_else(|| LookError::Unseen(not_mounted()))?;
-        let id_of = |group: &Group| group.id().map_err(LookError::Unseen);
-        // A directory that is not there, or is another one now, has nobody in it.
-        let Ok(group) = root.below(top) else { return Ok(false) };
-        if id_of(&group)? != id {
-            return Ok(false);
-        }
-        let Ok(own) = group.below(rest) else { return Ok(false) };
-        Ok(id_of(&own)? == cgroup)
+        is_in_cgroup(instance, *id, path.as_str())
     }
 }

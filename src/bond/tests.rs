@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use time::OffsetDateTime;
 
 use super::*;
-use crate::attest::{Attestation, Attestors, UnitAnswer, UnitManager, Wanted};
+use crate::attest::{Attestation, Attestors, LaunchConfig, Launches, UnitAnswer, UnitManager, Wanted};
 use crate::base::quota::Turns;
 use crate::sys::{BootId, Kernel, cgroup};
 
@@ -83,7 +83,8 @@ fn counting(kernel: Kernel, booted: std::path::PathBuf, played: Played, units: A
 
 async fn attested(instance: &Arc<Instance>) -> Attested {
     let (clock, _hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
-    let attestation = Attestation::new(Attestors::default(), Turns::new(8, 8), clock);
+    let launches = Launches::new(LaunchConfig::default(), clock.clone());
+    let attestation = Attestation::new(Attestors::default(), launches, Turns::new(8, 8), clock);
     attestation.attest(instance, &Arc::new(Wanted::keys([]))).await.expect("it lives")
 }
 

@@ -5,6 +5,7 @@ mod audit;
 mod credential;
 mod policy;
 mod prove;
+mod run;
 mod session;
 mod verify;
 
@@ -20,6 +21,7 @@ pub use audit::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
 pub use credential::{CredentialCommand, RevokeArgs};
 pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 pub use prove::{EffectName, ProveArgs, SchemeName};
+pub use run::RunArgs;
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
 pub use verify::VerifyArgs;
 
@@ -112,6 +114,13 @@ pub enum Command {
     /// Sessions: authority that lasts as long as a task.
     #[command(subcommand)]
     Session(SessionCommand),
+    /// Run a command in a session that ends with it, and ends it.
+    ///
+    /// The command and everything it starts are members of a session: TETHER_SESSION is its id. When the command exits,
+    /// the session ends and what is left of it is stopped; when the session ends, or on Ctrl-C, all of it is stopped.
+    /// In a session already, the new one is a child of that. Exits with the command's code, 128 and the number for a
+    /// signal; 126 and 127 when it cannot be started.
+    Run(RunArgs),
     /// Print the headers that prove one HTTP request, made with a key that never leaves the agent.
     ///
     /// In a session, if there is one: the one that is named, else that of TETHER_SESSION, else the one this process is a

@@ -14,24 +14,42 @@ use super::output::identifier;
 
 /// The exit codes scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Exit {
     /// Done.
-    Ok = 0,
+    Ok,
     /// Anything without a code of its own.
-    Failure = 1,
+    Failure,
     /// The command line is wrong.
-    Usage = 2,
+    Usage,
     /// The caller has no identity.
-    NoIdentity = 3,
+    NoIdentity,
     /// The agent cannot be reached or is not ready.
-    Unreachable = 4,
+    Unreachable,
     /// Invalid or expired.
-    Invalid = 5,
+    Invalid,
     /// Denied.
-    Denied = 6,
+    Denied,
     /// Waiting for an approval.
-    Waiting = 7,
+    Waiting,
+    /// That of the command that was run.
+    Command(u8),
+}
+
+impl Exit {
+    /// The code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::NoIdentity => 3,
+            Self::Unreachable => 4,
+            Self::Invalid => 5,
+            Self::Denied => 6,
+            Self::Waiting => 7,
+            Self::Command(code) => code,
+        }
+    }
 }
 
 /// A failed command.

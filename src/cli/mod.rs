@@ -20,6 +20,7 @@ mod manual;
 mod output;
 mod policy;
 mod prove;
+mod run;
 mod session;
 mod sockets;
 mod status;
@@ -169,6 +170,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Explain(args) => context.wait(async |context| explain::run(args, context).await),
         Command::Credential(command) => context.wait(async |context| credential::run(command, context).await),
         Command::Session(command) => context.wait(async |context| session::run(command, context).await),
+        Command::Run(args) => context.wait(async |context| run::run(args, context).await),
         Command::Prove(args) => context.wait(async |context| prove::run(args, context).await),
         Command::Verify(args) => context.wait(async |context| verify::run(args, context).await),
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),

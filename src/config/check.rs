@@ -31,6 +31,11 @@ pub(super) fn mistakes(config: &Config, is_set: &dyn Fn(&str) -> bool) -> Vec<(&
     limits(config, &mut rule);
     issuers(config, &mut rule);
     audit(config, &mut rule);
+    rule(
+        config.sessions.launchers.iter().all(|path| path.starts_with('/')),
+        "sessions.launchers",
+        "a path is absolute, or it could be any program",
+    );
     let loopback = config.http.address.is_none_or(|address| address.ip().is_loopback());
     rule(
         loopback || config.http.allow_remote,

@@ -151,6 +151,9 @@ settings! {
         /// Where other nodes reach the tls_address of this one: stands in the tokens of sessions. Exactly what their
         /// `nodes` say.
         introspect_url: Option<String> = None;
+        /// The programs that are believed about what they launch, which gives launch:* selectors: absolute paths. Empty:
+        /// the agent's own program, for `tether run`.
+        launchers: Vec<String> = Vec::new();
     }
 }
 

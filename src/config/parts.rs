@@ -1,5 +1,6 @@
 //! What each part of the agent takes from the configuration.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::api::serve;
@@ -98,6 +99,15 @@ impl Config {
             name_cache: self.attest.unix.name_cache,
             ..defaults
         }
+    }
+
+    /// Who is believed about what it launches, and how that is measured.
+    pub fn launches(&self) -> attest::LaunchConfig {
+        let own = || std::env::current_exe().into_iter().collect();
+        let named = &self.sessions.launchers;
+        let launchers = if named.is_empty() { own() } else { named.iter().map(PathBuf::from).collect() };
+        let max_hash_bytes = self.attest.unix.max_hash.bytes();
+        attest::LaunchConfig { launchers, max_hash_bytes, ..attest::LaunchConfig::default() }
     }
 
     /// How many attestations go on at one time.

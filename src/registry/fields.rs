@@ -27,9 +27,13 @@ pub(super) fn selector(text: &str) -> Result<Selector, String> {
     let value = selector.value();
     let wrong = match (selector.kind(), selector.key()) {
         ("unix", "uid" | "gid" | "supplementary_gid") if !is_number(value) => "is not a number as the kernel writes it",
-        ("unix", "sha256") if !is_hex(value, 64) => "is not 64 lower-case hex digits",
+        ("unix", "sha256") | ("launch", "sha256" | "script_sha256" | "dir_sha256") if !is_hex(value, 64) => {
+            "is not 64 lower-case hex digits"
+        }
         ("systemd", "invocation_id") if !is_hex(value, 32) => "is not 32 lower-case hex digits",
-        ("unix" | "cgroup", "path") | ("systemd", "fragment_path") if !value.starts_with('/') => {
+        ("unix" | "cgroup" | "launch", "path") | ("systemd", "fragment_path") | ("launch", "script" | "dir")
+            if !value.starts_with('/') =>
+        {
             "is not an absolute path"
         }
         ("systemd", "unit" | "user_unit" | "id") if !value.contains('.') => {
@@ -150,6 +154,8 @@ mod tests {
             "systemd:slice:system.slice",
             "cgroup:path:/",
             "lsm:label:anything",
+            "launch:script:/opt/agent.py",
+            &format!("launch:dir_sha256:{hex}"),
         ] {
             assert!(selector(good).is_ok(), "{good}");
         }
@@ -166,6 +172,9 @@ mod tests {
             "systemd:invocation_id:1",
             "systemd:fragment_path:x",
             "cgroup:path:system.slice",
+            "launch:path:python3",
+            "launch:dir:agent",
+            "launch:script_sha256:ABC",
         ] {
             let error = selector(bad).expect_err(bad);
             assert!(error.contains("can never match"), "{error}");

@@ -207,15 +207,15 @@ impl Sessions {
         let mut launched = None;
         let mut selectors = Vec::new();
         if let Some(what) = &wish.launch {
-            let launch = self.0.parts.launches.measure(peer.instance(), what).await?;
+            let launch = issuer.attestation.launches().measure(peer.instance(), what).await?;
             selectors = launch.selectors().to_vec();
             // Before it is attested: what was launched is part of what its members are.
-            let by = match &members {
-                Members::Process(_) => LaunchedBy::Process(instance.clone()),
-                Members::Tree(_) => LaunchedBy::Tree(instance.clone()),
-                Members::Cgroup(tie) => LaunchedBy::Cgroup(tie.clone()),
+            let by = match &tie {
+                Tie::Cgroup { id, path, .. } => LaunchedBy::Cgroup { id: *id, path: path.as_str().to_owned() },
+                _ if matches!(members, Members::Tree(_)) => LaunchedBy::Tree(instance.clone()),
+                _ => LaunchedBy::Process(instance.clone()),
             };
-            launched = Some(self.0.parts.launches.add(by, launch));
+            launched = Some(issuer.attestation.launches().add(by, &launch)?);
         }
         let entitled = if instance.id() == peer.instance().id() {
             issuer.entitled(peer).await?
@@ -266,7 +266,8 @@ impl Sessions {
             parent.map(|parent| parent.ends_at()),
         ];
         let above = parent.map(|parent| parent.terms());
-        let by_another = wish.launch.is_some() && peer.instance().id() != actor.instance.id();
+        // Also where it is not the one that acts: a cgroup goes on without its launcher.
+        let by_launcher = wish.launch.is_some();
         let entropy = &self.issuer().entropy;
         Terms {
             id: SessionId::new(&self.0.parts.node, &entropy.hex::<16>()),
@@ -278,7 +279,7 @@ impl Sessions {
             members: actor.members.clone(),
             pid: actor.instance.pid(),
             uid,
-            supervisor: by_another.then(|| (*peer.instance().id(), peer.instance().pid())),
+            supervisor: by_launcher.then(|| (*peer.instance().id(), peer.instance().pid())),
             user,
             purpose: wish.purpose,
             task_sha256: wish.task_sha256,

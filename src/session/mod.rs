@@ -48,7 +48,6 @@ pub use self::wish::{ProcessName, Scope, UserWish, Wish};
 
 use self::approvals::Approvals;
 use self::journal::{Journal, Read, Stored};
-use crate::attest::Launches;
 use crate::base::durable::DurableError;
 use crate::base::quota::{Place, Quota};
 use crate::issue::{Entitled, Issuer, LooksAtSessions};
@@ -98,8 +97,6 @@ pub struct Parts {
     pub users: Users,
     /// What people agreed to.
     pub approvals: Approvals,
-    /// Who measures what is launched.
-    pub launches: Launches,
     /// The configuration.
     pub settings: Settings,
     /// This node.

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use nix::fcntl::{OFlag, open, openat};
 use nix::libc;
@@ -27,6 +28,13 @@ const EVENTS_LIMIT: usize = 512;
 /// A directory of the hierarchy. It stays the same one, also when another is made at its path.
 #[derive(Debug)]
 pub struct Group(OwnedFd);
+
+/// Where the hierarchy is mounted; `None` where it is not.
+pub fn mount_point() -> Option<PathBuf> {
+    let is_mounted =
+        |path: &str| nix::sys::statfs::statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    MOUNT_POINTS.iter().find(|path| is_mounted(path)).map(PathBuf::from)
+}
 
 impl Group {
     /// The root of the hierarchy, as it is mounted here; `None` where version 2 is not mounted.

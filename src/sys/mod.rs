@@ -2,9 +2,11 @@
 //!
 //! The only unsafe code of the crate is here, each block with the reason why it is sound. Nothing here decides.
 
+mod access;
 pub mod cgroup;
 pub mod harden;
 pub mod kernel;
+pub mod launch;
 pub mod memfd;
 pub mod namespace;
 pub mod pidfd;
@@ -13,6 +15,7 @@ pub mod procfs;
 pub mod sockdiag;
 pub mod socket;
 
+pub use access::{Assumed, FileAccess};
 pub use kernel::{BootId, Kernel};
 pub use pidfd::{PidFd, WatchedPidFd};
 pub use process::Status;

@@ -102,6 +102,16 @@ impl PidFd {
         })
     }
 
+    /// Sends a signal to the process, and to no later one with its number.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: a null info is allowed, and the other arguments are integers; the call touches no memory of ours.
+        Errno::result(unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal as libc::c_int, info, 0)
+        })?;
+        Ok(())
+    }
+
     /// The pid namespace the process lives in (`PIDFD_GET_PID_NAMESPACE`, Linux 6.11); `ESRCH` once it is gone.
     pub fn pid_namespace(&self) -> io::Result<OwnedFd> {
         // SAFETY: the request takes no argument; the third one must be zero and is ignored otherwise.

@@ -3,14 +3,14 @@
 //! The handle refers to the process that had the number when it was opened. Once that process is gone every read
 //! fails, also when the number was given to another one: nothing read here can be about somebody else.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 
 /// The identity of a file: which inode on which device.
@@ -63,6 +63,11 @@ impl ProcDir {
         Ok(FileId::from(&nix::sys::stat::fstatat(&self.0, name, nix::fcntl::AtFlags::empty())?))
     }
 
+    /// The user to whom the kernel gives a file below the directory: root for a process that is not dumpable.
+    pub fn owner_of(&self, name: &str) -> io::Result<u32> {
+        Ok(nix::sys::stat::fstatat(&self.0, name, nix::fcntl::AtFlags::empty())?.st_uid)
+    }
+
     /// The text of a link below the directory.
     pub fn read_link(&self, name: &str) -> io::Result<PathBuf> {
         Ok(PathBuf::from(OsString::from_vec(readlinkat(&self.0, name)?.into_vec())))
@@ -73,6 +78,14 @@ impl AsFd for ProcDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Opens a path for reading as a process with the root directory `root` would (`openat2`, Linux 5.6): neither `..` nor a
+/// link leads out of it.
+pub fn open_in(root: impl AsFd, path: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    Ok(openat2(root, path, OpenHow::new().flags(flags).resolve(resolve))?)
 }
 
 /// The identity of an open file.

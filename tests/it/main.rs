@@ -24,6 +24,7 @@ mod prove;
 mod raw;
 mod revocation;
 mod rotation;
+mod run;
 mod sessions;
 mod streams;
 mod tls;

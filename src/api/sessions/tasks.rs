@@ -223,7 +223,7 @@ fn wish(request: wire::StartRequest) -> Result<Wish, Status> {
     };
     let seconds = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(seconds.into()));
     let budget = request.budget.unwrap_or_default();
-    let path = |text: String| (!text.is_empty()).then(|| text.into());
+    let path = |text: String| (!text.is_empty()).then_some(text);
     Ok(Wish {
         purpose: request.purpose,
         task_sha256,
@@ -241,7 +241,7 @@ fn wish(request: wire::StartRequest) -> Result<Wish, Status> {
         spiffe_id: spiffe_id(&request.spiffe_id)?,
         user,
         launch: request.launch.map(|launch| LaunchRequest {
-            program: launch.program.into(),
+            program: launch.program,
             script: path(launch.script),
             directory: path(launch.directory),
         }),

@@ -15,9 +15,11 @@ async fn what_was_found_out_does_not_hold_for_a_process_that_was_moved_where_onl
     let instances = Instances::new(Kernel::probe()).expect("proc is mounted");
     let mut sleeper = Sleeper::start();
     let instance = instances.of_pid(sleeper.0.id().cast_signed(), None).expect("it lives");
+    let (clock, _hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
+    let launches = Launches::new(crate::attest::LaunchConfig::default(), clock);
     let moments = || {
         let wanted = [("systemd", "unit"), ("cgroup", "path"), ("unix", "uid")];
-        wanted.map(|wanted| Moment::of(&instance, &Wanted::keys([wanted])).expect("it lives"))
+        wanted.map(|wanted| Moment::of(&instance, &Wanted::keys([wanted]), &launches).expect("it lives"))
     };
     let before = moments();
     assert_eq!(moments(), before);

@@ -43,7 +43,7 @@ const RECENT_SECONDS: i64 = 2;
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Digests by file content.
-pub(super) struct Digests {
+pub(in crate::attest) struct Digests {
     memo: Memo<Version, Arc<str>>,
     clock: Clock,
     max_bytes: u64,
@@ -53,7 +53,7 @@ pub(super) struct Digests {
 
 /// One content of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Version {
+pub(in crate::attest) struct Version {
     id: FileId,
     bytes: u64,
     modified: (i64, i64),
@@ -95,14 +95,25 @@ impl Digests {
             Ok((file, version, is_fuse))
         });
         let (file, version, is_fuse) = opened.await.map_err(|error| Failure::from(error.words()))?;
+        self.of_content(subject.uid, file, version, is_fuse).await
+    }
+
+    /// The digest of a file that was opened for `uid`, which is `version` and perhaps on FUSE.
+    pub(in crate::attest) async fn of_content(
+        &self,
+        uid: u32,
+        file: File,
+        version: Version,
+        is_fuse: bool,
+    ) -> Result<Arc<str>, Failure> {
         if is_fuse {
-            return Err("the executable is on a FUSE file system, which can show each reader another content".into());
+            return Err("the file is on a FUSE file system, which can show each reader another content".into());
         }
         if version.bytes > self.max_bytes {
             let (size, limit) = (version.bytes, self.max_bytes);
-            return Err(format!("the executable has {size} bytes; at most {limit} are hashed").into());
+            return Err(format!("the file has {size} bytes; at most {limit} are hashed").into());
         }
-        let (queue, hashed, clock, uid) = (self.queue.clone(), self.hashed.clone(), self.clock.clone(), subject.uid);
+        let (queue, hashed, clock) = (self.queue.clone(), self.hashed.clone(), self.clock.clone());
         let compute = async move {
             // In the job and not before it: a caller's patience may be shorter than the queue, and the next one to
             // ask then finds the digest made.
@@ -135,10 +146,10 @@ impl Version {
 #[derive(Debug, Error)]
 enum HashError {
     /// Reading failed half way.
-    #[error("the executable cannot be read: {0}")]
+    #[error("the file cannot be read: {0}")]
     Read(#[from] io::Error),
     /// Somebody wrote to it meanwhile.
-    #[error("the executable was changed while it was hashed; ask again")]
+    #[error("the file was changed while it was hashed; ask again")]
     Changed,
 }
 

@@ -32,7 +32,7 @@ pub(super) enum PathFinding {
 }
 
 /// Looks at executables off the async threads, a few at a time for each user.
-pub(super) struct Files(Turns);
+pub(in crate::attest) struct Files(Turns);
 
 impl Files {
     pub fn new() -> Self {
@@ -40,7 +40,7 @@ impl Files {
     }
 
     /// The path of the subject's executable, which must still be `expected`.
-    pub async fn path(&self, subject: &Subject, expected: FileId) -> Result<PathFinding, AttestError> {
+    pub(super) async fn path(&self, subject: &Subject, expected: FileId) -> Result<PathFinding, AttestError> {
         let (proc_dir, known) = (subject.proc_dir.clone(), subject.known_path.clone());
         self.look(subject.uid, move || path(&proc_dir, expected, known)).await
     }
@@ -71,7 +71,7 @@ fn path(proc_dir: &ProcDir, expected: FileId, known: Option<PathBuf>) -> Result<
 }
 
 /// Which file `found` is about.
-pub(super) fn id_of(found: &Metadata) -> FileId {
+pub(in crate::attest) fn id_of(found: &Metadata) -> FileId {
     FileId { dev: found.dev(), ino: found.ino() }
 }
 

@@ -4,8 +4,8 @@
 //! host's name service: an id without a name has no name selector, a name service that fails is a gap for names
 //! alone. What holds for `unix:path` and `unix:sha256` stands in [`executable`] and [`digest`].
 
-mod digest;
-mod executable;
+pub(super) mod digest;
+pub(super) mod executable;
 mod names;
 
 use std::time::Duration;

@@ -54,6 +54,15 @@ impl Instance {
         }
     }
 
+    /// The numbers of this process and its ancestors, the nearest first: whose descendant it may be. They are no evidence:
+    /// [`Self::descends_from`] is.
+    pub fn lineage(&self) -> Result<Vec<i32>, LookError> {
+        let ancestors = Link::of(self).and_then(|first| lineage(&first, None));
+        self.look()?;
+        let ancestors = ancestors.map_err(LookError::Unseen)?;
+        Ok(std::iter::once(self.pid).chain(ancestors).collect())
+    }
+
     fn ascends_to(&self, root: &Self) -> Result<bool, LookError> {
         if self.id.same_process(&root.id) {
             return Ok(true);
@@ -88,8 +97,13 @@ trait Kin: Sized {
 
 /// Whether one of the ancestors of `first` has the number `root`, whose holder the caller knows to be alive afterwards.
 fn ascends_to<K: Kin>(first: &K, root: i32) -> io::Result<bool> {
+    Ok(lineage(first, Some(root))?.last() == Some(&root))
+}
+
+/// The numbers of the ancestors of `first`, the nearest first, up to `last` where that is one of them.
+fn lineage<K: Kin>(first: &K, last: Option<i32>) -> io::Result<Vec<i32>> {
     for _ in 0..MAX_ATTEMPTS {
-        match climb(first, root) {
+        match climb(first, last) {
             Err(error) if is_gone(&error) => {}
             answer => return answer,
         }
@@ -98,17 +112,19 @@ fn ascends_to<K: Kin>(first: &K, root: i32) -> io::Result<bool> {
 }
 
 /// One walk; an error of a process that is gone when one of the chain has exited meanwhile.
-fn climb<K: Kin>(first: &K, root: i32) -> io::Result<bool> {
+fn climb<K: Kin>(first: &K, last: Option<i32>) -> io::Result<Vec<i32>> {
+    let mut numbers = Vec::new();
     let mut held: Option<K> = None;
-    for _ in 0..MAX_STEPS {
+    while numbers.len() < MAX_STEPS {
         let child = held.as_ref().unwrap_or(first);
         let number = child.parent()?;
-        if number == root {
-            return Ok(true);
-        }
         // The first process of our pid namespace, and one whose parent is outside of it.
         if number <= 0 {
-            return Ok(false);
+            break;
+        }
+        numbers.push(number);
+        if last == Some(number) {
+            break;
         }
         let parent = child.open(number)?;
         if child.parent()? != number {
@@ -116,7 +132,7 @@ fn climb<K: Kin>(first: &K, root: i32) -> io::Result<bool> {
         }
         held = Some(parent);
     }
-    Ok(false)
+    Ok(numbers)
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -85,6 +85,8 @@ async fn a_grandchild_descends_from_both_and_neither_of_them_from_it() {
         assert!(middle.descends_from(&ours).expect("answered"));
         assert!(middle.descends_from(&middle).expect("answered"), "it is in its own tree");
         assert!(!top.descends_from(&middle).expect("answered"));
+        let numbers = middle.lineage().expect("answered");
+        assert!(numbers.starts_with(&[middle.pid()]) && numbers.contains(&top.pid()) && numbers.contains(&ours.pid()));
         assert!(!ours.descends_from(&top).expect("answered"));
         parent.end();
     }

@@ -97,6 +97,7 @@ fn ourselves() -> Subject {
         pidfd,
         executable: ExecutableEvidence::Withheld { why: "not asked for".into() },
         known_path: None,
+        launched: Err("it was not looked at".into()),
     }
 }
 
