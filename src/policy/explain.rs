@@ -17,6 +17,9 @@ use super::rule::Rule;
 use super::set::{PolicySet, names};
 use super::words::{ACTION_WORDS, index_of};
 
+/// The longest policy of which the part that does not hold is looked for: Cedar takes longer and longer for longer ones.
+const MAX_DETAILED: usize = 4096;
+
 /// The answer to a question, with the part of every policy in it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Explanation {
@@ -137,7 +140,7 @@ fn verdict(rule: &Rule, question: &Question<'_>, asked: &Asked) -> (&'static str
     }
     match holds(policy, asked) {
         Ok(true) => ("holds", String::new()),
-        Ok(false) => ("condition", failing(policy, asked)),
+        Ok(false) => ("condition", failing(rule.text(), asked)),
         Err(why) => ("error", why),
     }
 }
@@ -219,10 +222,16 @@ fn holds(policy: &CedarPolicy, asked: &Asked) -> Result<bool, String> {
     Ok(response.diagnostics().reason().next().is_some())
 }
 
-/// The first part of a condition that does not hold, as it is written.
-fn failing(policy: &CedarPolicy, asked: &Asked) -> String {
+/// The first part of the conditions of a policy that does not hold, as it is written.
+fn failing(text: &str, asked: &Asked) -> String {
     let whole = || "its condition does not hold".to_owned();
-    let Ok(json) = policy.to_json() else { return whole() };
+    if text.len() > MAX_DETAILED {
+        return whole();
+    }
+    // Read again: what was read to be evaluated is no longer as it was written.
+    let Some(json) = CedarPolicy::parse(None, text).ok().and_then(|policy| policy.to_json().ok()) else {
+        return whole();
+    };
     let mut parts = Vec::new();
     for condition in json["conditions"].as_array().into_iter().flatten() {
         let is_when = condition["kind"] == "when";
@@ -261,3 +270,6 @@ fn conjuncts<'a>(body: &'a Value, found: &mut Vec<&'a Value>) {
         None => found.push(body),
     }
 }
+
+#[cfg(test)]
+mod tests;

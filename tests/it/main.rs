@@ -17,6 +17,7 @@ mod kept;
 mod namespaces;
 mod nodes;
 mod operations;
+mod policy;
 mod program;
 mod prove;
 mod raw;
