@@ -7,18 +7,15 @@ use cedar_policy::{
     ResourceConstraint,
 };
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::case::Expect;
 use super::compile::with_stack;
 use super::facts::Asked;
 use super::question::{Decision, Question};
 use super::rule::Rule;
+use super::scan::conditions;
 use super::set::{PolicySet, names};
 use super::words::{ACTION_WORDS, index_of};
-
-/// The longest policy of which the part that does not hold is looked for: Cedar takes longer and longer for longer ones.
-const MAX_DETAILED: usize = 4096;
 
 /// The answer to a question, with the part of every policy in it.
 #[derive(Clone, Debug, Serialize)]
@@ -225,50 +222,15 @@ fn holds(policy: &CedarPolicy, asked: &Asked) -> Result<bool, String> {
 /// The first part of the conditions of a policy that does not hold, as it is written.
 fn failing(text: &str, asked: &Asked) -> String {
     let whole = || "its condition does not hold".to_owned();
-    if text.len() > MAX_DETAILED {
-        return whole();
-    }
-    // Read again: what was read to be evaluated is no longer as it was written.
-    let Some(json) = CedarPolicy::parse(None, text).ok().and_then(|policy| policy.to_json().ok()) else {
-        return whole();
-    };
-    let mut parts = Vec::new();
-    for condition in json["conditions"].as_array().into_iter().flatten() {
-        let is_when = condition["kind"] == "when";
-        let mut bodies = Vec::new();
-        if is_when {
-            conjuncts(&condition["body"], &mut bodies)
-        } else {
-            bodies.push(&condition["body"])
+    for condition in conditions(text) {
+        let alone = format!("permit (principal, action, resource) {condition};");
+        let Ok(alone) = CedarPolicy::parse(None, &alone) else { return whole() };
+        if holds(&alone, asked) != Ok(true) {
+            let condition: Vec<_> = condition.split_whitespace().collect();
+            return format!("this does not hold: {}", condition.join(" "));
         }
-        parts.extend(bodies.into_iter().map(|body| json!({"kind": condition["kind"], "body": body})));
-    }
-    for part in parts {
-        let alone = json!({
-            "effect": "permit", "principal": {"op": "All"}, "action": {"op": "All"}, "resource": {"op": "All"},
-            "conditions": [part],
-        });
-        let Ok(alone) = CedarPolicy::from_json(None, alone) else { return whole() };
-        if holds(&alone, asked) == Ok(true) {
-            continue;
-        }
-        let text = alone.to_cedar().unwrap_or_default();
-        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let from = text.find(" when {").or_else(|| text.find(" unless {")).unwrap_or(0);
-        return format!("this does not hold: {}", text[from..].trim().trim_end_matches(';'));
     }
     whole()
-}
-
-/// The parts of `a && b && c`.
-fn conjuncts<'a>(body: &'a Value, found: &mut Vec<&'a Value>) {
-    match body.get("&&") {
-        Some(both) => {
-            conjuncts(&both["left"], found);
-            conjuncts(&both["right"], found);
-        }
-        None => found.push(body),
-    }
 }
 
 #[cfg(test)]

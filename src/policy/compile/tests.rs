@@ -37,8 +37,8 @@ fn every_mistake_has_its_place_and_says_what_to_do() {
             &["a.cedar:1:29: unrecognized action `Action::\"reed\"`; did you mean `Action::\"read\"`?"],
         ),
         (
-            "permit(principal == Actor::\"spiffe://td/a\", action, resource);",
-            &["a.cedar:1:21: unrecognized entity type `Actor`; did you mean `User`?"],
+            "permit(principal == Agentt::\"spiffe://td/a\", action, resource);",
+            &["a.cedar:1:21: unrecognized entity type `Agentt`; did you mean `Agent`?"],
         ),
         (
             "permit(principal, action == Action::\"start\", resource) when { context.purpos == \"x\" };",
