@@ -352,3 +352,6 @@ impl UserCase {
         Ok(User { issuer, subject, proof })
     }
 }
+
+#[cfg(test)]
+mod tests;

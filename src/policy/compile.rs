@@ -1,6 +1,6 @@
 //! From the text of policies to a set: without a mistake, or not at all.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -139,6 +139,11 @@ impl Place<'_> {
         if let Some(help) = diagnostic.help() {
             message = format!("{message}; {help}");
         }
+        // The place says which policy it is.
+        let message = match (message.find("for policy `"), message.find("`, ").or_else(|| message.find("`: "))) {
+            (Some(from), Some(to)) if from < to => format!("{}{}", &message[..from], &message[to + 3..]),
+            _ => message,
+        };
         self.mistake(offset, one_line(&message))
     }
 }
@@ -234,26 +239,30 @@ impl<'a> Reading<'a> {
             }
         };
         let checked = Validator::new(READ_SCHEMA.clone()).validate(&set, ValidationMode::Strict);
+        let mut wrong = HashSet::new();
         for error in checked.validation_errors() {
+            wrong.insert(error.policy_id().clone());
             self.mistakes.extend(place(error.policy_id()).map(|place| place.diagnosed(error)));
         }
         for warning in checked.validation_warnings() {
-            let Some(place) = place(warning.policy_id()) else { continue };
+            // What is wrong already need not be called impossible too.
+            let Some(place) = place(warning.policy_id()).filter(|_| !wrong.contains(warning.policy_id())) else {
+                continue;
+            };
             match warning {
-                ValidationWarning::ImpossiblePolicy(_) => {
-                    let hint = "this policy never applies, whatever is asked: correct its condition, or remove it";
-                    self.mistakes.insert(place.mistake(0, hint.to_owned()));
-                }
-                ValidationWarning::InvalidActionApplication(_) => {
-                    let hint = "this policy never applies: none of its actions is asked of such a principal and resource \
-                                (`tether policy schema` shows which are)";
-                    self.mistakes.insert(place.mistake(0, hint.to_owned()));
+                ValidationWarning::ImpossiblePolicy(_) | ValidationWarning::InvalidActionApplication(_) => {
+                    self.mistakes.insert(place.mistake(0, NEVER_APPLIES.to_owned()));
                 }
                 unusual => drop(self.warnings.insert(place.diagnosed(unusual))),
             }
         }
     }
 }
+
+/// A policy that cannot apply was meant to do something, and does not: a `forbid` like that is an open door.
+const NEVER_APPLIES: &str = "this policy never applies, whatever is asked: its condition cannot hold, or none of its \
+                             actions is asked of such a principal and resource (`tether policy schema` shows which are; \
+                             for calls write `action in Action::\"call\"`)";
 
 /// Where a policy names an entity; its beginning if that cannot be found.
 fn offset_of(text: &str, uid: &EntityUid) -> usize {

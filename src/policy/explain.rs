@@ -7,13 +7,13 @@ use cedar_policy::{
     ResourceConstraint,
 };
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::case::Expect;
 use super::compile::with_stack;
 use super::facts::Asked;
 use super::question::{Decision, Question};
 use super::rule::Rule;
+use super::scan::conditions;
 use super::set::{PolicySet, names};
 use super::words::{ACTION_WORDS, index_of};
 
@@ -137,7 +137,7 @@ fn verdict(rule: &Rule, question: &Question<'_>, asked: &Asked) -> (&'static str
     }
     match holds(policy, asked) {
         Ok(true) => ("holds", String::new()),
-        Ok(false) => ("condition", failing(policy, asked)),
+        Ok(false) => ("condition", failing(rule.text(), asked)),
         Err(why) => ("error", why),
     }
 }
@@ -219,45 +219,19 @@ fn holds(policy: &CedarPolicy, asked: &Asked) -> Result<bool, String> {
     Ok(response.diagnostics().reason().next().is_some())
 }
 
-/// The first part of a condition that does not hold, as it is written.
-fn failing(policy: &CedarPolicy, asked: &Asked) -> String {
+/// The first part of the conditions of a policy that does not hold, as it is written.
+fn failing(text: &str, asked: &Asked) -> String {
     let whole = || "its condition does not hold".to_owned();
-    let Ok(json) = policy.to_json() else { return whole() };
-    let mut parts = Vec::new();
-    for condition in json["conditions"].as_array().into_iter().flatten() {
-        let is_when = condition["kind"] == "when";
-        let mut bodies = Vec::new();
-        if is_when {
-            conjuncts(&condition["body"], &mut bodies)
-        } else {
-            bodies.push(&condition["body"])
+    for condition in conditions(text) {
+        let alone = format!("permit (principal, action, resource) {condition};");
+        let Ok(alone) = CedarPolicy::parse(None, &alone) else { return whole() };
+        if holds(&alone, asked) != Ok(true) {
+            let condition: Vec<_> = condition.split_whitespace().collect();
+            return format!("this does not hold: {}", condition.join(" "));
         }
-        parts.extend(bodies.into_iter().map(|body| json!({"kind": condition["kind"], "body": body})));
-    }
-    for part in parts {
-        let alone = json!({
-            "effect": "permit", "principal": {"op": "All"}, "action": {"op": "All"}, "resource": {"op": "All"},
-            "conditions": [part],
-        });
-        let Ok(alone) = CedarPolicy::from_json(None, alone) else { return whole() };
-        if holds(&alone, asked) == Ok(true) {
-            continue;
-        }
-        let text = alone.to_cedar().unwrap_or_default();
-        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let from = text.find(" when {").or_else(|| text.find(" unless {")).unwrap_or(0);
-        return format!("this does not hold: {}", text[from..].trim().trim_end_matches(';'));
     }
     whole()
 }
 
-/// The parts of `a && b && c`.
-fn conjuncts<'a>(body: &'a Value, found: &mut Vec<&'a Value>) {
-    match body.get("&&") {
-        Some(both) => {
-            conjuncts(&both["left"], found);
-            conjuncts(&both["right"], found);
-        }
-        None => found.push(body),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -8,9 +8,8 @@ use std::time::Duration;
 use cedar_policy::Effect;
 
 use super::question::Obligations;
+use crate::audit::Event;
 
-/// What `@redact` may name: what audit would write down otherwise.
-pub(super) const REDACTABLE: &[&str] = &["purpose", "user", "target", "tool", "arguments", "task"];
 /// The longest id.
 const MAX_ID: usize = 128;
 /// The longest that a node's last word may be trusted for.
@@ -113,8 +112,11 @@ fn obligation(read: &mut Obligations, name: &str, value: &str, forbids: bool) ->
         "one_use" => read.one_use = true,
         "redact" => {
             for field in value.split(',').map(str::trim) {
-                if !REDACTABLE.contains(&field) {
-                    return Err(format!("`@redact` does not know `{field}`: it may name {}", REDACTABLE.join(", ")));
+                if !Event::is_redactable(field) {
+                    return Err(format!(
+                        "`@redact` names fields of audit records, and `{field}` is none that may be left out: \
+                         docs/audit.md lists them"
+                    ));
                 }
                 read.redact.insert(field.to_owned());
             }

@@ -7,9 +7,9 @@
 use std::ops::Range;
 
 /// How many operators, accesses and conditions one policy may have.
-pub(super) const MAX_OPERATORS: usize = 1000;
+pub(super) const MAX_OPERATORS: usize = 250;
 /// How deep brackets may be nested.
-pub(super) const MAX_NESTING: usize = 50;
+pub(super) const MAX_NESTING: usize = 30;
 
 /// One policy's place in its file: from its first token up to and with its semicolon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,9 +19,9 @@ pub(super) struct Statement {
     pub(super) too_deep: Option<(usize, &'static str)>,
 }
 
-const TOO_MANY: &str = "more than 1000 operators in one policy: use `in [..]` or `.contains(..)` instead of chains, or \
+const TOO_MANY: &str = "more than 250 operators in one policy: use `in [..]` or `.contains(..)` instead of chains, or \
                         write several policies";
-const TOO_NESTED: &str = "more than 50 brackets inside one another: write several policies";
+const TOO_NESTED: &str = "more than 30 brackets inside one another: write several policies";
 
 /// The policies of a text, in order. What follows the last semicolon, if it is more than white space and comments, is
 /// one more.
@@ -38,6 +38,39 @@ pub(super) fn statements(text: &str) -> Vec<Statement> {
         }
     }
     found.extend(current.map(|open| open.close(text.len())));
+    found
+}
+
+/// The conditions of one policy, each alone and as it is written: `when { a && b }` is two.
+pub(super) fn conditions(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let (mut tokens, mut nesting, mut keyword) = (Tokens { text, at: 0 }, 0_usize, "");
+    // Where the parts of the block begin and end, and whether it is more than parts that must all hold.
+    let (mut parts, mut is_one) = (Vec::new(), false);
+    while let Some((at, token)) = tokens.next() {
+        match token {
+            "when" | "unless" if nesting == 0 => keyword = token,
+            "(" | "[" | "{" => {
+                nesting += 1;
+                if nesting == 1 && token == "{" {
+                    (parts, is_one) = (vec![at + 1], keyword == "unless");
+                }
+            }
+            ")" | "]" | "}" => {
+                nesting = nesting.saturating_sub(1);
+                if nesting == 0 && token == "}" && !parts.is_empty() {
+                    let begin = std::mem::take(&mut parts);
+                    let begin = if is_one { begin[..1].to_vec() } else { begin };
+                    let ends = begin[1..].iter().map(|next| next - "&&".len()).chain([at]);
+                    let part = |(from, to): (&usize, usize)| format!("{keyword} {{ {} }}", text[*from..to].trim());
+                    found.extend(begin.iter().zip(ends).map(part));
+                }
+            }
+            "&&" if nesting == 1 => parts.push(at + token.len()),
+            "||" | "if" if nesting == 1 => is_one = true,
+            _ => {}
+        }
+    }
     found
 }
 
@@ -152,13 +185,32 @@ mod tests {
     fn what_is_too_deep_is_found_where_it_becomes_so() {
         let chain = |operator: &str, times: usize| format!("permit(p,a,r) when {{ x{} }};", operator.repeat(times));
         for operator in ["||x", ".x", "+1", "==x", " in x", " has x", "[0]", "!"] {
-            assert_eq!(statements(&chain(operator, 900))[0].too_deep, None, "{operator}");
-            assert!(statements(&chain(operator, 1001))[0].too_deep.is_some(), "{operator}");
+            assert_eq!(statements(&chain(operator, 200))[0].too_deep, None, "{operator}");
+            assert!(statements(&chain(operator, 251))[0].too_deep.is_some(), "{operator}");
         }
         let nested = |depth: usize| format!("permit(p,a,r) when {{ {}1{} }};", "(".repeat(depth), ")".repeat(depth));
-        assert_eq!(statements(&nested(40))[0].too_deep, None);
-        assert_eq!(statements(&nested(60))[0].too_deep.map(|(at, _)| at), Some(21 + 49));
+        assert_eq!(statements(&nested(25))[0].too_deep, None);
+        assert_eq!(statements(&nested(40))[0].too_deep.map(|(at, _)| at), Some(21 + 29));
         let list = format!("permit(p,a,r) when {{ x in [{}] }};", "A::\"x\",".repeat(100));
         assert_eq!(statements(&list)[0].too_deep, None);
+    }
+
+    #[test]
+    fn conditions_are_taken_apart_where_all_of_them_must_hold() {
+        let rows: &[(&str, &[&str])] = &[
+            ("permit(p,a,r);", &[]),
+            (
+                "permit(p,a,r) when { a && (b || c && d) && f([1, 2]) };",
+                &["when { a }", "when { (b || c && d) }", "when { f([1, 2]) }"],
+            ),
+            ("permit(p,a,r) when { a && b || c };", &["when { a && b || c }"]),
+            ("permit(p,a,r) when { if a then b else c && d };", &["when { if a then b else c && d }"]),
+            ("permit(p,a,r) when { \"}\" == a } unless { b && c };", &["when { \"}\" == a }", "unless { b && c }"]),
+            ("@a(\"when {\") permit(p,a,r) when { {x: 1}.x == 1 && b };", &["when { {x: 1}.x == 1 }", "when { b }"]),
+            ("permit(p,a,r) when { a", &[]),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(conditions(text), *expected, "{text}");
+        }
     }
 }

@@ -17,6 +17,7 @@ use tether::proto::admin::authorities_client::AuthoritiesClient;
 use tether::proto::admin::bundles_client::BundlesClient;
 use tether::proto::admin::credentials_client::CredentialsClient;
 use tether::proto::admin::entries_client::EntriesClient;
+use tether::proto::admin::policies_client::PoliciesClient;
 use tether::proto::session::sessions_client::SessionsClient;
 use tether::proto::session::verifier_client::VerifierClient;
 use tether::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
@@ -112,6 +113,8 @@ impl TestAgent {
         let (state, http, https) = (bound.state.clone(), bound.http, bound.https);
         let mut loads = state.registry().loads();
         loads.mark_unchanged();
+        let mut policies = state.policies().loads();
+        policies.mark_unchanged();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             let shutdown = async move {
@@ -119,8 +122,10 @@ impl TestAgent {
             };
             bound.run(shutdown).await.expect("the agent runs until it is stopped");
         });
-        // It reads the entries once more when it begins to watch them: that must not pass for a change of a test's.
+        // It reads entries and policies once more when it begins to watch them: that must not pass for a change of a
+        // test's.
         within(loads.changed()).await.unwrap();
+        within(policies.changed()).await.unwrap();
         self.running = Some(Running { state, stop, task, http, https });
     }
 
@@ -223,6 +228,25 @@ impl TestAgent {
         within(loads.changed()).await.unwrap();
     }
 
+    /// Writes a policy file and waits until its policies are in force, or refused.
+    pub async fn write_policies(&self, name: &str, cedar: &str) {
+        let mut loads = self.state().policies().loads();
+        loads.mark_unchanged();
+        let dir = &self.config.policies_dir;
+        let hidden = dir.join(format!(".{name}.new"));
+        std::fs::write(&hidden, cedar).unwrap();
+        std::fs::rename(&hidden, dir.join(name)).unwrap();
+        within(loads.changed()).await.unwrap();
+    }
+
+    /// Removes a policy file and waits until that is in force.
+    pub async fn remove_policies(&self, name: &str) {
+        let mut loads = self.state().policies().loads();
+        loads.mark_unchanged();
+        std::fs::remove_file(self.config.policies_dir.join(name)).unwrap();
+        within(loads.changed()).await.unwrap();
+    }
+
     /// A new connection to the workload socket, without the endpoint's metadata.
     pub async fn channel(&self) -> Channel {
         channel(self.socket()).await
@@ -266,6 +290,11 @@ impl TestAgent {
     /// The admin API for the ledger.
     pub async fn credentials(&self) -> CredentialsClient<Channel> {
         CredentialsClient::new(channel(self.admin_socket()).await)
+    }
+
+    /// The admin API for policies.
+    pub async fn policies(&self) -> PoliciesClient<Channel> {
+        PoliciesClient::new(channel(self.admin_socket()).await)
     }
 
     /// The admin API for the agent itself.

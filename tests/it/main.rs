@@ -19,6 +19,7 @@ mod kept;
 mod namespaces;
 mod nodes;
 mod operations;
+mod policy;
 mod program;
 mod prove;
 mod raw;
