@@ -248,7 +248,11 @@ fn start_passes_on_what_was_asked_for() {
     let process = started[0].process.expect("a process");
     assert_eq!(process.pid, i32::try_from(pid).expect("a number"));
     let kernel = crate::sys::Kernel::probe();
-    assert_eq!(process.pidfs_inode != 0, kernel.unique_inode, "named so that a later process with its number is not meant");
+    assert_eq!(
+        process.pidfs_inode != 0,
+        kernel.unique_inode,
+        "named so that a later process with its number is not meant"
+    );
     let expected = StartRequest {
         purpose: "ticket/triage".to_owned(),
         targets: vec!["https://tool.example.com/".to_owned(), "api".to_owned()],
