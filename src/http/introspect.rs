@@ -12,10 +12,10 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 
 use super::{respond, text};
-use crate::peer::{Instances, LoopbackError, LoopbackPeer};
+use crate::base::quota::{Quota, Turns};
+use crate::peer::{Instances, LoopbackError, LoopbackSocket};
 use crate::trust::Trust;
 use crate::verify::introspection::{INACTIVE, Introspected, MAX_FORM_BYTES, answer};
 use crate::verify::{Asker, NotAsker, Verifier};
@@ -24,8 +24,11 @@ use crate::x509::Certificate;
 pub(super) const PATH: &str = "/introspect";
 const KEYS: &str = "/keys";
 const FORM: &str = "application/x-www-form-urlencoded";
-/// Searches for the process behind a connection at one time: each reads the descriptors of every process.
-const MAX_SEARCHES: usize = 4;
+/// Searches for the process behind a connection at one time, of all and of one user: each reads the descriptors of every
+/// process.
+const SEARCHES: (usize, usize) = (4, 2);
+/// Questions over loopback at one time, of all and of one user: fewer than there are connections, so that probes find room.
+const QUESTIONS: (usize, usize) = (32, 8);
 
 /// Answers questions about requests.
 #[derive(Clone, Debug)]
@@ -33,13 +36,15 @@ pub struct Introspection {
     verifier: Arc<Verifier>,
     instances: Instances,
     trust: Arc<Trust>,
-    searches: Arc<Semaphore>,
+    questions: Quota,
+    searches: Turns,
 }
 
 impl Introspection {
     /// Answers from `verifier`.
     pub fn new(verifier: Arc<Verifier>, instances: Instances, trust: Arc<Trust>) -> Self {
-        Self { verifier, instances, trust, searches: Arc::new(Semaphore::new(MAX_SEARCHES)) }
+        let (questions, searches) = (Quota::new(QUESTIONS.0, QUESTIONS.1), Turns::new(SEARCHES.0, SEARCHES.1));
+        Self { verifier, instances, trust, questions, searches }
     }
 
     /// A question of a process of this host.
@@ -53,20 +58,31 @@ impl Introspection {
             Ok(asked) => asked,
             Err(malformed) => return malformed,
         };
+        // Its user is known by one look, and pays before every process is looked through.
+        let socket = match LoopbackSocket::find(ours, theirs) {
+            Ok(socket) => socket,
+            Err(unknown) => return self.not_told(&unknown.into(), None),
+        };
+        let uid = Some(socket.uid());
+        let Ok(_place) = self.questions.take(socket.uid()) else { return self.not_told(&NotAsker::TooMany, uid) };
         let asking = async {
-            let peer = self.search(move |instances| LoopbackPeer::find(instances, ours, theirs)).await?;
+            let instances = self.instances.clone();
+            let turn = self.searches.turn(socket.uid()).await;
+            let peer = aside(move || socket.peer(&instances)).await?;
+            drop(turn);
             let asker = self.verifier.asker_on_loopback(&peer, &asked.call.target.uri).await?;
             Ok((peer, asker))
         };
         let (peer, asker) = match asking.await {
             Ok(found) => found,
-            Err(refused) => return self.not_told(&refused),
+            Err(refused) => return self.not_told(&refused, uid),
         };
         let answer = self.answer(&asker, &asked).await;
         // The answer goes to whoever has the connection now.
-        match self.search(move |_| peer.still()).await {
+        let still = aside(move || peer.still()).await;
+        match still {
             Ok(()) => answer,
-            Err(refused) => self.not_told(&refused),
+            Err(refused) => self.not_told(&refused.into(), uid),
         }
     }
 
@@ -83,7 +99,7 @@ impl Introspection {
         };
         match self.verifier.asker_with_svid(leaf, &asked.call.target.uri).await {
             Ok(asker) => self.answer(&asker, &asked).await,
-            Err(refused) => self.not_told(&refused),
+            Err(refused) => self.not_told(&refused, None),
         }
     }
 
@@ -91,23 +107,12 @@ impl Introspection {
         match self.verifier.judge(asker, &asked.call, asked.presented()).await {
             Ok(Ok(verified)) => no_store(answer(&asked.call, &verified, asker.is_node()).to_string()),
             Ok(Err(_)) => inactive(),
-            Err(refusal) => self.not_told(&refusal.into()),
+            Err(refusal) => self.not_told(&refusal.into(), None),
         }
     }
 
-    /// Runs what reads much, a few at a time.
-    async fn search<T: Send + 'static>(
-        &self,
-        search: impl FnOnce(&Instances) -> Result<T, LoopbackError> + Send + 'static,
-    ) -> Result<T, NotAsker> {
-        let _turn = self.searches.acquire().await;
-        let instances = self.instances.clone();
-        let found = tokio::task::spawn_blocking(move || search(&instances)).await;
-        Ok(found.unwrap_or(Err(LoopbackError::Gone))?)
-    }
-
-    fn not_told(&self, refused: &NotAsker) -> Response<Full<Bytes>> {
-        self.verifier.record_not_asker(refused);
+    fn not_told(&self, refused: &NotAsker, uid: Option<u32>) -> Response<Full<Bytes>> {
+        self.verifier.record_not_asker(refused, uid);
         inactive()
     }
 
@@ -125,6 +130,13 @@ impl Introspection {
             .collect();
         no_store(json!({ "keys": keys }).to_string())
     }
+}
+
+/// Runs what reads much.
+async fn aside<T: Send + 'static>(
+    search: impl FnOnce() -> Result<T, LoopbackError> + Send + 'static,
+) -> Result<T, LoopbackError> {
+    tokio::task::spawn_blocking(search).await.unwrap_or(Err(LoopbackError::Gone))
 }
 
 /// The question in a request, or what is wrong with its form.

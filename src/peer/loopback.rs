@@ -58,9 +58,7 @@ pub enum LoopbackError {
 #[derive(Clone, Debug)]
 pub struct LoopbackPeer {
     instance: Arc<Instance>,
-    ours: SocketAddr,
-    theirs: SocketAddr,
-    row: Row,
+    socket: LoopbackSocket,
 }
 
 /// A line of the table.
@@ -70,33 +68,52 @@ struct Row {
     inode: u64,
 }
 
-impl LoopbackPeer {
-    /// The process that has the other end of the connection from `theirs` to `ours`. Reads much: not for async threads,
-    /// but inside a runtime.
-    pub fn find(instances: &Instances, ours: SocketAddr, theirs: SocketAddr) -> Result<Self, LoopbackError> {
+/// The other end of one connection, of which no more is known yet than the user of its socket.
+#[derive(Clone, Copy, Debug)]
+pub struct LoopbackSocket {
+    ours: SocketAddr,
+    theirs: SocketAddr,
+    row: Row,
+}
+
+impl LoopbackSocket {
+    /// The other end of the connection from `theirs` to `ours`: one look into the table of connections.
+    pub fn find(ours: SocketAddr, theirs: SocketAddr) -> Result<Self, LoopbackError> {
         if !theirs.ip().to_canonical().is_loopback() {
             return Err(LoopbackError::NotLoopback);
         }
         let row = row_of(ours, theirs)?.ok_or(LoopbackError::Gone)?;
-        let pid = only_holder(row.inode)?;
+        Ok(Self { ours, theirs, row })
+    }
+
+    /// Whose it is: enough to count what its user costs, before anything is spent on it.
+    pub fn uid(&self) -> u32 {
+        self.row.uid
+    }
+
+    /// The process that has it. Reads the descriptors of every process: not for async threads, but inside a runtime.
+    pub fn peer(self, instances: &Instances) -> Result<LoopbackPeer, LoopbackError> {
+        let pid = only_holder(self.row.inode)?;
         let instance = instances.of_pid(pid, None)?;
-        let found = Self { instance, ours, theirs, row };
+        let found = LoopbackPeer { instance, socket: self };
         // The number may have been given to another process before it was held.
         found.still()?;
         Ok(found)
     }
+}
 
+impl LoopbackPeer {
     /// Whether it is still so.
     pub fn still(&self) -> Result<(), LoopbackError> {
         // Of the process that is held, so that its number cannot be another's meanwhile.
-        if self.instance.proc_dir().descriptors_of_socket(self.row.inode)?.is_empty() {
+        if self.instance.proc_dir().descriptors_of_socket(self.socket.row.inode)?.is_empty() {
             return Err(LoopbackError::NoHolder);
         }
-        if self.instance.look()?.uid != self.row.uid {
+        if self.instance.look()?.uid != self.socket.row.uid {
             return Err(LoopbackError::AnotherUser);
         }
-        match row_of(self.ours, self.theirs)? {
-            Some(row) if row == self.row => Ok(()),
+        match row_of(self.socket.ours, self.socket.theirs)? {
+            Some(row) if row == self.socket.row => Ok(()),
             _ => Err(LoopbackError::Gone),
         }
     }
@@ -108,7 +125,7 @@ impl LoopbackPeer {
 
     /// Its user.
     pub fn uid(&self) -> u32 {
-        self.row.uid
+        self.socket.row.uid
     }
 }
 
@@ -226,7 +243,7 @@ mod tests {
         let (_accepted, from) = listener.accept().unwrap();
         assert_eq!(from, theirs);
         let instances = Instances::new(Kernel::probe()).unwrap();
-        let found = LoopbackPeer::find(&instances, ours, theirs).unwrap();
+        let found = LoopbackSocket::find(ours, theirs).unwrap().peer(&instances).unwrap();
         assert_eq!(found.instance().pid(), i32::try_from(std::process::id()).unwrap());
         assert_eq!(found.uid(), nix::unistd::geteuid().as_raw());
         drop(client);
@@ -243,17 +260,16 @@ mod tests {
         let mut child =
             std::process::Command::new("sleep").arg("60").stdin(std::os::fd::OwnedFd::from(inherited)).spawn().unwrap();
         let instances = Instances::new(Kernel::probe()).unwrap();
-        let found = LoopbackPeer::find(&instances, ours, theirs);
+        let found = LoopbackSocket::find(ours, theirs).unwrap().peer(&instances);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(matches!(found, Err(LoopbackError::Several(..))), "{found:?}");
     }
 
-    #[tokio::test]
-    async fn who_comes_from_elsewhere_is_not_looked_for() {
-        let instances = Instances::new(Kernel::probe()).unwrap();
+    #[test]
+    fn who_comes_from_elsewhere_is_not_looked_for() {
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
-        let found = LoopbackPeer::find(&instances, at("192.0.2.1:80"), at("192.0.2.2:40000"));
+        let found = LoopbackSocket::find(at("192.0.2.1:80"), at("192.0.2.2:40000"));
         assert!(matches!(found, Err(LoopbackError::NotLoopback)));
     }
 }

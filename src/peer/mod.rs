@@ -38,6 +38,6 @@ pub use instance::{Facts, Instance, InstanceEnd, LookError, Weakness};
 pub use instances::{InstanceError, Instances};
 pub use limits::Limits;
 pub use listener::{Listener, ListenerConfig};
-pub use loopback::{LoopbackError, LoopbackPeer};
+pub use loopback::{LoopbackError, LoopbackPeer, LoopbackSocket};
 pub use refusal::{Observer, PeerInfo, Refusal};
 pub use stream::PeerStream;

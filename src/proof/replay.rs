@@ -114,6 +114,11 @@ impl ReplayCache {
         Ok(())
     }
 
+    /// Whether a proof was noted for this asker: for whoever has something to do before it can be noted.
+    pub fn has(&self, asker: &str, thumbprint: &str, jti: &str) -> bool {
+        self.askers.get(asker).is_some_and(|seen| seen.proofs.contains(&key(thumbprint, jti)))
+    }
+
     /// How many are remembered.
     pub fn len(&self) -> usize {
         self.len

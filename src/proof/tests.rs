@@ -416,6 +416,7 @@ fn a_proof_counts_once_for_each_asker_and_key() {
     let (made, ends) = (NOW + time::Duration::SECOND, NOW + time::Duration::seconds(40));
     assert_eq!(cache.note("a", "k1", "j", made, ends, made), Ok(()));
     assert_eq!(cache.note("a", "k1", "j", made, ends, made), Err(ReplayError::Replayed));
+    assert!(cache.has("a", "k1", "j") && !cache.has("b", "k1", "j") && !cache.has("a", "k9", "j"));
     assert_eq!(cache.note("b", "k1", "j", made, ends, made), Ok(()));
     assert_eq!(cache.note("a", "k2", "j", made, ends, made), Ok(()));
     assert_eq!(cache.note("a", "k1", "i", made, ends, made), Ok(()));

@@ -1,7 +1,7 @@
 //! Who asks, and what this agent told it lately.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
@@ -54,6 +54,9 @@ pub enum NotAsker {
     /// It serves something else.
     #[error("no registration entry of the asker lists `{0}` under `serves`")]
     NotServed(TargetUri),
+    /// Its user asks more than fits at one time.
+    #[error("the user of the asker has too many questions open")]
+    TooMany,
     /// It gets nothing at all.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -123,8 +126,34 @@ pub(super) struct Memory(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    askers: HashMap<SpiffeId, VecDeque<(String, String)>>,
+    askers: HashMap<SpiffeId, Calls>,
     order: VecDeque<SpiffeId>,
+}
+
+/// Calls of one asker.
+#[derive(Debug, Default)]
+struct Calls {
+    calls: VecDeque<(Arc<str>, String)>,
+    /// How many of them are of each session. INVARIANT: none is 0.
+    sessions: HashMap<Arc<str>, usize>,
+}
+
+impl Calls {
+    fn note(&mut self, session: &str, txn: &str) {
+        if self.calls.len() >= MAX_CALLS
+            && let Some((oldest, _)) = self.calls.pop_front()
+            && let Some(count) = self.sessions.get_mut(&oldest)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.sessions.remove(&oldest);
+            }
+        }
+        let session =
+            self.sessions.get_key_value(session).map_or_else(|| Arc::from(session), |(known, _)| known.clone());
+        *self.sessions.entry(session.clone()).or_default() += 1;
+        self.calls.push_back((session, txn.to_owned()));
+    }
 }
 
 impl Memory {
@@ -139,25 +168,24 @@ impl Memory {
             }
             known.order.push_back(asker.clone());
         }
-        let calls = known.askers.entry(asker.clone()).or_default();
-        if calls.len() >= MAX_CALLS {
-            calls.pop_front();
-        }
-        calls.push_back((session.to_owned(), txn.to_owned()));
+        known.askers.entry(asker.clone()).or_default().note(session, txn);
     }
 
     /// Whether this asker was told that this call is active.
     pub(super) fn knows(&self, asker: &SpiffeId, session: &str, txn: &str) -> bool {
         let known = self.lock();
-        let calls = known.askers.get(asker);
-        calls.is_some_and(|calls| calls.iter().any(|(id, call)| id == session && call == txn))
+        let calls = known.askers.get(asker).filter(|calls| calls.sessions.contains_key(session));
+        calls.is_some_and(|calls| calls.calls.iter().any(|(id, call)| **id == *session && call == txn))
+    }
+
+    /// Whether this asker was told of a call of this session.
+    pub(super) fn knows_session(&self, asker: &SpiffeId, session: &str) -> bool {
+        self.lock().askers.get(asker).is_some_and(|calls| calls.sessions.contains_key(session))
     }
 
     /// The sessions whose calls this asker was told of.
-    pub(super) fn sessions(&self, asker: &SpiffeId) -> HashSet<String> {
-        let known = self.lock();
-        let calls = known.askers.get(asker).into_iter().flatten();
-        calls.map(|(session, _)| session.clone()).collect()
+    pub(super) fn sessions(&self, asker: &SpiffeId) -> Vec<Arc<str>> {
+        self.lock().askers.get(asker).into_iter().flat_map(|calls| calls.sessions.keys().cloned()).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -184,7 +212,8 @@ mod tests {
             memory.note(&a, "s2", &call.to_string());
         }
         assert!(!memory.knows(&a, "s1", "t1"), "the oldest gives way");
-        assert_eq!(memory.sessions(&a), HashSet::from(["s2".to_owned()]));
+        assert_eq!(memory.sessions(&a), [Arc::from("s2")]);
+        assert!(memory.knows_session(&a, "s2") && !memory.knows_session(&a, "s1") && !memory.knows_session(&b, "s2"));
         for other in 0..MAX_ASKERS {
             memory.note(&id(&format!("spiffe://td/x{other}")), "s3", "t");
         }

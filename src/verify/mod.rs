@@ -30,7 +30,9 @@ use crate::issue::{Issuer, LEEWAY, Refusal};
 use crate::ledger::{Credential, Kind, Standing};
 use crate::peer::PeerConn;
 use crate::policy::{Action, Decision, Denial};
-use crate::proof::{CheckedProof, Expected, Presented, ReplayCache, ReplayLimits, SessionClaims, check_wpt};
+use crate::proof::{
+    BodyDigest, CheckedProof, Expected, Presented, ReplayCache, ReplayError, ReplayLimits, SessionClaims, check_wpt,
+};
 use crate::session::approvals::{ApprovalError, Asked};
 use crate::session::{Session, Sessions, Unusable};
 use crate::wit::WitSession;
@@ -183,6 +185,10 @@ impl Verifier {
         call: &Call,
         holding: &Holding,
     ) -> Result<Result<Verified, Inactive>, Refusal> {
+        // Noted at the end; but a replay is to use nothing up on the way there.
+        if let Err(replayed) = self.not_seen(asker, &holding.checked) {
+            return Ok(Err(replayed));
+        }
         let mut approval = holding.session.as_ref().and_then(|of| of.proof.tether.approval.clone());
         let mut one_was_used = false;
         loop {
@@ -287,8 +293,14 @@ impl Verifier {
     }
 
     /// Uses up an approval of exactly this call, or asks for one. `Err`: what to approve.
+    ///
+    /// A person is asked about what the agent says it does. What the asker alone says of tool and arguments is not put
+    /// before anybody: with one proof it could ask as often as it can think of other words.
     async fn approval(&self, call: &Call, waiting: &Waiting, holding: &Holding) -> Result<String, Option<String>> {
-        let session = &holding.session.as_ref().ok_or(None)?.session;
+        let OfSession { session, proof, .. } = holding.session.as_ref().ok_or(None)?;
+        if !is_said_by(proof, &waiting.agreed) {
+            return Err(None);
+        }
         let asked = asked(call, session, &waiting.agreed, &waiting.why, &waiting.policies);
         let approvals = self.sessions.approvals();
         if let Some(covering) = approvals.covering(&asked) {
@@ -299,6 +311,13 @@ impl Verifier {
             Err(ApprovalError::Refused(id)) => Err(Some(id.to_string())),
             Err(_) => Err(None),
         }
+    }
+
+    /// Whether the proof is not known to have been presented to this asker before.
+    fn not_seen(&self, asker: &Asker, checked: &CheckedProof) -> Result<(), Inactive> {
+        let seen = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
+        let replayed = !asker.is_node && seen.has(asker.spiffe_id.as_str(), &checked.thumbprint, &checked.jti);
+        if replayed { Err(ReplayError::Replayed.into()) } else { Ok(()) }
     }
 
     fn first_time(&self, asker: &Asker, checked: &CheckedProof, now: OffsetDateTime) -> Result<(), Inactive> {
@@ -323,6 +342,14 @@ impl Verifier {
             Err(_) => Err(Inactive::Unrecorded),
         }
     }
+}
+
+/// Whether the proof itself names the tool and the arguments that were agreed on.
+fn is_said_by(proof: &SessionClaims, agreed: &Agreed) -> bool {
+    let claims = &proof.tether;
+    let arguments = claims.arguments_sha256.as_deref().and_then(BodyDigest::parse).map(|digest| digest.hex());
+    claims.tool.as_deref().unwrap_or_default() == agreed.tool
+        && arguments.unwrap_or_default() == agreed.arguments_sha256
 }
 
 /// What an approver is asked.

@@ -280,6 +280,8 @@ impl Verifier {
         if of_wit.as_ref().and_then(|wit| wit.introspect.as_ref()).is_some_and(|url| *url != node.url) {
             return Err(Inactive::NodeUnknown(claimed.node.clone()));
         }
+        // A replay is to use nothing up at the node either.
+        self.not_seen(asker, &checked)?;
         let asked = node.ask(call, presented).await;
         // Nothing waits after this.
         let now = self.issuer.clock.now();
@@ -330,7 +332,8 @@ impl Verifier {
                     return Err(Inactive::SessionEnded(None).into());
                 }
                 let agreed = call::agree(&view, &wit, checked.wit.spiffe_id(), proof, call)?;
-                let approved = facts.approved;
+                // An old answer says that the WIT stood, and nothing of this call.
+                let approved = facts.approved && age.is_none();
                 let decision = match self.issuer.policy.call(&agreed.question(call, &view, approved, now)) {
                     Ok(permit) => permit.into_decision(),
                     // Who approves is asked where the session is.
@@ -338,7 +341,7 @@ impl Verifier {
                     Err(Denial::Policy { policies, .. }) => return Err(Inactive::Policy(policies.to_vec()).into()),
                     Err(_) => return Err(Inactive::Policy(Vec::new()).into()),
                 };
-                if age.is_some_and(|age| !accepts(&decision, agreed.effect, age)) {
+                if age.is_some_and(|age| !accepts(&decision, &wit, agreed.effect, age)) {
                     return Err(TooOld);
                 }
                 let Decision { obligations, policies, set, .. } = decision;
@@ -377,10 +380,11 @@ impl From<Inactive> for Unbelieved {
     }
 }
 
-/// Whether policy takes an answer that is so old: of reads alone.
-fn accepts(decision: &Decision, effect: Effect, age: time::Duration) -> bool {
+/// Whether policy takes an answer that is so old: of reads alone, and never about a token for one call, of whose use only
+/// the node knows.
+fn accepts(decision: &Decision, wit: &WitSession, effect: Effect, age: time::Duration) -> bool {
     let most = decision.obligations.stale.and_then(|stale| time::Duration::try_from(stale).ok());
-    effect == Effect::Read && !age.is_negative() && most.is_some_and(|most| age <= most)
+    effect == Effect::Read && !wit.one_use && !age.is_negative() && most.is_some_and(|most| age <= most)
 }
 
 /// Whether WIT and proof hold by the keys of the node that the WIT names, for a WIT that it may issue.
@@ -468,12 +472,18 @@ mod tests {
             (Some(30), Effect::Irreversible, 1, false),
             (None, Effect::Read, 0, false),
         ];
+        let wit = |one_use| WitSession {
+            sid: "n.1".to_owned(),
+            target: "*".to_owned(),
+            scope: String::new(),
+            one_use,
+            binding: 3,
+            introspect: None,
+        };
         for (stale, effect, age, expected) in rows {
-            assert_eq!(
-                accepts(&says(stale), effect, time::Duration::seconds(age)),
-                expected,
-                "{stale:?} {effect:?} {age}"
-            );
+            let age_of = time::Duration::seconds(age);
+            assert!(!accepts(&says(stale), &wit(true), effect, age_of), "{stale:?} {effect:?} {age}");
+            assert_eq!(accepts(&says(stale), &wit(false), effect, age_of), expected, "{stale:?} {effect:?} {age}");
         }
     }
 

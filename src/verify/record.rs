@@ -1,7 +1,7 @@
 //! What audit learns of each check, and who may speak of it later.
 
 use super::{Asker, Call, Holding, Inactive, NotAsker, Verified, Verifier};
-use crate::audit::Event;
+use crate::audit::{Caller, Event};
 use crate::session::EndReason;
 
 /// What became of the three questions; `None` where it was not asked.
@@ -42,8 +42,8 @@ impl Answers {
 
 impl Verifier {
     /// Writes down that somebody asked over HTTP who may not.
-    pub fn record_not_asker(&self, refused: &NotAsker) {
-        let caller = crate::audit::Caller { instance: String::new(), pid: 0, uid: u32::MAX };
+    pub fn record_not_asker(&self, refused: &NotAsker, uid: Option<u32>) {
+        let caller = Caller { instance: String::new(), pid: 0, uid: uid.unwrap_or(u32::MAX) };
         self.issuer.audit.record(Event::Refused { caller, reason: "not_asker", detail: refused.to_string() });
     }
 

@@ -1,5 +1,7 @@
 //! What askers say and hear after they were told that a call is good: of the calls they asked about, and of no others.
 
+use std::collections::{BTreeSet, VecDeque};
+
 use thiserror::Error;
 use tokio::sync::broadcast;
 
@@ -71,13 +73,20 @@ impl Verifier {
         let changes = self.sessions.changes();
         let askers = self.asks_as(peer).await;
         let askers = self.issuer.recorded(peer, None, askers)?;
-        Ok(CheckedChanges { askers, changes, peer: peer.clone() })
+        Ok(CheckedChanges { askers, changes, missed: VecDeque::new(), peer: peer.clone() })
     }
 
     /// Whether a change is one that these askers hear of.
     fn concerns(&self, askers: &[SpiffeId], change: &Change) -> bool {
         let id = change.session.terms().id.as_str();
-        askers.iter().any(|asker| self.memory.sessions(asker).contains(id))
+        askers.iter().any(|asker| self.memory.knows_session(asker, id))
+    }
+
+    /// All sessions that these askers hear of, as they are.
+    fn as_they_are(&self, askers: &[SpiffeId]) -> VecDeque<Change> {
+        let ids: BTreeSet<_> = askers.iter().flat_map(|asker| self.memory.sessions(asker)).collect();
+        let found = ids.iter().filter_map(|id| self.sessions.find(id));
+        found.map(|session| Change { state: session.state(), session }).collect()
     }
 
     /// As whom a caller may have asked.
@@ -92,14 +101,26 @@ impl Verifier {
 pub struct CheckedChanges {
     askers: Vec<SpiffeId>,
     changes: broadcast::Receiver<Change>,
+    /// After more changes than are kept: all sessions as they are, so that no end is missed.
+    missed: VecDeque<Change>,
     peer: PeerConn,
 }
 
 impl CheckedChanges {
-    /// The next one; `None` when some were missed, so that it must be asked anew, or the asker is not there any more.
+    /// The next one; `None` when the asker is not there any more.
     pub async fn next(&mut self, verifier: &Verifier) -> Option<Change> {
         loop {
-            let change = self.changes.recv().await.ok()?;
+            let change = match self.missed.pop_front() {
+                Some(change) => change,
+                None => match self.changes.recv().await {
+                    Ok(change) => change,
+                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                        self.missed = verifier.as_they_are(&self.askers);
+                        continue;
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                },
+            };
             if verifier.concerns(&self.askers, &change) {
                 return self.peer.instance().look().is_ok().then_some(change);
             }

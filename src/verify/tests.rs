@@ -157,6 +157,28 @@ fn every_vector_of_the_profile_is_judged_as_it_says() {
     }
 }
 
+#[test]
+fn a_person_is_asked_about_what_the_agent_says_and_not_about_the_words_of_whoever_checks() {
+    let digest = BodyDigest::of(b"arguments");
+    let claims = |tool: Option<&str>, arguments: Option<BodyDigest>| -> SessionClaims {
+        let tether = json!({
+            "sid": SID, "purpose": "p", "boundary": "task", "effect": "write", "tool": tool,
+            "arguments_sha256": arguments.map(|digest| digest.encoded()),
+        });
+        serde_json::from_value(json!({ "sub": AGENT, "txn": "t", "tether": tether })).unwrap()
+    };
+    let agreed = |tool: &str, arguments: &str| Agreed {
+        tool: tool.to_owned(),
+        arguments_sha256: arguments.to_owned(),
+        effect: Effect::Irreversible,
+        scopes: Vec::new(),
+    };
+    assert!(is_said_by(&claims(None, None), &agreed("", "")));
+    assert!(is_said_by(&claims(Some("refund"), Some(digest)), &agreed("refund", &digest.hex())));
+    assert!(!is_said_by(&claims(None, None), &agreed("refund", "")));
+    assert!(!is_said_by(&claims(Some("refund"), None), &agreed("refund", &digest.hex())));
+}
+
 /// A key that is forgotten once the file is written.
 struct Key(EcdsaKeyPair);
 
