@@ -444,7 +444,7 @@ fn of_what_is_closed_the_undecided_goes_first_and_nobody_pushes_out_what_is_anot
 #[tokio::test]
 async fn a_question_that_would_not_show_as_it_is_is_refused_and_a_reason_is_put_on_one_line() {
     let (bench, world) = (Bench::new().await, World::new());
-    let long = "x".repeat(3000);
+    let long = "x".repeat(20_000);
     let hidden = "list\x1b[2K\rdelete";
     let table = [
         Asked { tool: hidden, ..world.asked() },
