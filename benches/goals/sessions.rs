@@ -91,10 +91,10 @@ pub fn be_tasks(socket: &Path, count: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = sessions(socket)?;
-        let mut starting = JoinSet::new();
+        let mut starting: JoinSet<std::result::Result<(), tonic::Status>> = JoinSet::new();
         for _ in 0..count {
             if starting.len() >= AT_ONCE {
-                starting.join_next().await.ok_or("nothing is started")??.map_err(|status: tonic::Status| status)?;
+                starting.join_next().await.ok_or("nothing is started")???;
             }
             let mut client: Sessions = client.clone();
             starting.spawn(async move {

@@ -443,8 +443,8 @@ impl Sessions {
         self.stands(member.session).map_err(|(_, unusable)| unusable.into())
     }
 
-    /// Whether a session and all above it may be used at this moment; if not, which of them may not.
-    pub(super) fn stands(&self, session: &Session) -> Result<(), (super::SessionId, Unusable)> {
+    /// Whether a session and all above it may be used at this moment; if not, which of them may not. Waits for nothing.
+    pub fn stands(&self, session: &Session) -> Result<(), (super::SessionId, Unusable)> {
         let now = self.now();
         session.usable(now).map_err(|unusable| (session.terms().id.clone(), unusable))?;
         if session.terms().parent.is_none() {

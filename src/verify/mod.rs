@@ -227,7 +227,7 @@ impl Verifier {
         let Holding { checked, id, row, session } = holding;
         let now = self.issuer.clock.now();
         if let Some(of) = session {
-            of.session.usable(now).map_err(Inactive::from)?;
+            self.sessions.stands(&of.session).map_err(|(_, unusable)| Inactive::from(unusable))?;
         }
         match self.issuer.ledger.asked(id) {
             Standing::Stands => {}
