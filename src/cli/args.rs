@@ -82,7 +82,6 @@ pub enum Format {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, made once")]
 pub enum Command {
     /// Run and look after the agent.
     #[command(subcommand)]

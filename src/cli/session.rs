@@ -144,7 +144,7 @@ pub(super) fn only(
 async fn list(all: bool, context: &mut Context) -> Result<(), Failure> {
     let sessions = context.sessions()?;
     let listed = sessions.answer(sessions.client().list(ListRequest { all })).await?.sessions;
-    let documents: Vec<Value> = listed.iter().map(|session| document(session)).collect();
+    let documents: Vec<Value> = listed.iter().map(document).collect();
     print::list(documents, None, context)
 }
 

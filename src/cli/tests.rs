@@ -31,6 +31,13 @@ impl Done {
     }
 }
 
+/// The names in an object, sorted: their order means nothing.
+fn keys(value: &Value) -> Vec<String> {
+    let mut keys: Vec<_> = value.as_object().expect("an object").keys().cloned().collect();
+    keys.sort();
+    keys
+}
+
 #[derive(Clone, Default)]
 struct Captured(Arc<Mutex<Vec<u8>>>);
 
@@ -110,7 +117,6 @@ fn fetch_x509_prints_what_scripts_rely_on() {
     let done = tether("fetch x509 --output json", &served);
     assert_eq!(done.exit, Exit::Ok, "{}", done.chatter);
     let json = done.json();
-    let keys = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&json), ["crl_pem", "federated_bundles", "svids", "version"]);
     let svid = &json["svids"][0];
     assert_eq!(

@@ -16,7 +16,6 @@ fn fetch_wit_prints_what_scripts_rely_on() {
     let done = tether("fetch wit --output json", &served);
     assert_eq!(done.exit, Exit::Ok, "{}", done.chatter);
     let json = done.json();
-    let keys = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&json), ["svids", "version"]);
     let svid = &json["svids"][0];
     assert_eq!(keys(svid), ["expires_at", "hint", "spiffe_id", "wit_svid", "wit_svid_key"]);
