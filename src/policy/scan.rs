@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
-/// How many operators, accesses and conditions one policy may have. A debug build of Cedar takes 16 KiB of stack for each,
-/// and the threads that decide have 2 MiB.
+/// How many operators, accesses and conditions one policy may have. Cedar refuses to evaluate what a thread has no stack
+/// for, and then a `forbid` refuses and a `permit` permits nothing.
 pub(super) const MAX_OPERATORS: usize = 100;
 /// How deep brackets may be nested.
 pub(super) const MAX_NESTING: usize = 30;
