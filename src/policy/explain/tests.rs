@@ -25,7 +25,7 @@ fn of_every_policy_the_first_part_that_does_not_hold_is_named() {
         ("other", "principal", "it wants principal in AgentPath::\"spiffe://example.org/batch\""),
         ("files", "resource", "it wants resource is Tool in Host::\"files.example.com\""),
         ("tool", "resource", "it wants resource == Tool::\"https://mail.example.com/\""),
-        ("night", "condition", "this does not hold: when { context.time.hour < 6 || context.time.hour > 20 }"),
+        ("night", "condition", "this does not hold: when { (context.time.hour < 6 || context.time.hour > 20) }"),
         ("unless", "condition", "this does not hold: unless { context.time.weekday > 5 }"),
         ("broken", "error", "integer overflow while attempting to add the values `1` and `9223372036854775807`"),
         ("read", "holds", ""),
