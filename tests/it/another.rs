@@ -1,7 +1,6 @@
 //! Another process of the same user: these tests once more, which ask the agent for what they are told on standard input.
 
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -14,7 +13,7 @@ use tonic::Status;
 
 use crate::harness::{Header, PATIENCE, TestAgent, channel};
 use crate::http::{ask, post};
-use crate::program::lines;
+use crate::program::{copy_program, lines};
 use crate::sessions::task;
 
 /// Where the other process finds the socket; without it there is nothing to play.
@@ -38,8 +37,7 @@ impl Another {
     pub fn as_user(agent: &TestAgent, uid: u32) -> Self {
         // Wherever the build put it, the other user can execute this copy.
         let program = agent.dir().join("another");
-        std::fs::copy("/proc/self/exe", &program).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        copy_program(&std::env::current_exe().unwrap(), &program);
         let mut command = Command::new(program);
         command.uid(uid).gid(uid).current_dir("/");
         Self::spawned(command, agent.socket())

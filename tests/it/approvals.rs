@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::process::Output;
+use std::time::Duration;
 
 use serde_json::Value;
 use tether::proto::admin::approvals_client::ApprovalsClient;
@@ -182,6 +183,8 @@ async fn a_session_that_waits_begins_when_approved_and_ends_when_that_is_taken_b
     assert_eq!(state(&agent, &session).await, ended, "before whoever withdrew it is told");
     assert!(nobody.ask(&format!("in {session} GET {URI}")).starts_with("FailedPrecondition"));
 
+    // The newest is listed first.
+    agent.clock().advance(Duration::from_secs(1));
     let refused = nobody.ask(&format!("start grave {TOOL}"));
     let id = listed(&agent).await[0].id.clone();
     assert_eq!(deny(&agent, &id).await.unwrap().state, "denied");

@@ -1,7 +1,6 @@
 //! The built binary as a process of its own: for signals, logs and other users.
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,6 +19,13 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
+/// Copies a program to where all users can run it. By another process: a child that some other test starts meanwhile would
+/// inherit the file that is being written, and what is open for writing cannot be run.
+pub fn copy_program(program: &Path, to: &Path) {
+    let copied = Command::new("install").args(["-m", "0755"]).args([program, to]).status().expect("install is there");
+    assert!(copied.success(), "the program is copied");
+}
+
 /// The binary, where other users can reach it.
 pub struct Program(PathBuf);
 
@@ -27,8 +33,7 @@ impl Program {
     /// Copies it: the directory it was built in may be closed to others.
     pub fn copied_to(dir: &Path) -> Self {
         let path = dir.join("tether");
-        std::fs::copy(env!("CARGO_BIN_EXE_tether"), &path).expect("copied");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        copy_program(Path::new(env!("CARGO_BIN_EXE_tether")), &path);
         Self(path)
     }
 
