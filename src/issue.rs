@@ -35,7 +35,7 @@ use crate::x509::{KeyError, KeyType, X509Authorities};
 
 pub use self::held::{HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
-pub use self::validate::Invalid;
+pub use self::validate::{Invalid, LooksAtSessions};
 
 /// How far two hosts' clocks may differ when a token is validated.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(10);
@@ -286,13 +286,6 @@ impl Entitled {
             delegate: None,
         }
     }
-}
-
-/// Whether sessions may be used, for whoever is shown a token that hangs on one. The sessions are a row below this one.
-#[tonic::async_trait]
-pub trait LooksAtSessions: std::fmt::Debug + Send + Sync {
-    /// Looks at whoever acts in it; what is gone ends it.
-    async fn may_be_used(&self, session: &str) -> bool;
 }
 
 /// Issues; every surface goes through it.

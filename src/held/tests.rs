@@ -163,7 +163,7 @@ mod with_an_instance {
             assert!(Kept::read(&mut &file[..length]).is_err(), "{length}");
         }
         let mut other = file.clone();
-        other[17] = b'2';
+        other[17] = b'3';
         assert!(matches!(Kept::read(&mut &other[..]), Err(KeptError::Version)));
         let mut long = file;
         long[19..27].fill(0xff);

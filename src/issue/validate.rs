@@ -44,6 +44,13 @@ impl Invalid {
     }
 }
 
+/// Whether sessions may be used, for whoever is shown a token that hangs on one. The sessions are a row below this one.
+#[tonic::async_trait]
+pub trait LooksAtSessions: std::fmt::Debug + Send + Sync {
+    /// Looks at whoever acts in it; what is gone ends it.
+    async fn may_be_used(&self, session: &str) -> bool;
+}
+
 impl Issuer {
     /// Validates a token for one audience, with the bundles its caller may see. One that this node issued must also
     /// stand, and one for a single use is used by this.

@@ -140,6 +140,8 @@ impl Sessions {
         if terms.expires_at <= now {
             return Err(SessionError::Field { field: "ttl_seconds", why: "leaves no time".to_owned() });
         }
+        // Before anything is made or asked for it.
+        let watch = self.hold(&terms, actor.hold.clone()).await?;
         let action = if parent.is_some() { Action::Delegate } else { Action::Start };
         let permitted = self.issuer().policy.start_session(&question(&terms, action, Used::default(), false, now));
         let mut inner = Inner::new(terms.expires_at, terms.heartbeat, now);
@@ -158,7 +160,6 @@ impl Sessions {
             }
             Err(denial) => return Err(denial.into()),
         };
-        let watch = self.hold(&terms, actor.hold.clone()).await?;
         let session = Arc::new(Session::new(Arc::new(terms), state, inner));
         if let Err(error) = self.enter(peer, &session, place, watch, &decision).await {
             self.undo(&session).await;

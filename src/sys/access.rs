@@ -93,6 +93,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory, closed to others");
         let file = dir.path().join("file");
         std::fs::write(&file, "x").expect("written");
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("it is ours");
         let user = FileAccess { uid: 65_534, gid: 65_534, groups: Vec::new() };
         let assumed = user.assume();
         assert!(std::fs::File::open(&file).is_err());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tether::agent::{self, Deps};
 use tether::api::status::chain;
 use tether::audit::Event;
-use tether::config::Config;
+use tether::config::{Config, OnAuditFailure};
 use tether::proto::admin::{CreateEntryRequest, GetEntryRequest, StatusRequest};
 use tether::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tether::proto::workload::{JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, X509svidRequest};
@@ -390,13 +390,18 @@ fn stored(id: &str) -> CreateEntryRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_full_disk_changes_are_refused_and_svids_go_on_and_nothing_is_lost() {
+async fn on_a_full_disk_changes_are_refused_and_nothing_is_lost_and_svids_go_on_where_the_log_only_alarms() {
     if !is_root() {
         return eprintln!("not tried: mounting a small file system takes root");
     }
     let dir = tempfile::tempdir().unwrap();
     let disk = Tmpfs::mount(&dir.path().join("disk"), "size=8m,mode=0700");
-    let mut agent = TestAgent::configured(|config| *config = config_in(&disk.0)).await;
+    let configure = |config: &mut Config| {
+        *config = config_in(&disk.0);
+        // With "refuse" nothing more is issued: `audit` has that.
+        config.audit.on_failure = OnAuditFailure::Alarm;
+    };
+    let mut agent = TestAgent::configured(configure).await;
     agent.entries().await.create(stored("first")).await.unwrap();
     let filler = disk.0.join("filler");
     let filled = std::fs::write(&filler, vec![0; 16 << 20]);

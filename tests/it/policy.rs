@@ -137,7 +137,9 @@ async fn whoever_may_look_is_shown_the_policies_and_why_they_say_what_they_say()
     let json = policies.explain(ask(case)).await.unwrap().into_inner().json;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["decision"], &json["why"]), (&"deny".into(), &"forbidden by `no-mail`".into()));
-    for wrong in ["", "[[case]]\nagent = 1", &case.repeat(2), &"#".repeat(100_000)] {
+    for wrong in ["", "[[case]]\nagent = 1", &case.repeat(2)] {
         assert_eq!(policies.explain(ask(wrong)).await.unwrap_err().code(), Code::InvalidArgument);
     }
+    let huge = "#".repeat(100_000);
+    assert_eq!(policies.explain(ask(&huge)).await.unwrap_err().code(), Code::OutOfRange);
 }

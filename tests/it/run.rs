@@ -212,7 +212,7 @@ async fn a_plain_user_gets_a_session_of_the_tree_and_is_told_what_it_lacks() {
         "[[entry]]\nid = \"nobody\"\nspiffe_id = \"spiffe://dev.tether.internal/nobody\"\n\
          match = [\"unix:uid:{NOBODY}\"]\naudiences = [\"*\"]\n"
     );
-    agent.write_entries("nobody", &entry).await;
+    agent.write_entries("nobody.toml", &entry).await;
     for dir in [public.path(), agent.dir(), &agent.dir().join("agent")] {
         std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).unwrap();
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::base::durable;
 use crate::sys::PidFd;
 use crate::sys::cgroup;
 use crate::sys::procfs::ProcDir;
@@ -72,7 +73,7 @@ impl OwnGroup {
     }
 
     fn move_to(&self, dir: &Path) -> io::Result<()> {
-        std::fs::write(dir.join("cgroup.procs"), std::process::id().to_string())
+        durable::control(&dir.join("cgroup.procs"), &std::process::id().to_string())
     }
 
     /// Its processes, with those of the groups below.
@@ -148,7 +149,7 @@ impl Tree {
         match self {
             // Not before this process is out of it: until then the group is in use, and the session ends by our word.
             Self::Cgroup(group) if group.leave().is_ok() => {
-                let _ = std::fs::write(group.dir.join("cgroup.kill"), "1");
+                let _ = durable::control(&group.dir.join("cgroup.kill"), "1");
             }
             Self::Cgroup(_) => self.signal(Signal::SIGKILL),
             Self::Descendants => self.signal(Signal::SIGKILL),
