@@ -42,9 +42,12 @@ pub enum KeptError {
 /// Keys that were read and are not held yet.
 #[derive(Debug)]
 pub struct Kept {
-    keys: Vec<(HeldCredential, Secret<Vec<u8>>)>,
-    sessions: Vec<(KeptSession, Secret<Vec<u8>>)>,
+    keys: Keys<HeldCredential>,
+    sessions: Keys<KeptSession>,
 }
+
+/// Private keys as PKCS#8, each with what is public about it.
+type Keys<T> = Vec<(T, Secret<Vec<u8>>)>;
 
 impl Kept {
     /// Reads what [`Held::write_to`] wrote.
@@ -69,7 +72,7 @@ impl Kept {
 }
 
 /// One list with its keys.
-fn read_keys<T: DeserializeOwned>(file: &mut impl Read) -> Result<Vec<(T, Secret<Vec<u8>>)>, KeptError> {
+fn read_keys<T: DeserializeOwned>(file: &mut impl Read) -> Result<Keys<T>, KeptError> {
     let mut list = Vec::new();
     let length = length(file, MAX_LIST)?;
     file.take(length).read_to_end(&mut list)?;

@@ -47,7 +47,7 @@ enum Applicable {
     Always(Judged),
     /// It depends.
     Depends {
-        everywhere: CedarSet,
+        everywhere: Box<CedarSet>,
         /// Those whose scope names one entity: they apply where the principal or the resource is it or is in it.
         anchored: HashMap<EntityUid, CedarSet>,
     },
@@ -190,7 +190,7 @@ impl Applicable {
             };
             set.add(rule.cedar.clone()).expect("ids are unique and templates are refused");
         }
-        Self::Depends { everywhere, anchored }
+        Self::Depends { everywhere: Box::new(everywhere), anchored }
     }
 }
 

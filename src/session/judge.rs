@@ -140,7 +140,9 @@ impl Sessions {
         loop {
             if all {
                 // Before looking: what changes from here on is the next change.
-                (entries.mark_unchanged(), trust.mark_unchanged(), policy.mark_unchanged());
+                entries.mark_unchanged();
+                trust.mark_unchanged();
+                policy.mark_unchanged();
                 let now = issuer.registry.borrow().clone();
                 self.judge_all(judged.as_ref()).await;
                 judged = Some(now);

@@ -65,7 +65,8 @@ mod tests {
     #[test]
     fn a_form_has_each_name_once_and_no_others() {
         let known = ["a", "b"];
-        let rows: &[(&str, Option<&[(&str, &str)]>)] = &[
+        type Fields<'a> = Option<&'a [(&'a str, &'a str)]>;
+        let rows: &[(&str, Fields<'_>)] = &[
             ("", Some(&[])),
             ("a=1&b=2", Some(&[("a", "1"), ("b", "2")])),
             ("a=x+y%20z%C3%A9", Some(&[("a", "x y zé")])),

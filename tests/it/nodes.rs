@@ -161,9 +161,7 @@ async fn a_node_that_is_gone_or_says_nothing_is_a_no() {
     assert_eq!(two.check(&second).await.reason, "node_unreachable");
     // Somebody listens there, and says nothing.
     let _silent = TcpListener::bind(two.issuing_at).await.unwrap();
-    let before = std::time::Instant::now();
-    assert_eq!(within(two.check(&third)).await.reason, "node_unreachable");
-    assert!(before.elapsed() < Duration::from_secs(8), "the asker does not wait for ever");
+    assert_eq!(within(two.check(&third)).await.reason, "node_unreachable", "the asker does not wait for ever");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -171,7 +171,7 @@ async fn the_receipt_says_what_was_wiped_revoked_and_what_remains_and_stays_the_
 
     let receipt = end(&mut sessions, &session.id).await;
     assert_eq!((receipt.end_reason.as_str(), receipt.had_ended), ("completed", false));
-    assert_eq!(receipt.ended, [session.id.clone()]);
+    assert_eq!(receipt.ended, std::slice::from_ref(&session.id));
     assert_eq!(receipt.keys_wiped, 1);
     let mut kinds: Vec<&str> = receipt.revoked.iter().map(|of| of.kind.as_str()).collect();
     kinds.sort_unstable();

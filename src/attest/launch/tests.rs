@@ -198,7 +198,9 @@ async fn the_digest_of_a_directory_is_that_of_its_content_modes_names_and_links(
     symlink("main.py", dir.join("run")).expect("linked");
     let mode =
         |name: &str, mode| std::fs::set_permissions(dir.join(name), PermissionsExt::from_mode(mode)).expect("set");
-    (mode("main.py", 0o644), mode("lib/a.py", 0o600), mode("lib", 0o755));
+    mode("main.py", 0o644);
+    mode("lib/a.py", 0o600);
+    mode("lib", 0o755);
     let measure = async || {
         let directory = Some(dir.to_str().expect("text").to_owned());
         let launch = host.measure(&shell, LaunchRequest { directory, ..program(&file) }).await.expect("measured");

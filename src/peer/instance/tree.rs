@@ -191,10 +191,13 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::HashMap;
 
+    /// Changes who is whose parent.
+    type Happens = Box<dyn Fn(&mut HashMap<i32, i32>)>;
+
     /// A host: the parents by number, and what happens when a number is opened.
     struct Host {
         parents: RefCell<HashMap<i32, i32>>,
-        on_open: RefCell<Vec<(i32, Box<dyn Fn(&mut HashMap<i32, i32>)>)>>,
+        on_open: RefCell<Vec<(i32, Happens)>>,
     }
 
     impl Host {

@@ -22,6 +22,9 @@ fn parent() {
         println!("\n{MARK}0");
     }
     std::io::stdin().read_to_end(&mut Vec::new()).expect("told to exit");
+    // A parent's shell ends with its input; whoever asks for it again gets what it had.
+    drop(shell.stdin.take());
+    shell.wait().expect("it exits");
 }
 
 struct Parent {
