@@ -11,7 +11,7 @@ use tether::proto::session::sessions_client::SessionsClient;
 use tether::proto::session::verifier_client::VerifierClient;
 use tether::proto::session::{CheckRequest, CheckResponse, ProveRequest};
 
-use crate::harness::{Header, PATIENCE, Sessions, channel, within};
+use crate::harness::{Header, Sessions, channel, within};
 use crate::nodes::write_root;
 use crate::program::{AgentProcess, is_root};
 use crate::sessions::task;
