@@ -249,6 +249,7 @@ impl Tether {
         }
         let (entries, admin) = (config.entries_dir.clone(), config.listen.admin.clone());
         std::fs::create_dir_all(&entries).unwrap();
+        std::fs::create_dir_all(&config.policies_dir).unwrap();
         std::fs::write(entries.join("trusted.toml"), rule.entry()).unwrap();
         let deps = Deps::default();
         let events = deps.audit.subscribe();

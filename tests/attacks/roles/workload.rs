@@ -174,9 +174,7 @@ fn by_another(command: &mut Command, command_ends: bool, order: &Order) -> Answe
     writeln!(input, "{}", serde_json::to_string(order).unwrap()).unwrap();
     let answer = said.next().expect("it answers");
     drop(input);
-    if !command_ends {
-        child.wait().unwrap();
-    }
+    child.wait().unwrap();
     serde_json::from_str(&answer).unwrap()
 }
 
