@@ -1,5 +1,5 @@
 //! What attacks on held keys must succeed against: a key service that signs whatever it is given, for everybody who
-//! knows the handle of a key, and in the name of whichever process is named by number; and a verifier that believes
+//! knows the handle of a key or the id of a session, and in the name of whichever process is named by number; and a verifier that believes
 //! what is signed. Who connects is asked of `SO_PEERCRED`, and nothing comes of it.
 
 use std::collections::HashMap;
@@ -71,22 +71,24 @@ impl Sessions for NaiveKeys {
 
     async fn prove(&self, request: Request<wire::ProveRequest>) -> Result<Response<wire::ProveResponse>, Status> {
         let request = request.into_inner();
-        let signer = JwtSigner::new(&*self.find(&request.key)?).unwrap();
+        let handle = if request.session.is_empty() { &request.key } else { &request.session };
+        let signer = JwtSigner::new(&*self.find(handle)?).unwrap();
         let proof = signer.sign(&json!({ "aud": request.uri, "htm": request.method })).unwrap();
         let headers = HashMap::from([("Authorization".to_owned(), format!("WPT {proof}"))]);
         Ok(Response::new(wire::ProveResponse { headers, ..wire::ProveResponse::default() }))
     }
 
     async fn start(&self, _: Request<wire::StartRequest>) -> Result<Response<wire::Session>, Status> {
-        Err(no_sessions())
+        Ok(Response::new(session(self.make())))
     }
 
-    async fn get(&self, _: Request<wire::GetRequest>) -> Result<Response<wire::Session>, Status> {
-        Err(no_sessions())
+    async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::Session>, Status> {
+        Ok(Response::new(session(request.into_inner().session)))
     }
 
     async fn list(&self, _: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
-        Err(no_sessions())
+        let sessions = self.0.lock().unwrap().keys().cloned().map(session).collect();
+        Ok(Response::new(wire::ListResponse { sessions }))
     }
 
     async fn heartbeat(&self, _: Request<wire::HeartbeatRequest>) -> Result<Response<wire::Session>, Status> {
@@ -98,16 +100,21 @@ impl Sessions for NaiveKeys {
     }
 
     async fn delegate(&self, _: Request<wire::DelegateRequest>) -> Result<Response<wire::Session>, Status> {
-        Err(no_sessions())
+        Ok(Response::new(session(self.make())))
     }
 
     async fn end(&self, _: Request<wire::EndRequest>) -> Result<Response<wire::DisposalReceipt>, Status> {
-        Err(no_sessions())
+        Ok(Response::new(wire::DisposalReceipt::default()))
     }
 
-    async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(no_sessions())
+    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(stream::iter([Ok(session(request.into_inner().session))]).boxed()))
     }
+}
+
+/// A session is a key with a name, and nothing else.
+fn session(id: String) -> wire::Session {
+    wire::Session { id, ..wire::Session::default() }
 }
 
 fn no_sessions() -> Status {

@@ -29,6 +29,32 @@ pub enum Order {
     Check { method: String, uri: String, headers: Headers },
     /// As a tool: answered with the SPIFFE ID.
     Validate { audience: String, token: String },
+    /// Begin a session; answered with its id.
+    Start(Begin),
+    /// Begin a session below another; answered with its id.
+    Delegate { session: String, child: Begin },
+    /// Prove one request in a session; answered with [`Headers`].
+    ProveIn { session: String, method: String, uri: String },
+    /// A token of a session for a target; answered with a [`Held`] whose key is the token's id.
+    Mint { session: String, target: String, bearer: bool },
+    /// Look at a session; answered with why it ended, or nothing.
+    Look(String),
+    /// The sessions of its user; answered with their ids.
+    List,
+    /// The first session that a watcher of one, or of all of its user, is told of; answered with the id.
+    Watch(String),
+    /// End a session; answered with the reason.
+    EndSession(String),
+    /// As a tool: say what became of a call.
+    Report { session: String, txn: String },
+    /// Approve what waits, over the admin socket.
+    Approve { at: PathBuf, id: String },
+    /// Keep the orphans of its descendants, as `tether run` does.
+    KeepOrphans,
+    /// Have a child of the same program carry it out.
+    ByChild(Box<Order>),
+    /// Have a child of a child do it, whose parent is gone.
+    ByOrphan(Box<Order>),
     /// A TLS handshake as a client at a Unix socket; answered when the server has accepted it.
     Handshake { at: PathBuf, chain: String, key: String },
     /// Become another program of this role, in the same process.
@@ -39,6 +65,22 @@ pub enum Order {
     ForbidTracing,
     /// Move to a control group.
     EnterCgroup(PathBuf),
+}
+
+/// What a session is begun with; what is not said is as by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    pub purpose: String,
+    pub targets: Vec<String>,
+    pub scopes: Vec<String>,
+    /// Each token is good for one call.
+    pub one_call: bool,
+    pub seconds: u32,
+    pub calls: u32,
+    /// For a process and its descendants.
+    pub tree: bool,
+    /// Who acts; absent: who begins it.
+    pub process: Option<Named>,
 }
 
 /// A process, as a delegate names it.

@@ -23,7 +23,7 @@ pub const ATTACKS: &[Attack] = &[
 
 /// The tool is the delegate, for the victim alone.
 const DELEGATE: Setup<'static> =
-    Setup { victim: "", tool: "may_act_for = [\"spiffe://dev.tether.internal/victim\"]", root: None };
+    Setup { victim: "", tool: "may_act_for = [\"spiffe://dev.tether.internal/victim\"]", policies: "", root: None };
 
 fn hold(delegate: &mut Process, other: Named) -> Result<Held, Refused> {
     delegate.order(&Order::HoldWit(Some(other)))

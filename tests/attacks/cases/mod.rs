@@ -12,6 +12,7 @@ mod oracle;
 mod placement;
 mod process;
 mod proof;
+mod sessions;
 mod tokens;
 
 use crate::needs::{self, Need};
@@ -62,6 +63,8 @@ pub fn all() -> impl Iterator<Item = &'static Attack> {
         oracle::ATTACKS,
         delegate::ATTACKS,
         ends::ATTACKS,
+        sessions::ATTACKS,
+        sessions::LIMITS,
     ];
     all.into_iter().flatten()
 }

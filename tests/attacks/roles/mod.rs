@@ -70,6 +70,7 @@ pub fn play() -> bool {
         ("change-user", [socket, uid]) => placement::change_user(socket, uid),
         ("make-act", [pid, order]) => tracing::make_act(pid, order),
         ("workload", [socket]) => workload::obey(socket),
+        ("workload-below", [socket]) => workload::above(socket),
         ("reborn", [pid, socket]) => reborn::reborn(pid, socket),
         ("reuse-pid", [side]) => reuse::reuse_pid(side),
         _ => panic!("no such role: {role} {arguments:?}"),
