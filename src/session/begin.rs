@@ -211,11 +211,7 @@ impl Sessions {
             let launch = issuer.attestation.launches().measure(peer.instance(), what).await?;
             selectors = launch.selectors().to_vec();
             // Before it is attested: what was launched is part of what its members are.
-            let by = match &tie {
-                Tie::Cgroup { id, path, .. } => LaunchedBy::Cgroup { id: *id, path: path.as_str().to_owned() },
-                _ if matches!(members, Members::Tree(_)) => LaunchedBy::Tree(instance.clone()),
-                _ => LaunchedBy::Process(instance.clone()),
-            };
+            let by = launched_by(&members, Some(&instance)).ok_or(SessionError::InNone)?;
             launched = Some(issuer.attestation.launches().add(by, &launch)?);
         }
         let entitled = if instance.id() == peer.instance().id() {
@@ -382,6 +378,16 @@ impl Sessions {
         self.announce(session);
         Ok(())
     }
+}
+
+/// Who belongs to what is launched; `instance` is the process of members that are not a cgroup's.
+pub(super) fn launched_by(members: &Members, instance: Option<&Arc<Instance>>) -> Option<LaunchedBy> {
+    Some(match members {
+        Members::Cgroup(Tie::Cgroup { id, path, .. }) => LaunchedBy::Cgroup { id: *id, path: path.as_str().to_owned() },
+        Members::Cgroup(_) => return None,
+        Members::Tree(_) => LaunchedBy::Tree(instance?.clone()),
+        Members::Process(_) => LaunchedBy::Process(instance?.clone()),
+    })
 }
 
 /// Which action a session was begun by.

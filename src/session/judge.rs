@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::approvals::ApprovalState;
-use super::begin::{action_of, question};
+use super::begin::{action_of, launched_by, question};
 use super::journal::Read;
 use super::live::{Inner, SET_BACK, Token};
 use super::token::in_session;
 use super::{EndReason, Interrupted, Members, Session, SessionError, SessionId, Sessions, State, TokenKind};
+use crate::attest::Launch;
 use crate::base::drain;
 use crate::bond::{Tie, Unheld};
 use crate::issue::Refusal;
@@ -87,10 +88,6 @@ impl Sessions {
             let key = self.issuer().held.session_key(terms.id.as_str()).ok_or(EndReason::AgentRestart)?;
             session.inner().key_thumbprint = Some(key.key().thumbprint());
         }
-        if !terms.launched.is_empty() {
-            // What was measured is known to the agent that measured it alone.
-            return Err(EndReason::AgentRestart);
-        }
         let tie = match &terms.members {
             Members::Process(instance) | Members::Tree(instance) => {
                 Tie::Process { instance: *instance, pid: terms.pid }
@@ -112,6 +109,13 @@ impl Sessions {
                 }
             }
         };
+        if !terms.launched.is_empty() {
+            // What was measured then: the files may be others by now.
+            let by = launched_by(&terms.members, hold.instance()).ok_or(EndReason::AgentRestart)?;
+            let launch = Launch::recorded(&terms.launched).ok_or(EndReason::AgentRestart)?;
+            let launched = self.issuer().attestation.launches().add(by, &launch);
+            session.inner().launched = Some(launched.map_err(|_| EndReason::AgentRestart)?);
+        }
         session.inner().hold = Some(hold.clone());
         match self.hold(terms, hold).await {
             Ok(watch) => {

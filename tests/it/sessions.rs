@@ -542,3 +542,54 @@ async fn a_token_for_one_call_is_good_for_one_call() {
     assert!(check(&agent, URI, &two).await.active);
     assert_eq!(get(&mut sessions, &session.id).await.tokens, 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minted_token_is_for_the_proofs_that_name_it_and_for_no_others() {
+    let agent = agent().await;
+    let mut sessions = agent.sessions().await;
+    let request = StartRequest { scopes: vec!["read".to_owned(), "pay".to_owned()], ..task("t", &[TOOL]) };
+    let session = start(&mut sessions, request).await;
+    let narrow = MintRequest {
+        session: session.id.clone(),
+        target: URI.to_owned(),
+        scopes: vec!["read".to_owned()],
+        ..MintRequest::default()
+    };
+    let narrow = sessions.mint(narrow).await.unwrap().into_inner();
+    let wide = prove(&mut sessions, &session.id, URI).await.unwrap();
+    assert_ne!(wide["Workload-Identity-Token"], narrow.token);
+    let named = ProveRequest {
+        session: session.id.clone(),
+        key: narrow.id.clone(),
+        method: "POST".to_owned(),
+        uri: URI.to_owned(),
+        ..ProveRequest::default()
+    };
+    let headers = sessions.prove(named.clone()).await.unwrap().into_inner().headers;
+    assert_eq!(headers["Workload-Identity-Token"], narrow.token);
+    assert_eq!(check(&agent, URI, &headers).await.scopes, ["read"]);
+    let elsewhere = ProveRequest { uri: format!("{TOOL}other"), ..named.clone() };
+    assert_eq!(label(&sessions.prove(elsewhere).await.unwrap_err()), "target_not_in_session");
+    let unknown = ProveRequest { key: format!("{}0", &narrow.id[..narrow.id.len() - 1]), ..named };
+    assert_eq!(label(&sessions.prove(unknown).await.unwrap_err()), "no_token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bearer_token_is_for_an_audience_in_the_form_its_service_has_it() {
+    let agent = agent().await;
+    let mut sessions = agent.sessions().await;
+    let session = start(&mut sessions, task("t", &["https://api.example.com"])).await;
+    let bearer = |audience: &str, scopes: &[&str]| MintRequest {
+        session: session.id.clone(),
+        target: audience.to_owned(),
+        scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+        kind: Kind::Jwt.into(),
+    };
+    let minted = sessions.mint(bearer("https://api.example.com", &[])).await.unwrap().into_inner();
+    let claims = Jws::parse(&minted.token).unwrap().claims().unwrap();
+    assert_eq!(claims["aud"], serde_json::json!(["https://api.example.com"]));
+    assert_eq!(
+        sessions.mint(bearer("https://api.example.com", &["x"])).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+}

@@ -162,11 +162,9 @@ impl Service for SessionApi {
         };
         let key = Some(request.key.as_str()).filter(|key| !key.is_empty());
         if let Some(session) = self.session_of(&peer, &request).await? {
-            if key.is_some() || request.on_behalf_of.is_some() {
-                return Err(status::bad_field(
-                    "session",
-                    "has a key of its own, which nobody uses for another process",
-                ));
+            if request.on_behalf_of.is_some() {
+                let why = "has a key of its own, which nobody uses for another process";
+                return Err(status::bad_field("session", why));
             }
             return self.prove_in_session(&peer, &session, &request, target, scheme).await;
         }

@@ -39,8 +39,13 @@ impl Shell {
         self.child.stdin.as_mut().expect("piped").write_all(b"go\n").expect("written");
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("read");
-        self.started.push(line.trim().parse().expect("a number"));
-        self.started[self.started.len() - 1]
+        let started: i32 = line.trim().parse().expect("a number");
+        self.started.push(started);
+        // Between fork and exec it is still the shell.
+        while std::fs::read_to_string(format!("/proc/{started}/comm")).is_ok_and(|comm| comm.trim() != "sleep") {
+            std::thread::yield_now();
+        }
+        started
     }
 
     fn pid(&self) -> i32 {

@@ -52,6 +52,10 @@ impl Parent {
         if role != "parent" {
             assert_eq!(said(), 0, "the shell in between is gone");
         }
+        // Between fork and exec it is still the shell.
+        while std::fs::read_to_string(format!("/proc/{started}/comm")).is_ok_and(|comm| comm.trim() != "sleep") {
+            std::thread::yield_now();
+        }
         Self { child, started }
     }
 
