@@ -132,12 +132,17 @@ async fn finish(end_of: Finish, session: &str, tree: &Tree, sessions: &Sessions,
             .output
             .note(&format!("the session could not be ended, and ends with this process: {}", failure.message));
     }
-    if let End::Signal { at_the_terminal: true } = why {
+    let interrupted = matches!(why, End::Signal { at_the_terminal: true });
+    if interrupted {
         // The terminal has told all of them already.
         let _late = tokio::time::timeout(INTERRUPTED.min(grace), wait_for(child, &mut code)).await;
     }
     // What has ended before is not collected a second time: its code is kept.
     code = code.or_else(|| tree::reap_for(child));
+    if interrupted && code.is_none() {
+        // It did not go by itself: that it has to be told once more is no other end.
+        code = Some(128 + nix::sys::signal::Signal::SIGINT as u8);
+    }
     let down = tree.take_down(grace, child, &mut code).await;
     if !down {
         context.output.note(&format!("{} processes could not be stopped", tree.len()));
