@@ -1,6 +1,7 @@
 //! From a configuration to an agent that listens.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
 
@@ -24,6 +25,7 @@ use crate::ledger::{Ledger, LedgerError, NewTies};
 use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
 use crate::policy::{self, BuiltIn, Lifetimes, Policies, Policy};
+use crate::proof;
 use crate::registry::{self, Registry, parse_entry};
 use crate::session::approvals::Approvals;
 use crate::session::{self, Sessions};
@@ -63,7 +65,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         return Err(StartError::StoreGone(path));
     }
     let store = Store::open(&path).await?;
-    let node = node_id(&store, &deps).await?;
+    let (node, is_first_start) = node_id(&store, &deps).await?;
     let audit = open_audit(&config, &node, &deps).await?;
     let deps = Deps { audit, ..deps };
     let (authority, signers) = Authority::open(
@@ -120,7 +122,9 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let tls = Tls { own: own.clone(), trust: trust.clone(), crls: crls.clone(), clock: deps.clock.clone() };
     let nodes = Nodes::new(&config.sessions.nodes, &config.trust_domain, &tls);
     let nodes = nodes.map_err(|(node, source)| StartError::Node { node, source })?;
-    let verifier = Arc::new(Verifier::new(sessions.clone(), nodes, deps.clock.now()));
+    // One that never ran before has forgotten no proof: all that can still be shown to it count.
+    let remembers = deps.clock.now() - if is_first_start { 2 * proof::LIFETIME } else { Duration::ZERO };
+    let verifier = Arc::new(Verifier::new(sessions.clone(), nodes, remembers));
 
     let observer = observer(deps.audit.clone(), metrics.clone());
     let listener = |limits| ListenerConfig {
@@ -243,14 +247,14 @@ async fn open_policies(config: &Config, deps: &Deps) -> Result<Policies, StartEr
     Ok(Policies::open(built_in, directory, may_be_absent, deps.clock.clone()).await?)
 }
 
-/// A stable random name of this node, made once.
-async fn node_id(store: &Store, deps: &Deps) -> Result<String, StoreError> {
+/// A stable random name of this node, made once, and whether that was just now.
+async fn node_id(store: &Store, deps: &Deps) -> Result<(String, bool), StoreError> {
     if let Some(known) = store.get::<String>(Space::Node, NODE_ID).await? {
-        return Ok(known.value);
+        return Ok((known.value, false));
     }
     let fresh = deps.entropy.hex::<16>();
     store.apply(vec![Change::put(Space::Node, NODE_ID, &fresh, Expect::Absent)]).await?;
-    Ok(fresh)
+    Ok((fresh, true))
 }
 
 /// The audit log, before anything can happen that must be in it.
