@@ -138,6 +138,11 @@ fn check_id(id: &str) -> Result<(), String> {
 }
 
 impl Obligations {
+    /// Whether they ask for more than the permission alone: to lose them would open what they narrow.
+    pub(super) fn narrow(&self) -> bool {
+        self.step_up.is_some() || self.one_use || !self.redact.is_empty()
+    }
+
     /// Adds those of another policy that permitted too.
     pub(super) fn also(&mut self, other: &Self) {
         if let Some(why) = &other.step_up {

@@ -126,12 +126,13 @@ impl PolicySet {
         }
     }
 
-    /// Any `forbid` that holds, or cannot be evaluated, refuses; else any `permit` that holds permits; else nothing does.
+    /// Any `forbid` that holds, or cannot be evaluated, refuses, and so does a `permit` whose obligations would be lost
+    /// because it cannot; else any `permit` that holds permits; else nothing does.
     fn judge(&self, asked: &Asked, everywhere: &CedarSet, anchored: &HashMap<EntityUid, CedarSet>) -> Judged {
         let mut forbidding: Vec<&Arc<Rule>> = Vec::new();
         let mut permitting: Vec<&Arc<Rule>> = Vec::new();
         let mut errors = Vec::new();
-        let mut forbid_failed = false;
+        let mut narrowing_failed = false;
         let sets = std::iter::once(everywhere).chain(asked.anchors().filter_map(|anchor| anchored.get(anchor)));
         for set in sets {
             let response = AUTHORIZER.is_authorized(asked.request(), set, asked.entities());
@@ -143,12 +144,13 @@ impl PolicySet {
             for error in response.diagnostics().errors() {
                 let cedar_policy::AuthorizationError::PolicyEvaluationError(error) = error;
                 let id = error.policy_id();
-                forbid_failed |= self.policy(id.as_ref()).is_none_or(|rule| rule.forbids());
+                let narrows = |rule: &Arc<Rule>| rule.forbids() || rule.obligations().narrow();
+                narrowing_failed |= self.policy(id.as_ref()).is_none_or(narrows);
                 errors.push(format!("policy `{id}`: {}", error.inner()));
             }
         }
         errors.sort_unstable();
-        if !forbidding.is_empty() || forbid_failed {
+        if !forbidding.is_empty() || narrowing_failed {
             return Judged { errors, ..Judged::by(false, forbidding) };
         }
         Judged { errors, ..Judged::by(!permitting.is_empty(), permitting) }

@@ -270,6 +270,11 @@ fn what_cannot_be_evaluated_permits_nothing_and_as_a_forbid_refuses() {
     assert!(!alone.allowed && alone.errors[0].starts_with("policy `broken`: "), "{:?}", alone.errors);
     let beside = decide(&format!("{permit} permit(principal, action, resource);"), &Case::default(), READ);
     assert!(beside.allowed && beside.errors.len() == 1);
+    for obligation in ["@step_up(\"a person\")", "@one_use", "@redact(\"purpose\")"] {
+        let text = format!("{obligation} {permit} permit(principal, action, resource);");
+        let lost = decide(&text, &Case::default(), READ);
+        assert!(!lost.allowed && lost.errors.len() == 1, "{obligation}");
+    }
     let forbid = format!("permit(principal, action, resource); {}", permit.replace("permit", "forbid"));
     let forbidden = decide(&forbid, &Case::default(), READ);
     assert!(!forbidden.allowed && forbidden.errors.len() == 1);
