@@ -64,6 +64,10 @@ pub mod http;
 pub mod api;
 pub mod client;
 #[cfg(feature = "agent")]
+pub mod files;
+#[cfg(feature = "agent")]
+pub mod proxy;
+#[cfg(feature = "agent")]
 pub mod config;
 #[cfg(feature = "agent")]
 pub mod agent;

@@ -78,7 +78,9 @@ pub(super) async fn run(args: RunArgs, context: &mut Context) -> Result<(), Fail
         }
         _ => session.clone(),
     };
-    let mut changes = sessions.answer(sessions.client().watch(WatchRequest { session: session.id.clone() })).await?;
+    let mut changes = sessions
+        .answer(sessions.client().watch(WatchRequest { session: session.id.clone(), ..WatchRequest::default() }))
+        .await?;
 
     let (program, arguments) = args.command.split_first().ok_or_else(|| Failure::new(Exit::Usage, "no command"))?;
     let mut command = Command::new(program);
@@ -237,7 +239,7 @@ async fn begin(args: &RunArgs, tree: &Tree, sessions: &Sessions, context: &mut C
     let parent = match context.host.variable(SESSION_VARIABLE) {
         None => None,
         Some(id) => {
-            let request = GetRequest { session: id.to_owned() };
+            let request = GetRequest { session: id.to_owned(), ..GetRequest::default() };
             let found = sessions.client().get(request).await.map(tonic::Response::into_inner);
             found.ok().filter(|session| session.state() == State::Active)
         }
@@ -342,7 +344,7 @@ async fn approved(
 ) -> Result<Session, Failure> {
     let waiting = Failure::waiting(&format!("the session `{}` waits for an approval", session.id), &session.approval);
     context.output.note(&waiting.message);
-    let request = WatchRequest { session: session.id.clone() };
+    let request = WatchRequest { session: session.id.clone(), ..WatchRequest::default() };
     let mut changes = sessions.answer(sessions.client().watch(request)).await?;
     loop {
         let change = tokio::select! {

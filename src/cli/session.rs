@@ -38,7 +38,8 @@ pub(super) async fn run(command: SessionCommand, context: &mut Context) -> Resul
         SessionCommand::Show { id, admin: false } => {
             let sessions = context.sessions()?;
             let session = named(id, &sessions, context).await?;
-            let session = sessions.answer(sessions.client().get(GetRequest { session })).await?;
+            let session =
+                sessions.answer(sessions.client().get(GetRequest { session, ..GetRequest::default() })).await?;
             print::show(&document(&session), context)
         }
         SessionCommand::Show { id, admin: true } => show_as_viewer(id, context).await,
@@ -183,7 +184,8 @@ async fn mint(args: MintArgs, context: &mut Context) -> Result<(), Failure> {
         TokenKind::Wit => Kind::Wit,
         TokenKind::Jwt => Kind::Jwt,
     };
-    let request = MintRequest { session, target: args.target, scopes: args.scope, kind: kind.into() };
+    let request =
+        MintRequest { session, target: args.target, scopes: args.scope, kind: kind.into(), ..MintRequest::default() };
     let minted = sessions.answer(sessions.client().mint(request)).await?;
     if context.output.is_json() {
         context.json(&TokenDocument::from(&minted))?;
@@ -233,7 +235,8 @@ async fn watch(id: Option<String>, context: &mut Context) -> Result<(), Failure>
         None => String::new(),
     };
     let of_one = !session.is_empty();
-    let mut changes = sessions.answer(sessions.client().watch(WatchRequest { session })).await?;
+    let mut changes =
+        sessions.answer(sessions.client().watch(WatchRequest { session, ..WatchRequest::default() })).await?;
     while let Some(session) = changes.message().await.map_err(|status| sessions.failure(&status))? {
         if context.output.is_json() {
             context.json(&SessionDocument::from(&session))?;

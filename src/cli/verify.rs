@@ -65,6 +65,7 @@ pub(super) async fn run(args: VerifyArgs, context: &mut Context) -> Result<(), F
         scopes: args.scopes,
         min_binding: args.min_binding,
         require_session: args.require_session,
+        ..CheckRequest::default()
     };
     let sessions = context.sessions()?;
     let mut verifier = VerifierClient::new(with_header(sessions.channel.clone()));

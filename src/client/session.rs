@@ -162,7 +162,8 @@ impl SessionClient {
     /// # Errors
     /// [`SessionError::NotFound`] when it is not one of this user's.
     pub async fn find(&self, session: Option<&str>) -> Result<Session, SessionError> {
-        let answer = self.client.clone().get(wire::GetRequest { session: named(session) }).await;
+        let answer =
+            self.client.clone().get(wire::GetRequest { session: named(session), ..wire::GetRequest::default() }).await;
         Ok(Session::read(self.answered(answer)?)?)
     }
 
@@ -180,7 +181,8 @@ impl SessionClient {
     pub fn watch(&self, session: Option<&str>) -> SessionWatch {
         let (client, session) = (self.client.clone(), named(session));
         let open = move || {
-            let (mut client, request) = (client.clone(), wire::WatchRequest { session: session.clone() });
+            let (mut client, request) =
+                (client.clone(), wire::WatchRequest { session: session.clone(), ..wire::WatchRequest::default() });
             Box::pin(async move { client.watch(request).await }) as _
         };
         SessionWatch { watch: Watch::of(&self.endpoint, open, Session::read), ended: false }

@@ -225,6 +225,7 @@ impl Check {
             scopes: self.scopes.clone(),
             min_binding: self.min_binding,
             require_session: self.require_session,
+            ..wire::CheckRequest::default()
         }
     }
 }

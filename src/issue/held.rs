@@ -30,6 +30,8 @@ pub struct OnBehalfOf {
     pub pid: i32,
     /// Its inode number on pidfs, which is never used twice: the number of a process is.
     pub pidfs_inode: u64,
+    /// Whether the delegate knows it by less than a connection of its own: then what is made for it is worth less.
+    pub weak: bool,
 }
 
 /// The X.509-SVIDs of a process whose keys are held, as one complete state.

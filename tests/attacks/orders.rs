@@ -92,7 +92,7 @@ pub struct Named {
 
 impl From<Named> for OnBehalfOf {
     fn from(named: Named) -> Self {
-        Self { pid: named.pid, pidfs_inode: named.inode }
+        Self { pid: named.pid, pidfs_inode: named.inode, weak: false }
     }
 }
 

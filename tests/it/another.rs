@@ -74,7 +74,7 @@ impl Another {
     /// How a delegate names it.
     pub fn named(&self) -> OnBehalfOf {
         let pid = i32::try_from(self.child.id()).unwrap();
-        OnBehalfOf { pid, pidfs_inode: PidFd::open(pid).unwrap().inode().unwrap() }
+        OnBehalfOf { pid, pidfs_inode: PidFd::open(pid).unwrap().inode().unwrap(), weak: false }
     }
 
     /// Makes it run another program, and waits until it does.
@@ -152,10 +152,12 @@ async fn these_tests_play_another_process() {
                     Err(status) => failed(status),
                 }
             }
-            ["state", session] => match sessions.get(GetRequest { session: session.to_owned() }).await {
-                Ok(session) => format!("{:?} {}", session.get_ref().state(), session.get_ref().end_reason),
-                Err(status) => failed(status),
-            },
+            ["state", session] => {
+                match sessions.get(GetRequest { session: session.to_owned(), ..Default::default() }).await {
+                    Ok(session) => format!("{:?} {}", session.get_ref().state(), session.get_ref().end_reason),
+                    Err(status) => failed(status),
+                }
+            }
             ["end", session] => match sessions.end(EndRequest { session: session.to_owned() }).await {
                 Ok(receipt) => receipt.get_ref().end_reason.clone(),
                 Err(status) => failed(status),

@@ -94,7 +94,7 @@ async fn a_delegate_that_asks_many_times_at_once_gets_one_key_although_the_proce
     let agent = agent_with(r#""spiffe://dev.tether.internal/agent/*""#, KeyType::Rsa2048).await;
     let mut another = Command::new("/bin/cat").stdin(Stdio::piped()).spawn().unwrap();
     let pid = i32::try_from(another.id()).unwrap();
-    let other = OnBehalfOf { pid, pidfs_inode: PidFd::open(pid).unwrap().inode().unwrap() };
+    let other = OnBehalfOf { pid, pidfs_inode: PidFd::open(pid).unwrap().inode().unwrap(), weak: false };
     let sessions = agent.sessions().await;
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..8 {

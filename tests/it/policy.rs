@@ -104,7 +104,8 @@ async fn a_call_is_judged_by_the_policies_of_its_moment() {
     agent.write_policies("a.cedar", "forbid(principal, action == Action::\"start\", resource);").await;
     within(async {
         loop {
-            let seen = sessions.get(GetRequest { session: session.clone() }).await.unwrap().into_inner();
+            let seen =
+                sessions.get(GetRequest { session: session.clone(), ..Default::default() }).await.unwrap().into_inner();
             if seen.state() == State::Ended {
                 assert_eq!(seen.end_reason, "policy_denied");
                 break;

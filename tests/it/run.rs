@@ -33,7 +33,7 @@ async fn output(mut command: Command) -> Output {
 }
 
 async fn get(agent: &TestAgent, id: &str) -> Session {
-    agent.sessions().await.get(GetRequest { session: id.to_owned() }).await.unwrap().into_inner()
+    agent.sessions().await.get(GetRequest { session: id.to_owned(), ..Default::default() }).await.unwrap().into_inner()
 }
 
 /// `tether run` with a shell that has said its session, and the number of a process that it left behind.
@@ -170,7 +170,7 @@ async fn a_launcher_that_is_killed_takes_the_command_and_the_session_with_it() {
     let mut changes = agent
         .sessions()
         .await
-        .watch(tether::proto::session::WatchRequest { session: running.session.clone() })
+        .watch(tether::proto::session::WatchRequest { session: running.session.clone(), ..Default::default() })
         .await
         .unwrap()
         .into_inner();

@@ -39,7 +39,7 @@ async fn start(sessions: &mut Sessions, request: StartRequest) -> Session {
 }
 
 async fn get(sessions: &mut Sessions, id: &str) -> Session {
-    sessions.get(GetRequest { session: id.to_owned() }).await.unwrap().into_inner()
+    sessions.get(GetRequest { session: id.to_owned(), ..Default::default() }).await.unwrap().into_inner()
 }
 
 async fn end(sessions: &mut Sessions, id: &str) -> DisposalReceipt {
@@ -68,7 +68,8 @@ fn ended_by(status: &Status) -> &str {
 
 /// Waits until a session has ended, and says why.
 async fn end_of(sessions: &mut Sessions, id: &str) -> String {
-    let mut stream = sessions.watch(WatchRequest { session: id.to_owned() }).await.unwrap().into_inner();
+    let mut stream =
+        sessions.watch(WatchRequest { session: id.to_owned(), ..Default::default() }).await.unwrap().into_inner();
     loop {
         let session = next(&mut stream).await.unwrap();
         if session.state() == State::Ended {
@@ -499,7 +500,8 @@ async fn a_session_whose_key_the_agent_could_not_keep_ends_with_the_restart() {
     assert!(!check(&agent, URI, &headers).await.active);
     // Ended is for good: the next restart has forgotten it, or knows it as ended.
     agent.restart().await;
-    let status = agent.sessions().await.get(GetRequest { session: session.id }).await.unwrap_err();
+    let status =
+        agent.sessions().await.get(GetRequest { session: session.id, ..Default::default() }).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
 }
 
@@ -584,6 +586,7 @@ async fn a_bearer_token_is_for_an_audience_in_the_form_its_service_has_it() {
         target: audience.to_owned(),
         scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
         kind: Kind::Jwt.into(),
+        ..MintRequest::default()
     };
     let minted = sessions.mint(bearer("https://api.example.com", &[])).await.unwrap().into_inner();
     let claims = Jws::parse(&minted.token).unwrap().claims().unwrap();

@@ -75,7 +75,8 @@ async fn a_session_for_the_subject_of_a_token_says_so_in_its_proofs_and_ends_wit
     let proof = Jws::parse(proof).unwrap().claims().unwrap();
     assert_eq!((&proof["sub"], &proof["act"]["sub"]), (&json!("alice"), &json!(session.spiffe_id)));
 
-    let mut watch = sessions.watch(WatchRequest { session: session.id.clone() }).await.unwrap().into_inner();
+    let mut watch =
+        sessions.watch(WatchRequest { session: session.id.clone(), ..Default::default() }).await.unwrap().into_inner();
     agent.clock().advance(Duration::from_secs(121));
     let ended = loop {
         let session = next(&mut watch).await.unwrap();

@@ -301,7 +301,7 @@ fn spiffe_id(text: &str) -> Result<Option<SpiffeId>, Status> {
 }
 
 fn on_behalf_of(other: wire::OnBehalfOf) -> OnBehalfOf {
-    OnBehalfOf { pid: other.pid, pidfs_inode: other.pidfs_inode }
+    OnBehalfOf { pid: other.pid, pidfs_inode: other.pidfs_inode, weak: other.weak }
 }
 
 fn rfc3339(time: OffsetDateTime) -> String {

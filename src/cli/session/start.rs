@@ -43,7 +43,8 @@ fn waiting(session: &Session) -> Failure {
 
 /// The session once an approver has spoken.
 async fn decided(session: String, sessions: &Sessions) -> Result<Session, Failure> {
-    let mut changes = sessions.answer(sessions.client().watch(WatchRequest { session })).await?;
+    let mut changes =
+        sessions.answer(sessions.client().watch(WatchRequest { session, ..WatchRequest::default() })).await?;
     while let Some(session) = changes.message().await.map_err(|status| sessions.failure(&status))? {
         match session.state() {
             State::PendingApproval => {}

@@ -255,7 +255,8 @@ impl NewToken {
             TokenKind::Wit => wire::mint_request::Kind::Wit,
             TokenKind::Jwt => wire::mint_request::Kind::Jwt,
         };
-        wire::MintRequest { session, target: self.target.clone(), scopes: self.scopes.clone(), kind: kind.into() }
+        let (target, scopes) = (self.target.clone(), self.scopes.clone());
+        wire::MintRequest { session, target, scopes, kind: kind.into(), ..wire::MintRequest::default() }
     }
 }
 

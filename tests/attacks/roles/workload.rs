@@ -98,19 +98,24 @@ async fn carry_out(socket: &Path, order: Order) -> Answer {
         }
         Order::Mint { session, target, bearer } => {
             let kind = if bearer { held::mint_request::Kind::Jwt } else { held::mint_request::Kind::Wit };
-            let request = held::MintRequest { session, target, kind: kind.into(), scopes: Vec::new() };
+            let request = held::MintRequest { session, target, kind: kind.into(), ..Default::default() };
             let minted = sessions(socket).await.mint(request).await?.into_inner();
             value(&Held { key: minted.id, document: minted.token, binding: minted.binding })
         }
-        Order::Look(session) => {
-            value(&sessions(socket).await.get(held::GetRequest { session }).await?.into_inner().end_reason)
-        }
+        Order::Look(session) => value(
+            &sessions(socket)
+                .await
+                .get(held::GetRequest { session, ..Default::default() })
+                .await?
+                .into_inner()
+                .end_reason,
+        ),
         Order::List => {
             let listed = sessions(socket).await.list(held::ListRequest { all: true }).await?.into_inner().sessions;
             value(&listed.into_iter().map(|session| session.id).collect::<Vec<_>>())
         }
         Order::Watch(session) => {
-            let request = held::WatchRequest { session };
+            let request = held::WatchRequest { session, ..Default::default() };
             value(&first(sessions(socket).await.watch(request)).await?.id)
         }
         Order::EndSession(session) => {

@@ -1,0 +1,1 @@
+//! SVIDs as files, for programs that read files.
