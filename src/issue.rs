@@ -3,6 +3,7 @@
 //! SVIDs are issued per instance and never shared between processes: own key, own serial, own `jti`. Those that come
 //! with a key are kept with their instance (`kept`); a JWT-SVID is made for each call.
 
+mod bearer;
 mod held;
 mod kept;
 mod recorded;
@@ -33,7 +34,9 @@ use crate::registry::{EntryId, Identity, Index, Matched};
 use crate::trust::{Crls, Snapshot, Trust};
 use crate::x509::{KeyError, KeyType, X509Authorities};
 
-pub use self::held::{HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
+pub use self::bearer::Bearer;
+pub(crate) use self::held::Acting;
+pub use self::held::{Asking, HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
 pub use self::validate::{Invalid, LooksAtSessions};
 
@@ -507,6 +510,7 @@ impl Issuer {
             issued.id,
             Event::SvidIssued {
                 caller: caller(peer),
+                on_behalf_of: None,
                 kind: issued.kind.as_str(),
                 binding: issued.binding,
                 spiffe_id: issued.spiffe_id.to_string(),

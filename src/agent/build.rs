@@ -330,6 +330,8 @@ fn dev_entry(config: &Config) -> String {
         match = ["unix:uid:{uid}"]
         audiences = ["*"]
         serves = ["*"]
+        may_act_for = ["spiffe://{domain}/user/*"]
+        exportable = true
         bind = "unit"
         "#,
         domain = config.trust_domain,

@@ -25,6 +25,8 @@ events! {
         "svid_issued": SvidIssued {
             /// To whom.
             caller: Caller,
+            /// For whom, where that is another.
+            on_behalf_of: Option<Caller>,
             /// `x509`, `jwt` or `wit`.
             kind: &'static str,
             /// What its theft is worth: 0 bearer, 1 key in the workload, 2 and more key held by tether.
@@ -265,6 +267,8 @@ events! {
         "token_minted": TokenMinted {
             /// Who asked.
             caller: Caller,
+            /// For whom, where that is another.
+            on_behalf_of: Option<Caller>,
             /// The session.
             session: String,
             /// The agent.
@@ -296,6 +300,8 @@ events! {
         "proof_made": ProofMade {
             /// Who asked.
             caller: Caller,
+            /// For whom, where that is another.
+            on_behalf_of: Option<Caller>,
             /// The session.
             session: String,
             /// The transaction.

@@ -11,7 +11,7 @@ use crate::id::SpiffeId;
 use crate::jwt::Jwk;
 use crate::ledger::{self, Reason, Standing};
 use crate::metrics::{Issued, Kind, Outcome};
-use crate::peer::{Instance, InstanceId, LookError, PeerConn};
+use crate::peer::{Facts, Instance, InstanceId, LookError, PeerConn};
 use crate::policy::{Denial, KeyUse};
 use crate::proof::{ProofTarget, SignedProof};
 use crate::registry::{Bind, Entry, Identity};
@@ -77,29 +77,50 @@ pub enum ProofScheme<'a> {
     },
 }
 
+/// A call, and in whose name it is made: usually that of its caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    /// The connection it came on.
+    pub peer: &'a PeerConn,
+    /// The process in whose name, which must be one that the caller may act for.
+    pub on_behalf_of: Option<OnBehalfOf>,
+}
+
+impl<'a> From<&'a PeerConn> for Asking<'a> {
+    fn from(peer: &'a PeerConn) -> Self {
+        Self { peer, on_behalf_of: None }
+    }
+}
+
 /// Who asks, and for whom: usually for itself.
-struct Acting {
+pub(crate) struct Acting {
     /// The process whose keys these are.
-    instance: Arc<Instance>,
+    pub(crate) instance: Arc<Instance>,
     /// The process that asks in its name.
-    delegate: Option<Arc<Instance>>,
+    pub(crate) delegate: Option<Arc<Instance>>,
+    /// Whether the delegate knows the process by less than a connection of its own.
+    weakly: bool,
     /// What the first is entitled to; with a delegate, what that may ask for.
-    entitled: Entitled,
+    pub(crate) entitled: Entitled,
 }
 
 impl Acting {
     /// The check to make after every wait and before every use: both are still who they were.
-    fn look(&self) -> Result<(), LookError> {
-        self.instance.look()?;
+    pub(crate) fn look(&self) -> Result<Facts, LookError> {
         if let Some(delegate) = &self.delegate {
             delegate.look()?;
         }
-        Ok(())
+        self.instance.look()
+    }
+
+    /// For the audit log: the process in whose name another asks.
+    pub(crate) fn holder(&self) -> Option<Caller> {
+        self.delegate.is_some().then(|| caller_of(&self.instance, self))
     }
 
     /// What a key that is held for the process is worth.
-    fn binding(&self) -> u8 {
-        if self.instance.weak().is_some() { HELD_WEAKLY } else { HELD }
+    pub(crate) fn binding(&self) -> u8 {
+        if self.weakly || self.instance.weak().is_some() { HELD_WEAKLY } else { HELD }
     }
 
     /// The process that calls.
@@ -107,7 +128,8 @@ impl Acting {
         self.delegate.as_ref().unwrap_or(&self.instance).id()
     }
 
-    fn delegate(&self) -> Option<&InstanceId> {
+    /// The process that asks in the name of another.
+    pub(crate) fn delegate(&self) -> Option<&InstanceId> {
         self.delegate.as_ref().map(|delegate| delegate.id())
     }
 }
@@ -149,7 +171,7 @@ impl Issuer {
         wanted: Option<&SpiffeId>,
         on_behalf_of: Option<OnBehalfOf>,
     ) -> Result<HeldX509State, Refusal> {
-        let mut acting = self.acting(peer, on_behalf_of).await?;
+        let mut acting = self.acting(Asking { peer, on_behalf_of }).await?;
         acting.entitled.narrow_to(wanted)?;
         let mut svids = Vec::with_capacity(acting.entitled.identities.len());
         let mut denied = None;
@@ -179,7 +201,7 @@ impl Issuer {
         let mut tries = Tries::default();
         let held = loop {
             let held = async {
-                let mut acting = self.acting(peer, on_behalf_of).await?;
+                let mut acting = self.acting(Asking { peer, on_behalf_of }).await?;
                 acting.entitled.narrow_to(wanted)?;
                 let (held, identity) = self.default_wit(peer, &acting).await?;
                 acting.look()?;
@@ -203,7 +225,7 @@ impl Issuer {
         on_behalf_of: Option<OnBehalfOf>,
     ) -> Result<Vec<u8>, Refusal> {
         let signed = async {
-            let acting = self.acting(peer, on_behalf_of).await?;
+            let acting = self.acting(Asking { peer, on_behalf_of }).await?;
             let key = self.held.find(key, acting.instance.id(), acting.by())?;
             let identity = self.identity_of(&acting, &key)?;
             let permit = self.may_use(&acting, identity, &key, acting.entitled.now)?;
@@ -226,7 +248,7 @@ impl Issuer {
         let mut tries = Tries::default();
         let proven = loop {
             let proven = async {
-                let acting = self.acting(peer, on_behalf_of).await?;
+                let acting = self.acting(Asking { peer, on_behalf_of }).await?;
                 let key = match request.key {
                     Some(handle) => self.held.find(handle, acting.instance.id(), acting.by())?,
                     None => self.default_wit(peer, &acting).await?.0,
@@ -255,10 +277,11 @@ impl Issuer {
     }
 
     /// Proves, attests and matches who asks and, where it names another process, whether it may and what that is.
-    async fn acting(&self, peer: &PeerConn, on_behalf_of: Option<OnBehalfOf>) -> Result<Acting, Refusal> {
+    pub(crate) async fn acting(&self, asking: Asking<'_>) -> Result<Acting, Refusal> {
+        let peer = asking.peer;
         let entitled = self.entitled(peer).await?;
-        let Some(other) = on_behalf_of else {
-            return Ok(Acting { instance: peer.instance().clone(), delegate: None, entitled });
+        let Some(other) = asking.on_behalf_of else {
+            return Ok(Acting { instance: peer.instance().clone(), delegate: None, weakly: false, entitled });
         };
         if other.pidfs_inode == 0 {
             return Err(Refusal::NoTargetInode);
@@ -269,13 +292,19 @@ impl Issuer {
         let mut target = self.entitled_of(&instance).await?;
         let delegate = std::mem::take(&mut target.identities);
         let may = |identity: &Identity| {
-            self.policy.act_for(&entitled.attested, &entitled.identities, &identity.spiffe_id, target.now).is_ok()
+            // Which executable is on the other end is known by a connection alone.
+            !(other.weak && identity.entry.depends_on_executable())
+                && self
+                    .policy
+                    .act_for(&entitled.attested, &entitled.identities, &identity.spiffe_id, target.now)
+                    .is_ok()
         };
         target.identities = delegate.into_iter().filter(may).collect();
         if target.identities.is_empty() {
             return Err(Denial::NotDelegate.into());
         }
-        let acting = Acting { instance, delegate: Some(peer.instance().clone()), entitled: target };
+        let delegate = Some(peer.instance().clone());
+        let acting = Acting { instance, delegate, weakly: other.weak, entitled: target };
         acting.look()?;
         Ok(acting)
     }
@@ -410,6 +439,7 @@ impl Issuer {
             key.kind() == kind
                 && key.is_for(identity.entry.id(), &identity.spiffe_id)
                 && key.shape() == shape
+                && key.binding() == acting.binding()
                 && key.renew_at() > acting.entitled.now
                 && acting.entitled.trust.signers().stands(key.authority())
                 && self.ledger.standing(key.id()) == Standing::Stands
@@ -461,7 +491,7 @@ impl Issuer {
         self.write_down(&acting.instance, entitled, &tie, &issued)?;
         let event = Event::KeyHeld {
             caller: super::caller(peer),
-            on_behalf_of: acting.delegate.is_some().then(|| holder(acting)),
+            on_behalf_of: acting.holder(),
             kind: kind.as_str(),
             spiffe_id: identity.spiffe_id.to_string(),
             entry: identity.entry.id().to_string(),
@@ -485,7 +515,7 @@ impl Issuer {
     ) -> Result<(), Refusal> {
         let event = Event::KeyUsed {
             caller: caller_of(acting.delegate.as_ref().unwrap_or(&acting.instance), acting),
-            on_behalf_of: acting.delegate.is_some().then(|| holder(acting)),
+            on_behalf_of: acting.holder(),
             kind,
             spiffe_id: key.spiffe_id().to_string(),
             serial: key.id().to_owned(),
@@ -493,10 +523,6 @@ impl Issuer {
         };
         Ok(self.audit.before(event)?)
     }
-}
-
-fn holder(acting: &Acting) -> Caller {
-    caller_of(&acting.instance, acting)
 }
 
 fn caller_of(instance: &Instance, acting: &Acting) -> Caller {

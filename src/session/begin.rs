@@ -55,7 +55,8 @@ impl Sessions {
         let above = self.of_user(peer, parent).await;
         let known = above.as_ref().map(|session| session.terms().id.to_string()).unwrap_or_default();
         let begun = async {
-            let (parent, _, _) = self.as_member(peer, above?).await?;
+            let above = above?.terms().id.to_string();
+            let parent = self.as_member(peer.into(), &above).await?.session;
             self.usable(&parent).await?;
             let terms = parent.terms();
             if wish.purpose.is_empty() {

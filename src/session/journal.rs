@@ -18,7 +18,7 @@ use super::model::{SessionId, State, Terms};
 use crate::base::durable::{self, Appender, DurableError};
 use crate::base::frames::{self, Unreadable};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const SUFFIX: &str = ".log";
 /// A file is written anew when it has so many bytes and four times what lives in it.
 const ENOUGH: u64 = 4 * 1024 * 1024;

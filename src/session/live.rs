@@ -70,6 +70,8 @@ pub(super) struct Token {
     pub(super) one_use: bool,
     /// Whether any proof may be made with it; otherwise those that name it alone.
     pub(super) for_any: bool,
+    /// What it is worth: less than its session where a delegate had it minted that knew the member weakly.
+    pub(super) binding: u8,
     /// The approval it was minted by.
     pub(super) approval: Option<String>,
     /// The authority that signed it.
@@ -250,9 +252,10 @@ impl Session {
     }
 
     /// Tokens that can prove a request to `uri` for some time yet, the narrowest first.
-    pub(super) fn tokens_for(&self, uri: &TargetUri, until: OffsetDateTime) -> Vec<Token> {
+    pub(super) fn tokens_for(&self, uri: &TargetUri, binding: u8, until: OffsetDateTime) -> Vec<Token> {
         let inner = self.inner();
-        let fitting = |token: &&Token| token.for_any && token.expires_at >= until && covers(&token.target, uri);
+        let is_fresh = |token: &Token| token.expires_at >= until && token.binding == binding;
+        let fitting = |token: &&Token| token.for_any && is_fresh(token) && covers(&token.target, uri);
         let mut fitting: Vec<Token> = inner.tokens.iter().filter(fitting).cloned().collect();
         fitting.sort_by_key(|token| std::cmp::Reverse(token.target.len()));
         fitting

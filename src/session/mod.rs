@@ -48,9 +48,10 @@ pub use self::wish::{ProcessName, Scope, UserWish, Wish};
 
 use self::approvals::Approvals;
 use self::journal::{Journal, Read, Stored};
+use self::token::Member;
 use crate::base::durable::DurableError;
 use crate::base::quota::{Place, Quota};
-use crate::issue::{Entitled, Issuer, LooksAtSessions};
+use crate::issue::{Asking, Entitled, Issuer, LooksAtSessions};
 use crate::peer::{Instance, InstanceId, LookError, PeerConn};
 use crate::registry::Identity;
 use crate::user::Users;
@@ -248,15 +249,43 @@ impl Sessions {
         }
     }
 
-    /// What the caller is entitled to, as a member of the session: it is one, and still has the session's identity.
-    async fn as_member(
-        &self,
-        peer: &PeerConn,
-        session: Arc<Session>,
-    ) -> Result<(Arc<Session>, Entitled, Identity), SessionError> {
-        let entitled = self.issuer().entitled(peer).await?;
-        let identity = self.identity_in(&session, peer.instance(), &entitled)?;
-        Ok((session, entitled, identity))
+    /// The session a call is about: of the caller's user id or, in the name of another process, one that this is a member
+    /// of with an identity that the caller may act for.
+    pub async fn of(&self, asking: Asking<'_>, id: &str) -> Result<Arc<Session>, SessionError> {
+        match asking.on_behalf_of {
+            None => self.of_user(asking.peer, id).await,
+            Some(_) => Ok(self.as_member(asking, id).await?.session),
+        }
+    }
+
+    /// The session a process is in that another asks for: the innermost, if it is in one.
+    pub async fn innermost_for(&self, asking: Asking<'_>) -> Result<Option<Arc<Session>>, SessionError> {
+        if asking.on_behalf_of.is_none() {
+            return self.innermost(asking.peer).await;
+        }
+        let acting = self.issuer().acting(asking).await?;
+        self.innermost_of(&acting.instance, acting.entitled.attested.uid())
+    }
+
+    /// The session, and what the process that acts is entitled to as a member of it: it is one, and still has the
+    /// session's identity. An empty `id` stands for the one session it is in.
+    async fn as_member<'a>(&self, asking: Asking<'a>, id: &str) -> Result<Member<'a>, SessionError> {
+        let peer = asking.peer;
+        let (session, acting) = if asking.on_behalf_of.is_none() {
+            let session = self.of_user(peer, id).await?;
+            (session, self.issuer().acting(asking).await?)
+        } else {
+            let acting = self.issuer().acting(asking).await?;
+            let uid = acting.entitled.attested.uid();
+            let session = if id.is_empty() {
+                self.innermost_of(&acting.instance, uid)?.ok_or(SessionError::InNone)?
+            } else {
+                self.find(id).filter(|session| session.terms().uid == uid).ok_or(SessionError::NotFound)?
+            };
+            (session, acting)
+        };
+        let identity = self.identity_in(&session, &acting.instance, &acting.entitled)?;
+        Ok(Member { peer, session, acting, identity })
     }
 
     /// The session's identity, as one of those a process is entitled to, which must be a member.

@@ -12,9 +12,8 @@ use super::{Boundary, Session, SessionError, Sessions, TokenKind, covers};
 use crate::base::entropy::hex;
 use crate::held::SessionProof;
 use crate::id::SpiffeId;
-use crate::issue::ProofScheme;
+use crate::issue::{Asking, ProofScheme};
 use crate::ledger::Standing;
-use crate::peer::PeerConn;
 use crate::policy::{Action, Effect, ToolFacts};
 use crate::proof::{Actor, LIFETIME, ProofTarget, SessionClaims, SignedProof, SubjectId, TargetUri, TetherClaims};
 
@@ -60,12 +59,12 @@ impl fmt::Debug for Proven {
 }
 
 impl Sessions {
-    /// Proves one request in a session the caller is a member of.
+    /// Proves one request in a session the caller, or whom it asks for, is a member of.
     ///
     /// # Errors
     /// [`SessionError`]; a budget that is spent ends the session.
-    pub async fn prove(&self, peer: &PeerConn, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
-        let proven = self.prove_inner(peer, id, wish).await;
+    pub async fn prove(&self, asking: Asking<'_>, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
+        let proven = self.prove_inner(asking, id, wish).await;
         let wanted = Wanted {
             action: Action::Call(effect_of(wish)),
             session: id,
@@ -74,15 +73,15 @@ impl Sessions {
             tool: &wish.tool,
             arguments: wish.arguments_sha256,
         };
-        self.recorded(peer, wanted, proven)
+        self.recorded(asking.peer, wanted, proven)
     }
 
-    async fn prove_inner(&self, peer: &PeerConn, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
+    async fn prove_inner(&self, asking: Asking<'_>, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
         check_tool(&wish.tool)?;
         check_txn(&wish.txn)?;
-        let session = self.of_user(peer, id).await?;
-        let (session, entitled, identity) = self.as_member(peer, session).await?;
-        self.usable(&session).await?;
+        let member = self.as_member(asking, id).await?;
+        let session = &member.session;
+        self.usable(session).await?;
         let terms = session.terms();
         let uri = &wish.target.uri;
         let Some(target) = session.target_for(uri) else {
@@ -99,14 +98,13 @@ impl Sessions {
         };
         let action = Action::Call(effect);
         let call = |approved| {
-            let permit = self.issuer().policy.call(&in_session(&session, action, tool, approved, self.now()))?;
+            let permit = self.issuer().policy.call(&in_session(session, action, tool, approved, self.now()))?;
             let decision = permit.decision().clone();
             Ok((permit, decision))
         };
-        let permitted = self.with_approval(&session, action, tool, &[], call).await?;
+        let permitted = self.with_approval(session, action, tool, &[], call).await?;
         let approval = permitted.approval_id();
         let Permitted { permit, decision, approval: agreed } = permitted;
-        let member = Member { peer, session: &session, entitled: &entitled, identity: &identity };
         let one_use = decision.obligations.one_use || terms.boundary == Boundary::ToolCall;
         let token = match wish.scheme {
             ProofScheme::Wpt => Some(self.token(&member, wish.token, target, uri, one_use).await?),
@@ -119,8 +117,8 @@ impl Sessions {
         };
         let txn = if wish.txn.is_empty() { self.issuer().entropy.hex::<16>() } else { wish.txn.clone() };
         let call = Call { tool, effect, approval: approval.as_deref(), txn: &txn, arguments: wish.arguments_sha256 };
-        let claims = claims(&session, &call, token.as_ref().map(|token| token.scope.as_str()));
-        self.spend(&session, 0, 1).await?;
+        let claims = claims(session, &call, token.as_ref().map(|token| token.scope.as_str()));
+        self.spend(session, 0, 1).await?;
         self.use_up(agreed.as_ref()).await?;
         // Nothing waits after this.
         self.look_again(&member, &decision, agreed.as_ref())?;
@@ -133,10 +131,10 @@ impl Sessions {
         };
         let proof = self.issuer().held.prove_in_session(permit, terms.id.as_str(), proof, &wish.target, now)?;
         session.proof_until(proof.expires_at);
-        let event = super::record::proven(peer, &session, &call, &wish.target, token.as_ref(), &proof, &decision);
+        let event = super::record::proven(&member, &call, &wish.target, token.as_ref(), &proof, &decision);
         self.issuer().audit.before(event)?;
-        self.stands(&session).map_err(|(_, unusable)| SessionError::from(unusable))?;
-        Ok(Proven { wit, session, proof, txn })
+        self.stands(session).map_err(|(_, unusable)| SessionError::from(unusable))?;
+        Ok(Proven { wit, session: session.clone(), proof, txn })
     }
 
     /// The token that goes with a proof of a request to `uri`: the one that was named, one that is there, or a new one.
@@ -148,10 +146,11 @@ impl Sessions {
         uri: &TargetUri,
         one_use: bool,
     ) -> Result<Token, SessionError> {
-        let session = member.session;
+        let session = &member.session;
+        let binding = member.binding();
         if let Some(id) = named {
-            let token = session.take_named(id).filter(|token| token.expires_at > self.now());
-            let token = token.ok_or(SessionError::NoToken)?;
+            let is_its = |token: &Token| token.expires_at > self.now() && token.binding <= binding;
+            let token = session.take_named(id).filter(is_its).ok_or(SessionError::NoToken)?;
             if !covers(&token.target, uri) {
                 return Err(SessionError::Target(uri.as_str().to_owned()));
             }
@@ -162,11 +161,11 @@ impl Sessions {
             let target = if target == "*" { uri.as_str() } else { target };
             return Ok(self.mint_wit(member, target, &[], For::OneProof).await?.1);
         }
-        if let Some(token) = self.present(session, uri) {
+        if let Some(token) = self.present(session, uri, binding) {
             return Ok(token);
         }
         let _turn = session.minting.lock().await;
-        if let Some(token) = self.present(session, uri) {
+        if let Some(token) = self.present(session, uri, binding) {
             return Ok(token);
         }
         let target = if target == "*" { uri.as_str() } else { target };
@@ -174,11 +173,11 @@ impl Sessions {
     }
 
     /// A token that is there for any proof, and stands.
-    fn present(&self, session: &Session, uri: &TargetUri) -> Option<Token> {
+    fn present(&self, session: &Session, uri: &TargetUri, binding: u8) -> Option<Token> {
         // At the end of the session there is no longer one.
         let until = (self.now() + AT_LEAST).min(session.ends_at());
         let stands = |token: &Token| self.issuer().ledger.standing(&token.id) == Standing::Stands;
-        session.tokens_for(uri, until).into_iter().find(stands)
+        session.tokens_for(uri, binding, until).into_iter().find(stands)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::live::Token;
 use super::model::Members;
 use super::prove::Call;
+use super::token::Member;
 use super::{Minted, Receipt, Session, SessionError, SessionId, Sessions};
 use crate::audit::{Event, Record};
 use crate::base::entropy::hex;
@@ -87,10 +88,11 @@ pub(super) fn undone(id: &SessionId) -> Event {
     }
 }
 
-pub(super) fn minted(peer: &PeerConn, minted: &Minted, approval: Option<&str>, decision: &Decision) -> Record {
+pub(super) fn minted(member: &Member<'_>, minted: &Minted, approval: Option<&str>, decision: &Decision) -> Record {
     let terms = minted.session.terms();
     Event::TokenMinted {
-        caller: caller(peer),
+        caller: caller(member.peer),
+        on_behalf_of: member.acting.holder(),
         session: terms.id.to_string(),
         spiffe_id: terms.spiffe_id.to_string(),
         user: terms.user.as_ref().map(ToString::to_string),
@@ -109,17 +111,17 @@ pub(super) fn minted(peer: &PeerConn, minted: &Minted, approval: Option<&str>, d
 }
 
 pub(super) fn proven(
-    peer: &PeerConn,
-    session: &Session,
+    member: &Member<'_>,
     call: &Call<'_>,
     target: &ProofTarget,
     token: Option<&Token>,
     proof: &SignedProof,
     decision: &Decision,
 ) -> Record {
-    let terms = session.terms();
+    let terms = member.session.terms();
     Event::ProofMade {
-        caller: caller(peer),
+        caller: caller(member.peer),
+        on_behalf_of: member.acting.holder(),
         session: terms.id.to_string(),
         txn: call.txn.to_owned(),
         spiffe_id: terms.spiffe_id.to_string(),

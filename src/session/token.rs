@@ -13,7 +13,7 @@ use super::record::Wanted;
 use super::wish::{check_audience, check_scope, check_target, is_within};
 use super::{Boundary, EndReason, Session, SessionError, Sessions, Unusable};
 use crate::attest::Attested;
-use crate::issue::{Entitled, Refusal};
+use crate::issue::{Acting, Asking, Refusal};
 use crate::ledger::{self, Reason};
 use crate::peer::PeerConn;
 use crate::policy::{Action, Decision, Denial, MintGrant, Question, ToolFacts};
@@ -84,12 +84,19 @@ impl fmt::Debug for Minted {
     }
 }
 
-/// Whoever calls, as a member of the session.
+/// Whoever acts, as a member of the session: the caller, or the process it asks for.
 pub(super) struct Member<'a> {
     pub(super) peer: &'a PeerConn,
-    pub(super) session: &'a Arc<Session>,
-    pub(super) entitled: &'a Entitled,
-    pub(super) identity: &'a Identity,
+    pub(super) session: Arc<Session>,
+    pub(super) acting: Acting,
+    pub(super) identity: Identity,
+}
+
+impl Member<'_> {
+    /// What tokens are worth that it is given: never more than its session.
+    pub(super) fn binding(&self) -> u8 {
+        self.acting.binding().min(self.session.terms().binding)
+    }
 }
 
 /// What policy permitted, and by whose word.
@@ -117,17 +124,19 @@ pub(super) enum For {
 }
 
 impl Sessions {
-    /// Mints a token of a session the caller is a member of. An empty `id` stands for the one session it is in.
+    /// Mints a token of a session the caller, or whom it asks for, is a member of. An empty `id` stands for the one session it is in.
     ///
     /// # Errors
     /// [`SessionError`]; a budget that is spent ends the session.
-    pub async fn mint(&self, peer: &PeerConn, id: &str, wish: &MintWish) -> Result<Minted, SessionError> {
-        let session = self.of_user(peer, id).await;
-        let known = session.as_ref().map(|session| session.terms().id.to_string()).unwrap_or_default();
+    pub async fn mint(&self, asking: Asking<'_>, id: &str, wish: &MintWish) -> Result<Minted, SessionError> {
+        let member = self.as_member(asking, id).await;
+        let known = match &member {
+            Ok(member) => member.session.terms().id.to_string(),
+            Err(_) => id.to_owned(),
+        };
         let minted = async {
-            let (session, entitled, identity) = self.as_member(peer, session?).await?;
-            self.usable(&session).await?;
-            let member = Member { peer, session: &session, entitled: &entitled, identity: &identity };
+            let member = member?;
+            self.usable(&member.session).await?;
             match wish.kind {
                 TokenKind::Wit => {
                     check_target("target", &wish.target)?;
@@ -147,7 +156,7 @@ impl Sessions {
         let minted = minted.await;
         let wanted =
             Wanted { action: Action::Mint, session: &known, txn: "", target: &wish.target, tool: "", arguments: None };
-        self.recorded(peer, wanted, minted)
+        self.recorded(asking.peer, wanted, minted)
     }
 
     pub(super) async fn mint_wit(
@@ -157,8 +166,8 @@ impl Sessions {
         scopes: &[String],
         whom: For,
     ) -> Result<(Minted, Token), SessionError> {
-        let Member { session, entitled, identity, .. } = *member;
-        let terms = session.terms();
+        let Member { session, acting: Acting { entitled, .. }, identity, .. } = member;
+        let (terms, binding) = (session.terms(), member.binding());
         self.has_room(session)?;
         let scopes = self.narrowed(session, target, scopes)?;
         let permitted = self.may_mint(session, target, TokenKind::Wit, &scopes).await?;
@@ -170,7 +179,7 @@ impl Sessions {
         let Some(confirmation) = self.issuer().held.session_key(terms.id.as_str()) else {
             return Err(SessionError::Ended(session.state().end_reason().unwrap_or(EndReason::AgentRestart)));
         };
-        let entry = self.issuer().policy.issue_wit(&entitled.attested, identity, terms.binding, now)?;
+        let entry = self.issuer().policy.issue_wit(&entitled.attested, identity, binding, now)?;
         let ends = ends(entry.not_after(now), session, permitted.approval.as_ref());
         let approval = permitted.approval_id();
         let Permitted { permit, decision, approval: agreed } = permitted;
@@ -181,7 +190,7 @@ impl Sessions {
             target: TargetUri::parse(target).map_or_else(|_| target.to_owned(), |uri| uri.as_str().to_owned()),
             scope: scopes.join(" "),
             one_use,
-            binding: terms.binding,
+            binding,
             introspect: self.0.parts.settings.introspect_url.clone(),
         };
         let signers = entitled.trust.signers();
@@ -194,6 +203,7 @@ impl Sessions {
             scope: claim.scope,
             one_use,
             for_any: whom == For::Proofs && !one_use,
+            binding,
             approval,
             authority: signed.authority,
             expires_at: signed.expires_at,
@@ -203,7 +213,7 @@ impl Sessions {
             kind: ledger::Kind::Wit,
             audience: std::slice::from_ref(&token.target),
             authority: &token.authority,
-            binding: terms.binding,
+            binding,
             held: true,
             not_after: token.expires_at,
             single_use: one_use,
@@ -218,7 +228,7 @@ impl Sessions {
             scopes,
             expires_at: token.expires_at,
             one_use,
-            binding: terms.binding,
+            binding,
         };
         // One that goes with the proof that is made next is not needed again.
         let kept = Token { wit: token.wit.clone().filter(|_| whom == For::Caller || token.for_any), ..token.clone() };
@@ -227,7 +237,7 @@ impl Sessions {
     }
 
     async fn mint_jwt(&self, member: &Member<'_>, audience: &str) -> Result<Minted, SessionError> {
-        let Member { session, entitled, identity, .. } = *member;
+        let Member { session, acting: Acting { entitled, .. }, identity, .. } = member;
         self.has_room(session)?;
         self.narrowed(session, audience, &[])?;
         let permitted = self.may_mint(session, audience, TokenKind::Jwt, &[]).await?;
@@ -253,6 +263,7 @@ impl Sessions {
             scope: String::new(),
             one_use,
             for_any: false,
+            binding: BEARER,
             approval,
             authority: signed.authority,
             expires_at: signed.expires_at,
@@ -293,10 +304,11 @@ impl Sessions {
         decision: &Decision,
         approval: Option<&Approval>,
     ) -> Result<(), SessionError> {
-        let Member { peer, session, entitled, .. } = *member;
-        self.issuer().write_down(peer.instance(), entitled, &session.tie(), issued)?;
+        let Member { session, acting, .. } = member;
+        let issued = &ledger::Issued { delegate: acting.delegate().copied(), ..*issued };
+        self.issuer().write_down(&acting.instance, &acting.entitled, &session.tie(), issued)?;
         let kept = || {
-            let event = super::record::minted(peer, minted, token.approval.as_deref(), decision);
+            let event = super::record::minted(member, minted, token.approval.as_deref(), decision);
             self.issuer().audit.before(event)?;
             self.journal().token(&session.terms().id, &token).map_err(SessionError::Journal)?;
             session.inner().tokens.push(token);
@@ -428,9 +440,9 @@ impl Sessions {
         decision: &Decision,
         approval: Option<&Approval>,
     ) -> Result<(), SessionError> {
-        let facts = member.peer.instance().look().map_err(Refusal::Look)?;
+        let facts = member.acting.look().map_err(Refusal::Look)?;
         let same_policies = self.issuer().policy.set().digest() == &*decision.set;
-        if !Attested::is_of(&member.entitled.attested, &facts) || !same_policies {
+        if !Attested::is_of(&member.acting.entitled.attested, &facts) || !same_policies {
             return Err(Refusal::Changed.into());
         }
         if let Some(approval) = approval {
@@ -440,7 +452,7 @@ impl Sessions {
                 return Err(SessionError::Withdrawn(approval.id.to_string()));
             }
         }
-        self.stands(member.session).map_err(|(_, unusable)| unusable.into())
+        self.stands(&member.session).map_err(|(_, unusable)| unusable.into())
     }
 
     /// Whether a session and all above it may be used at this moment; if not, which of them may not. Waits for nothing.

@@ -16,7 +16,7 @@ use super::workload::{Open, Updates, caller, respond, x509_bundle, x509_map};
 use crate::base::drain;
 use crate::held::{HeldCredential, Holds};
 use crate::id::SpiffeId;
-use crate::issue::{HeldX509State, Issuer, OnBehalfOf, ProofRequest, ProofScheme, Refusal};
+use crate::issue::{Asking, HeldX509State, Issuer, OnBehalfOf, ProofRequest, ProofScheme, Refusal};
 use crate::peer::PeerConn;
 use crate::proof::{BodyDigest, Method, ProofTarget, TargetUri};
 use crate::proto::session as wire;
@@ -161,15 +161,12 @@ impl Service for SessionApi {
             },
         };
         let key = Some(request.key.as_str()).filter(|key| !key.is_empty());
-        if let Some(session) = self.session_of(&peer, &request).await? {
-            if request.on_behalf_of.is_some() {
-                let why = "has a key of its own, which nobody uses for another process";
-                return Err(status::bad_field("session", why));
-            }
-            return self.prove_in_session(&peer, &session, &request, target, scheme).await;
+        let asking = asking(&peer, request.on_behalf_of);
+        if let Some(session) = self.session_of(asking, &request).await? {
+            return self.prove_in_session(asking, &session, &request, target, scheme).await;
         }
         let proving = ProofRequest { key, target, scheme };
-        let proven = self.issuer.prove(&peer, &proving, request.on_behalf_of.map(on_behalf_of)).await;
+        let proven = self.issuer.prove(&peer, &proving, asking.on_behalf_of).await;
         let (proof, key) = proven.map_err(|refusal| status::refused(&refusal))?;
         let headers = match scheme {
             ProofScheme::Wpt => HashMap::from([
@@ -185,7 +182,7 @@ impl Service for SessionApi {
 
 impl SessionApi {
     /// The session a request is to be proven in: the one it names, or the one its caller is in.
-    async fn session_of(&self, peer: &PeerConn, request: &wire::ProveRequest) -> Result<Option<String>, Status> {
+    async fn session_of(&self, asking: Asking<'_>, request: &wire::ProveRequest) -> Result<Option<String>, Status> {
         if !request.session.is_empty() {
             return match request.without_session {
                 true => Err(status::bad_field("session", "is there although `without_session` is set")),
@@ -194,16 +191,16 @@ impl SessionApi {
         }
         // The names of tokens begin with the node, those of keys do not.
         let is_key = !request.key.is_empty() && !request.key.contains('.');
-        if request.without_session || is_key || request.on_behalf_of.is_some() {
+        if request.without_session || is_key {
             return Ok(None);
         }
-        let session = self.sessions.innermost(peer).await.map_err(|error| status::session(&error))?;
+        let session = self.sessions.innermost_for(asking).await.map_err(|error| status::session(&error))?;
         Ok(session.map(|session| session.terms().id.to_string()))
     }
 
     async fn prove_in_session(
         &self,
-        peer: &PeerConn,
+        asking: Asking<'_>,
         session: &str,
         request: &wire::ProveRequest,
         target: ProofTarget,
@@ -225,7 +222,7 @@ impl SessionApi {
             effect: tasks::effect(request.effect)?,
             txn: request.txn.clone(),
         };
-        let proven = self.sessions.prove(peer, session, &wish).await.map_err(|error| status::session(&error))?;
+        let proven = self.sessions.prove(asking, session, &wish).await.map_err(|error| status::session(&error))?;
         let headers = match &proven.wit {
             Some(wit) => HashMap::from([
                 (WIT_HEADER.to_owned(), wit.to_string()),
@@ -298,6 +295,11 @@ fn spiffe_id(text: &str) -> Result<Option<SpiffeId>, Status> {
     }
     let parsed = SpiffeId::parse(text);
     parsed.map(Some).map_err(|error| status::bad_field("spiffe_id", format!("is not a SPIFFE ID: {error}")))
+}
+
+/// Who asks, and for whom.
+fn asking(peer: &PeerConn, other: Option<wire::OnBehalfOf>) -> Asking<'_> {
+    Asking { peer, on_behalf_of: other.map(on_behalf_of) }
 }
 
 fn on_behalf_of(other: wire::OnBehalfOf) -> OnBehalfOf {

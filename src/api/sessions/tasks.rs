@@ -9,13 +9,14 @@ use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use tonic::{Request, Response, Status};
 
-use super::{SessionApi, rfc3339, spiffe_id};
+use super::{SessionApi, asking, rfc3339, spiffe_id};
 use crate::api::status;
 use crate::api::workload::{Open, Updates, caller};
 use crate::attest::LaunchRequest;
 use crate::base::drain;
 use crate::base::entropy::hex;
 use crate::base::secret::Secret;
+use crate::issue::Asking;
 use crate::policy::Effect;
 use crate::proto::session as wire;
 use crate::session::{
@@ -49,8 +50,8 @@ impl SessionApi {
 
     pub(super) async fn get_task(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::Session>, Status> {
         let (peer, _place) = caller(&request)?;
-        let session = self.sessions.of_user(&peer, &request.into_inner().session).await;
-        shown(session)
+        let request = request.into_inner();
+        shown(self.sessions.of(asking(&peer, request.on_behalf_of), &request.session).await)
     }
 
     pub(super) async fn list_tasks(
@@ -84,8 +85,15 @@ impl SessionApi {
             Ok(wire::mint_request::Kind::Jwt) => TokenKind::Jwt,
             Err(_) => return Err(status::bad_field("kind", format!("{} is neither WIT nor JWT", request.kind))),
         };
+        let asking = asking(&peer, request.on_behalf_of);
+        if request.without_session {
+            return self.mint_without_session(asking, &request).await;
+        }
+        if !request.spiffe_id.is_empty() {
+            return Err(status::bad_field("spiffe_id", "is for `without_session`: a session has an identity"));
+        }
         let wanted = MintWish { target: request.target, scopes: request.scopes, kind };
-        let minted = self.sessions.mint(&peer, &request.session, &wanted).await;
+        let minted = self.sessions.mint(asking, &request.session, &wanted).await;
         let minted = minted.map_err(|error| status::session(&error))?;
         Ok(Response::new(wire::MintResponse {
             session: minted.session.terms().id.to_string(),
@@ -98,6 +106,37 @@ impl SessionApi {
             one_use: minted.one_use,
             binding: minted.binding.into(),
             binding_meaning: crate::api::admin::binding_meaning(minted.binding).to_owned(),
+        }))
+    }
+
+    /// A bearer JWT-SVID of the process that a delegate asks for, so that the process itself never sees it.
+    async fn mint_without_session(
+        &self,
+        asking: Asking<'_>,
+        request: &wire::MintRequest,
+    ) -> Result<Response<wire::MintResponse>, Status> {
+        if asking.on_behalf_of.is_none() {
+            let why = "is for delegates: a process that asks for itself has `FetchJWTSVID`";
+            return Err(status::bad_field("without_session", why));
+        }
+        if request.kind() != wire::mint_request::Kind::Jwt {
+            return Err(status::bad_field("kind", "is JWT without a session: `HoldWit` gives WITs"));
+        }
+        if !request.session.is_empty() || !request.scopes.is_empty() {
+            return Err(status::bad_field("session", "and `scopes` are not for `without_session`"));
+        }
+        let wanted = spiffe_id(&request.spiffe_id)?;
+        let minted = self.issuer.mint_jwt_for(asking, &request.target, wanted.as_ref()).await;
+        let minted = minted.map_err(|refusal| status::refused(&refusal))?;
+        Ok(Response::new(wire::MintResponse {
+            kind: request.kind,
+            token: minted.token,
+            id: minted.id,
+            target: request.target.clone(),
+            expires_at: rfc3339(minted.expires_at),
+            one_use: minted.one_use,
+            binding_meaning: crate::api::admin::binding_meaning(0).to_owned(),
+            ..wire::MintResponse::default()
         }))
     }
 
@@ -116,16 +155,18 @@ impl SessionApi {
         request: Request<wire::WatchRequest>,
     ) -> Result<Response<Updates<wire::Session>>, Status> {
         let (peer, place) = caller(&request)?;
-        let id = request.into_inner().session;
+        let request = request.into_inner();
+        let id = request.session;
+        let asking = asking(&peer, request.on_behalf_of);
         // Before they are read: what changes meanwhile is told twice rather than never.
         let changes = self.sessions.changes();
-        let (only, first) = if id.is_empty() {
-            (None, self.sessions.of_caller(&peer).await.map_err(|error| status::session(&error))?)
+        let (only, uid, first) = if id.is_empty() && asking.on_behalf_of.is_none() {
+            let uid = self.sessions.caller_uid(&peer).await.map_err(|error| status::session(&error))?;
+            (None, uid, self.sessions.of_caller(&peer).await.map_err(|error| status::session(&error))?)
         } else {
-            let session = self.sessions.of_user(&peer, &id).await.map_err(|error| status::session(&error))?;
-            (Some(session.terms().id.clone()), vec![session])
+            let session = self.sessions.of(asking, &id).await.map_err(|error| status::session(&error))?;
+            (Some(session.terms().id.clone()), session.terms().uid, vec![session])
         };
-        let uid = self.sessions.caller_uid(&peer).await.map_err(|error| status::session(&error))?;
         let watching = Watching {
             ready: first.into_iter().rev().collect(),
             changes,
