@@ -25,9 +25,6 @@ use super::limits::Limits;
 use super::listener::{Io, Socket};
 use crate::base::clock::Clock;
 
-/// An idle connection is not used again after this: servers close theirs after two seconds and more, and a request that
-/// meets its end on the way is lost.
-const IDLE: Duration = Duration::from_secs(1);
 /// Idle connections that are kept.
 const MAX_IDLE: usize = 256;
 
@@ -170,6 +167,7 @@ pub struct Upstream {
     http2: bool,
     patience: Duration,
     clock: Clock,
+    again: bool,
 }
 
 impl Upstream {
@@ -178,12 +176,18 @@ impl Upstream {
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
+            .pool_idle_timeout(limits.upstream_idle)
             .pool_max_idle_per_host(MAX_IDLE)
             .set_host(false)
             .http2_only(http2)
             .build(connector);
-        Self { client, http2, patience: limits.upstream, clock }
+        Self { client, http2, patience: limits.upstream, clock, again: true }
+    }
+
+    /// Sends nothing twice, for whoever makes each attempt anew.
+    #[must_use]
+    pub fn never_again(self) -> Self {
+        Self { again: false, ..self }
     }
 
     /// Whether requests go out in HTTP/2, whatever ALPN says.
@@ -201,7 +205,7 @@ impl Upstream {
     /// There is no answer.
     pub async fn send(&self, head: Parts, body: Body) -> Result<Response<Incoming>, UpstreamError> {
         let is_safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
-        let again = (is_safe && body.is_end_stream()).then(|| Request::from_parts(head.clone(), empty()));
+        let again = (self.again && is_safe && body.is_end_stream()).then(|| Request::from_parts(head.clone(), empty()));
         match (self.once(Request::from_parts(head, body)).await, again) {
             (Err(UpstreamError::Broken(_)), Some(again)) => self.once(again).await,
             (answer, _) => answer,
