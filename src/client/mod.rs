@@ -8,6 +8,7 @@
 //!
 //! Does not: cache, refresh tokens, or write files.
 
+mod act_for;
 mod channel;
 mod endpoint;
 mod error;
@@ -23,6 +24,7 @@ pub(crate) mod fake;
 #[cfg(all(test, feature = "agent"))]
 mod tests;
 
+pub use act_for::ActFor;
 pub use channel::channel;
 pub use endpoint::{ENDPOINT_VARIABLE, Endpoint, EndpointError};
 pub use error::ClientError;

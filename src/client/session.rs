@@ -2,7 +2,7 @@
 //!
 //! Promises: what the agent answers is parsed before it is handed out; every refusal is a value that says what to do next
 //! ([`SessionError`]): wait for a person, begin anew, or ask for something else. No private key ever is in this program, and
-//! no proof is handed out that was made outside a session.
+//! a proof that was made outside a session is handed out only where that was asked for.
 //!
 //! Does not: keep a session alive, end one when a value is dropped, or retry. A session is not tied to this client: it
 //! belongs to the process, which is what the agent checks at every call.
@@ -19,20 +19,23 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 pub use values::{
-    Acting, Boundary, Budget, Call, Digest, Disposed, Effect, Heartbeat, Kept, NewSession, NewToken, Receipt, Scope,
-    Session, SessionUser, State, Token, TokenKind,
+    Acting, Boundary, Budget, Call, Digest, Disposed, Effect, Heartbeat, Kept, NewSession, NewToken, ProofScheme,
+    Receipt, Scope, Session, SessionUser, State, Token, TokenKind, Within,
 };
 
 pub(super) use values::{time, unless_empty};
 
 use super::watch::Watch;
 use super::workload::{MAX_ANSWER_BYTES, SecurityHeader, malformed};
-use super::{ClientError, Endpoint, channel, with_header};
+use super::{ActFor, ClientError, Endpoint, channel, with_header};
 use crate::proto::session::sessions_client::SessionsClient;
 use crate::proto::session::{self as wire};
 use crate::proto::{APPROVAL_METADATA, DENIAL_METADATA, SESSION_END_METADATA};
 
 type Client = SessionsClient<InterceptedService<Channel, SecurityHeader>>;
+
+/// The value of [`DENIAL_METADATA`] for a process that is in no session.
+const NO_SESSION: &str = "no_session";
 
 /// Why a call about a session gave nothing.
 #[derive(Debug, Error)]
@@ -94,6 +97,10 @@ impl SessionError {
                 Self::Denied { label, message: message() }
             }
             Code::NotFound => Self::NotFound(message()),
+            // Of a caller that named no session: there is none to be meant.
+            Code::InvalidArgument if metadata(DENIAL_METADATA).as_deref() == Some(NO_SESSION) => {
+                Self::NotFound(message())
+            }
             Code::ResourceExhausted => Self::Exhausted(message()),
             _ => ClientError::from_status(endpoint, status).into(),
         }
@@ -107,6 +114,8 @@ impl SessionError {
 pub struct SessionClient {
     client: Client,
     endpoint: Endpoint,
+    /// The process whose sessions these are; `None` for this one.
+    acts_for: Option<ActFor>,
 }
 
 /// The headers that prove one request. They are good once, for its method and URI, for 30 seconds.
@@ -116,17 +125,17 @@ pub struct Proof {
     pub headers: HeaderMap,
     /// When the proof ends.
     pub expires_at: OffsetDateTime,
-    /// The session it was made in.
-    pub session: String,
+    /// The session it was made in; `None` outside of any, which [`SessionClient::prove_any`] alone gives.
+    pub session: Option<String>,
     /// The transaction, to find the call again in the audit log.
-    pub txn: String,
+    pub txn: Option<String>,
 }
 
 impl SessionClient {
     /// A client of the agent at `endpoint`. Connects at the first call.
     pub fn new(endpoint: Endpoint) -> Self {
         let client = SessionsClient::new(with_header(channel(&endpoint))).max_decoding_message_size(MAX_ANSWER_BYTES);
-        Self { client, endpoint }
+        Self { client, endpoint, acts_for: None }
     }
 
     /// A client of the agent that `SPIFFE_ENDPOINT_SOCKET` names in this process's environment.
@@ -137,13 +146,20 @@ impl SessionClient {
         Ok(Self::new(Endpoint::from_env(|name| std::env::var(name).ok())?))
     }
 
+    /// The same client, acting for another process: in the sessions which that is a member of, and in no others. Beginning,
+    /// listing and ending sessions stays with who is in them: here these calls are refused ([`ClientError::Invalid`]).
+    #[must_use]
+    pub fn on_behalf_of(&self, other: ActFor) -> Self {
+        Self { acts_for: Some(other), ..self.clone() }
+    }
+
     /// Begins a session. It is [`State::PendingApproval`] where policy wants a person's word first: nothing can be proven in it
     /// until then, and [`Self::until_active`] waits.
     ///
     /// # Errors
     /// [`SessionError::Denied`] when policy does not allow it.
     pub async fn start(&self, wish: &NewSession) -> Result<Session, SessionError> {
-        let answer = self.client.clone().start(wish.to_wire()).await;
+        let answer = self.itself()?.start(wish.to_wire()).await;
         Ok(Session::read(self.answered(answer)?)?)
     }
 
@@ -153,7 +169,7 @@ impl SessionClient {
     /// [`SessionError::Denied`] when the child would have more than its parent, or policy does not allow it.
     pub async fn delegate(&self, parent: Option<&str>, child: &NewSession) -> Result<Session, SessionError> {
         let request = wire::DelegateRequest { session: named(parent), child: Some(child.to_wire()) };
-        let answer = self.client.clone().delegate(request).await;
+        let answer = self.itself()?.delegate(request).await;
         Ok(Session::read(self.answered(answer)?)?)
     }
 
@@ -162,8 +178,8 @@ impl SessionClient {
     /// # Errors
     /// [`SessionError::NotFound`] when it is not one of this user's.
     pub async fn find(&self, session: Option<&str>) -> Result<Session, SessionError> {
-        let answer =
-            self.client.clone().get(wire::GetRequest { session: named(session), ..wire::GetRequest::default() }).await;
+        let request = wire::GetRequest { session: named(session), on_behalf_of: self.on_behalf() };
+        let answer = self.client.clone().get(request).await;
         Ok(Session::read(self.answered(answer)?)?)
     }
 
@@ -172,17 +188,17 @@ impl SessionClient {
     /// # Errors
     /// The agent is away, or does not offer sessions.
     pub async fn list(&self, ended: bool) -> Result<Vec<Session>, SessionError> {
-        let answer = self.client.clone().list(wire::ListRequest { all: ended }).await;
+        let answer = self.itself()?.list(wire::ListRequest { all: ended }).await;
         let sessions = self.answered(answer)?.sessions.into_iter().map(Session::read);
         Ok(sessions.collect::<Result<_, _>>()?)
     }
 
     /// One session as its state changes: as it is now at once, and last as it ended.
     pub fn watch(&self, session: Option<&str>) -> SessionWatch {
-        let (client, session) = (self.client.clone(), named(session));
+        let (client, request) =
+            (self.client.clone(), wire::WatchRequest { session: named(session), on_behalf_of: self.on_behalf() });
         let open = move || {
-            let (mut client, request) =
-                (client.clone(), wire::WatchRequest { session: session.clone(), ..wire::WatchRequest::default() });
+            let (mut client, request) = (client.clone(), request.clone());
             Box::pin(async move { client.watch(request).await }) as _
         };
         SessionWatch { watch: Watch::of(&self.endpoint, open, Session::read), ended: false }
@@ -212,7 +228,7 @@ impl SessionClient {
     /// # Errors
     /// [`SessionError::Ended`] when it came too late.
     pub async fn heartbeat(&self, session: Option<&str>) -> Result<Session, SessionError> {
-        let answer = self.client.clone().heartbeat(wire::HeartbeatRequest { session: named(session) }).await;
+        let answer = self.itself()?.heartbeat(wire::HeartbeatRequest { session: named(session) }).await;
         Ok(Session::read(self.answered(answer)?)?)
     }
 
@@ -222,7 +238,7 @@ impl SessionClient {
     /// [`SessionError::Denied`] for another target or scope, and when the budget is spent;
     /// [`SessionError::WaitingForApproval`].
     pub async fn mint(&self, session: Option<&str>, wish: &NewToken) -> Result<Token, SessionError> {
-        let answer = self.client.clone().mint(wish.to_wire(named(session))).await;
+        let answer = self.client.clone().mint(wish.to_wire(named(session), self.acts_for)).await;
         Ok(Token::read(self.answered(answer)?)?)
     }
 
@@ -232,12 +248,49 @@ impl SessionClient {
     /// [`SessionError::WaitingForApproval`] when a person must agree to this very call: the same one again then goes
     /// through. [`SessionError::NotFound`] when this process is in no session: a proof without one is not handed out.
     pub async fn prove(&self, session: Option<&str>, call: &Call) -> Result<Proof, SessionError> {
-        let answer = self.client.clone().prove(call.to_wire(named(session))).await;
-        let answer = self.answered(answer)?;
-        if answer.session.is_empty() {
+        let proof = self.proven(named(session), call).await?;
+        if proof.session.is_none() {
             return Err(SessionError::NotFound("the proof was made outside any session".to_owned()));
         }
-        Ok(read_proof(answer)?)
+        Ok(proof)
+    }
+
+    /// As [`Self::prove`] in the session that the process is in, and outside of any when it is in none: with the WIT of its
+    /// default identity. What such a proof may do is said by policy alone, which knows no purpose, user or target then.
+    ///
+    /// # Errors
+    /// As [`Self::prove`], but for a process in no session.
+    pub async fn prove_any(&self, call: &Call) -> Result<Proof, SessionError> {
+        self.proven(String::new(), call).await
+    }
+
+    /// A bearer JWT-SVID for a service that takes nothing better: whoever has it can use it until it expires. Outside a session
+    /// for a process that this client acts for alone: of its own, a program gets them from
+    /// [`WorkloadApi::fetch_jwt`](super::WorkloadApi::fetch_jwt).
+    ///
+    /// # Errors
+    /// [`SessionError::Denied`] for an audience that is not one of the session's targets, or of the registration entry.
+    pub async fn bearer(&self, within: Within<'_>, audience: &str) -> Result<Token, SessionError> {
+        match within {
+            Within::Session(session) => self.bearer_by(named(session), false, audience).await,
+            Within::NoSession => self.bearer_by(String::new(), true, audience).await,
+            Within::SessionIfAny => match self.bearer_by(String::new(), false, audience).await {
+                Err(SessionError::NotFound(_)) => self.bearer_by(String::new(), true, audience).await,
+                answered => answered,
+            },
+        }
+    }
+
+    async fn bearer_by(&self, session: String, without_session: bool, audience: &str) -> Result<Token, SessionError> {
+        let wish = NewToken { target: audience.to_owned(), kind: TokenKind::Jwt, ..NewToken::default() };
+        let request = wire::MintRequest { without_session, ..wish.to_wire(session, self.acts_for) };
+        let answer = self.client.clone().mint(request).await;
+        Ok(Token::read(self.answered(answer)?)?)
+    }
+
+    async fn proven(&self, session: String, call: &Call) -> Result<Proof, SessionError> {
+        let answer = self.client.clone().prove(call.to_wire(session, self.acts_for)).await;
+        Ok(read_proof(self.answered(answer)?)?)
     }
 
     /// Ends a session and everything below it. When this returns nothing of them stands; the receipt says what became of
@@ -246,8 +299,22 @@ impl SessionClient {
     /// # Errors
     /// [`SessionError::NotFound`] when it is not one of this user's.
     pub async fn end(&self, session: Option<&str>) -> Result<Receipt, SessionError> {
-        let answer = self.client.clone().end(wire::EndRequest { session: named(session) }).await;
+        let answer = self.itself()?.end(wire::EndRequest { session: named(session) }).await;
         Ok(Receipt::read(self.answered(answer)?)?)
+    }
+
+    /// For calls that a process makes for itself alone.
+    fn itself(&self) -> Result<Client, SessionError> {
+        match self.acts_for {
+            None => Ok(self.client.clone()),
+            Some(_) => {
+                Err(ClientError::Invalid("this is done by the process itself, and not for it".to_owned()).into())
+            }
+        }
+    }
+
+    fn on_behalf(&self) -> Option<wire::OnBehalfOf> {
+        self.acts_for.map(ActFor::to_wire)
     }
 
     fn answered<T>(&self, answer: Result<Response<T>, Status>) -> Result<T, SessionError> {
@@ -295,5 +362,5 @@ fn read_proof(answer: wire::ProveResponse) -> Result<Proof, ClientError> {
         return Err(about(&"it has no headers"));
     }
     let expires_at = time("the proof", &answer.expires_at)?;
-    Ok(Proof { headers, expires_at, session: answer.session, txn: answer.txn })
+    Ok(Proof { headers, expires_at, session: unless_empty(answer.session), txn: unless_empty(answer.txn) })
 }

@@ -22,6 +22,7 @@ use tonic::transport::Channel;
 pub use layer::{Described, PublicBase, Verify, VerifyLayer};
 
 use super::session::{Digest, Effect, SessionUser, State, time, unless_empty};
+use super::tls::PeerCertificates;
 use super::watch::Watch;
 use super::workload::{SecurityHeader, malformed, read_id};
 use super::{ClientError, Endpoint, channel, with_header};
@@ -106,10 +107,16 @@ pub struct Verified {
     pub spiffe_id: SpiffeId,
     /// The binding level of what it presented, 0 to 3.
     pub binding: u32,
-    /// The end of the proof.
+    /// A proof came with this very request. Without one, TLS alone says who calls: whoever shares the connection may have sent it.
+    pub proven: bool,
+    /// The end of the proof; without one, of the certificate.
     pub expires_at: OffsetDateTime,
     /// The thumbprint (RFC 7638) of the key that signed.
     pub key_thumbprint: String,
+    /// What the call does, as it was decided on; [`Effect::ByMethod`] when the agent did not say.
+    pub effect: Effect,
+    /// What may be done of the calls inside the request ([`Check::rpcs`]), in their order.
+    pub rpcs: Vec<RpcVerdict>,
     /// The session it calls in; `None` outside of one, and then everything below is empty.
     pub session: Option<String>,
     /// The person it acts for.
@@ -135,6 +142,9 @@ impl Verified {
     fn read(answer: wire::CheckResponse) -> Result<Self, ClientError> {
         let delegated_by = answer.delegated_by.iter().map(|id| read_id(id));
         Ok(Self {
+            proven: answer.proven,
+            effect: Effect::read(answer.effect()),
+            rpcs: answer.rpcs.into_iter().map(RpcVerdict::read).collect(),
             spiffe_id: read_id(&answer.spiffe_id)?,
             binding: answer.binding,
             expires_at: time("the check", &answer.expires_at)?,
@@ -154,12 +164,75 @@ impl Verified {
     }
 }
 
+/// One call inside a request, where requests carry calls of their own (JSON-RPC).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rpc {
+    /// Its method, such as `tools/call`.
+    pub method: String,
+    /// The tool that is called; empty for none.
+    pub tool: String,
+    /// The tool's arguments, in the canonical form of RFC 8785.
+    pub arguments: Option<Digest>,
+    /// What it does, where this side knows. [`Effect::ByMethod`] leaves it to policy (`@effect`), which takes the call of a
+    /// tool for irreversible where it says nothing.
+    pub effect: Effect,
+}
+
+impl Rpc {
+    fn to_wire(&self) -> wire::Rpc {
+        wire::Rpc {
+            method: self.method.clone(),
+            tool: self.tool.clone(),
+            arguments_sha256: Digest::to_wire(self.arguments),
+            effect: self.effect.to_wire(),
+        }
+    }
+}
+
+/// Whether one call inside a request may go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RpcVerdict {
+    /// It may.
+    pub allowed: bool,
+    /// Why not, as [`Refused::reason`]: for the tool's own log. Empty when it may.
+    pub reason: String,
+    /// With the reason `step_up`: what an approver has to agree to before the same call goes through.
+    pub approval: Option<String>,
+    /// What it does, as it was decided on; [`Effect::ByMethod`] when the agent did not say.
+    pub effect: Effect,
+    /// What policy wants left out of logs: names of fields.
+    pub redact: Vec<String>,
+}
+
+impl RpcVerdict {
+    /// What the caller may know of a refusal; `None` when it is allowed.
+    pub fn refused(&self) -> Option<Refused> {
+        if self.allowed {
+            return None;
+        }
+        let (reason, approval) = (self.reason.clone(), self.approval.clone());
+        Some(Refused { class: Class::of(&reason), reason, approval })
+    }
+
+    fn read(verdict: wire::RpcVerdict) -> Self {
+        Self {
+            effect: Effect::read(verdict.effect()),
+            allowed: verdict.allowed,
+            reason: verdict.reason,
+            approval: unless_empty(verdict.approval),
+            redact: verdict.redact,
+        }
+    }
+}
+
 /// What is asked about one request.
 #[derive(Debug)]
 pub struct Check {
     method: String,
     uri: String,
     headers: HashMap<String, String>,
+    peer: Option<PeerCertificates>,
     /// The body, when the proof must cover it.
     pub body: Option<Digest>,
     /// The tool that is called, as this side sees it: what the agent said in the proof must be the same.
@@ -174,6 +247,8 @@ pub struct Check {
     pub min_binding: u32,
     /// The request must be made in a session.
     pub require_session: bool,
+    /// The calls it carries, each decided apart ([`Verified::rpcs`]): at most 64, and then `tool` and `arguments` are empty.
+    pub rpcs: Vec<Rpc>,
 }
 
 impl Check {
@@ -183,26 +258,57 @@ impl Check {
     /// # Errors
     /// The headers that prove a request are not there, or one is there twice.
     pub fn new(method: &http::Method, uri: impl Into<String>, headers: &HeaderMap) -> Result<Self, Refused> {
-        let no_proof = || Refused { class: Class::Unproven, reason: "no_proof".to_owned(), approval: None };
+        let check = Self::read(method, uri.into(), headers, None)?;
+        if check.has_proof() { Ok(check) } else { Err(Self::no_proof()) }
+    }
+
+    /// As [`Self::new`], of a request on a connection whose peer proved `peer`: it is judged once more, and a proof that comes
+    /// along must be of the same identity. The request may come without one, where the tool takes calls outside a session
+    /// (`require_session`) and policy permits `reach`; [`Verified::proven`] says which it was.
+    ///
+    /// # Errors
+    /// There is half a proof, or a header of it is there twice.
+    pub fn from_peer(
+        method: &http::Method,
+        uri: impl Into<String>,
+        headers: &HeaderMap,
+        peer: &PeerCertificates,
+    ) -> Result<Self, Refused> {
+        Self::read(method, uri.into(), headers, Some(peer.clone()))
+    }
+
+    /// The headers of a proof are all there, or none of them is.
+    fn read(
+        method: &http::Method,
+        uri: String,
+        headers: &HeaderMap,
+        peer: Option<PeerCertificates>,
+    ) -> Result<Self, Refused> {
         let mut taken = HashMap::new();
         for name in [WIT, header::AUTHORIZATION, TXN_TOKEN] {
             let mut values = headers.get_all(&name).iter();
             let Some(value) = values.next() else { continue };
             if values.next().is_some() {
-                return Err(no_proof());
+                return Err(Self::no_proof());
             }
-            let value = value.to_str().map_err(|_| no_proof())?;
+            let value = value.to_str().map_err(|_| Self::no_proof())?;
             taken.insert(name.as_str().to_owned(), value.to_owned());
         }
+        // By another scheme it is for the tool itself, and none of the agent's business.
         let is_wpt =
             |value: &String| value.split_once(' ').is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("WPT"));
-        if !taken.contains_key(WIT.as_str()) || !taken.get(header::AUTHORIZATION.as_str()).is_some_and(is_wpt) {
-            return Err(no_proof());
+        let proof = taken.get(header::AUTHORIZATION.as_str()).is_some_and(is_wpt);
+        if !proof {
+            taken.remove(header::AUTHORIZATION.as_str());
+        }
+        if proof != taken.contains_key(WIT.as_str()) {
+            return Err(Self::no_proof());
         }
         Ok(Self {
             method: method.as_str().to_owned(),
-            uri: uri.into(),
+            uri,
             headers: taken,
+            peer,
             body: None,
             tool: String::new(),
             arguments: None,
@@ -210,7 +316,17 @@ impl Check {
             scopes: Vec::new(),
             min_binding: 0,
             require_session: true,
+            rpcs: Vec::new(),
         })
+    }
+
+    /// Whether a proof came with the request.
+    pub fn has_proof(&self) -> bool {
+        self.headers.contains_key(WIT.as_str())
+    }
+
+    pub(super) fn no_proof() -> Refused {
+        Refused { class: Class::Unproven, reason: "no_proof".to_owned(), approval: None }
     }
 
     fn to_wire(&self) -> wire::CheckRequest {
@@ -225,7 +341,8 @@ impl Check {
             scopes: self.scopes.clone(),
             min_binding: self.min_binding,
             require_session: self.require_session,
-            ..wire::CheckRequest::default()
+            peer_certificates: self.peer.iter().flat_map(PeerCertificates::to_wire).collect(),
+            rpcs: self.rpcs.iter().map(Rpc::to_wire).collect(),
         }
     }
 }
@@ -285,6 +402,9 @@ impl VerifierClient {
             return Err(Refused { class, reason: answer.reason, approval: unless_empty(answer.approval) }.into());
         }
         let verified = Verified::read(answer)?;
+        if verified.rpcs.len() != check.rpcs.len() {
+            return Err(malformed("the check", "it does not answer for each call inside the request").into());
+        }
         // The agent has checked it; an agent too old to know the question has not.
         if check.require_session && verified.session.is_none() {
             return Err(Refused { class: Class::Forbidden, reason: "no_session".to_owned(), approval: None }.into());

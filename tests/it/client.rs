@@ -70,7 +70,7 @@ async fn what_an_agent_proves_a_tool_serves_once_and_not_after_the_end() {
     assert_eq!(session.state, State::Active);
 
     let proof = sessions.prove(None, &call("read")).await.unwrap();
-    assert_eq!(proof.session, session.id, "the one this process is in");
+    assert_eq!(proof.session.as_ref(), Some(&session.id), "the one this process is in");
     let unproven = (StatusCode::UNAUTHORIZED, r#"{"error":"unproven"}"#.to_owned());
     let forbidden = (StatusCode::FORBIDDEN, r#"{"error":"forbidden"}"#.to_owned());
     assert_eq!(send(&verifier, "/delete", &proof.headers).await, unproven, "of another URI");

@@ -21,6 +21,11 @@ struct Script {
     prove: VecDeque<Result<wire::ProveResponse, Status>>,
     started: Vec<wire::StartRequest>,
     proven: Vec<wire::ProveRequest>,
+    minted: Vec<wire::MintRequest>,
+    /// The answer to who wants a token of the session it is in.
+    no_session: Option<Status>,
+    /// For whom each request was.
+    named: Vec<Option<wire::OnBehalfOf>>,
 }
 
 impl FakeSessions {
@@ -40,7 +45,8 @@ impl Sessions for FakeSessions {
         self.next()
     }
 
-    async fn get(&self, _: Request<wire::GetRequest>) -> Result<Response<wire::Session>, Status> {
+    async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::Session>, Status> {
+        self.0.lock().expect("unpoisoned").named.push(request.into_inner().on_behalf_of);
         self.next()
     }
 
@@ -48,8 +54,10 @@ impl Sessions for FakeSessions {
         Ok(Response::new(wire::ListResponse { sessions: vec![self.next()?.into_inner()] }))
     }
 
-    async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let states = self.0.lock().expect("unpoisoned").watch.clone();
+    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let mut script = self.0.lock().expect("unpoisoned");
+        script.named.push(request.into_inner().on_behalf_of);
+        let states = script.watch.clone();
         Ok(Response::new(stream::iter(states.into_iter().map(Ok)).boxed()))
     }
 
@@ -58,7 +66,14 @@ impl Sessions for FakeSessions {
     }
 
     async fn mint(&self, request: Request<wire::MintRequest>) -> Result<Response<wire::MintResponse>, Status> {
-        let target = request.into_inner().target;
+        let request = request.into_inner();
+        let mut script = self.0.lock().expect("unpoisoned");
+        script.named.push(request.on_behalf_of);
+        script.minted.push(request.clone());
+        if let Some(status) = script.no_session.clone().filter(|_| !request.without_session) {
+            return Err(status);
+        }
+        let target = request.target;
         let (token, expires_at) = ("eyJ".to_owned(), "2026-11-23T12:00:00Z".to_owned());
         Ok(Response::new(wire::MintResponse {
             token,
@@ -102,7 +117,9 @@ impl Sessions for FakeSessions {
 
     async fn prove(&self, request: Request<wire::ProveRequest>) -> Result<Response<wire::ProveResponse>, Status> {
         let mut script = self.0.lock().expect("unpoisoned");
-        script.proven.push(request.into_inner());
+        let request = request.into_inner();
+        script.named.push(request.on_behalf_of);
+        script.proven.push(request);
         script.prove.pop_front().expect("an answer").map(Response::new)
     }
 }
@@ -215,13 +232,75 @@ async fn a_proof_made_outside_any_session_is_not_handed_out() {
         session: session.to_owned(),
         txn: "t-1".to_owned(),
     };
-    let (fake, _served, client) = served(|script| script.prove.extend([Ok(proof("n.1")), Ok(proof(""))]));
+    let (fake, _served, client) =
+        served(|script| script.prove.extend([Ok(proof("n.1")), Ok(proof("")), Ok(proof(""))]));
     let call = Call { arguments: Some(Digest::of(b"{}")), ..Call::new("POST", "https://tool.example.com/mcp") };
     let made = client.prove(None, &call).await.expect("proven");
-    assert_eq!((made.session.as_str(), made.txn.as_str(), made.headers.len()), ("n.1", "t-1", 2));
+    assert_eq!((made.session.as_deref(), made.txn.as_deref(), made.headers.len()), (Some("n.1"), Some("t-1"), 2));
     assert!(made.headers.values().all(http::HeaderValue::is_sensitive), "HTTP libraries do not log it");
     assert_eq!(fake.0.lock().expect("unpoisoned").proven[0].arguments_sha256.len(), 32);
     assert!(matches!(client.prove(None, &call).await, Err(SessionError::NotFound(_))));
+    let outside = client.prove_any(&call).await.expect("that was asked for");
+    assert_eq!((outside.session, outside.headers.len()), (None, 2));
+}
+
+#[tokio::test]
+async fn a_client_that_acts_for_another_process_says_so_in_every_request_and_begins_and_ends_nothing_for_it() {
+    let other = ActFor { pid: 4711, pidfs_inode: 815, weak: true };
+    let named = Some(wire::OnBehalfOf { pid: 4711, pidfs_inode: 815, weak: true });
+    let (fake, _served, client) = served(|script| {
+        script.session.push_back(Ok(session(wire::State::Active)));
+        script.watch.push(session(wire::State::Active));
+        script.prove.push_back(Err(Status::not_found("gone")));
+    });
+    let delegate = client.on_behalf_of(other);
+    delegate.find(None).await.expect("found");
+    delegate.until_active("n.1").await.expect("active");
+    delegate.bearer(Within::Session(None), "https://a/").await.expect("minted");
+    let call = Call {
+        scheme: ProofScheme::Dpop { access_token: None, nonce: Some("n".to_owned()) },
+        ..Call::new("GET", "https://a/")
+    };
+    assert!(matches!(delegate.prove_any(&call).await, Err(SessionError::NotFound(_))));
+    let script = fake.0.lock().expect("unpoisoned");
+    assert_eq!(script.named, [named, named, named, named]);
+    assert_eq!((script.proven[0].scheme(), script.proven[0].nonce.as_str()), (wire::prove_request::Scheme::Dpop, "n"));
+    drop(script);
+
+    let wish = NewSession::new("billing/refund", "https://a/");
+    let refused = [
+        delegate.start(&wish).await.err(),
+        delegate.delegate(None, &wish).await.err(),
+        delegate.list(true).await.err(),
+        delegate.heartbeat(None).await.err(),
+        delegate.end(None).await.err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, Some(SessionError::Agent(ClientError::Invalid(_)))), "{error:?}");
+    }
+    assert!(fake.0.lock().expect("unpoisoned").started.is_empty(), "and the agent is not asked");
+}
+
+#[tokio::test]
+async fn a_bearer_token_is_of_the_session_if_there_is_one_where_either_will_do() {
+    let in_none = || with(Status::invalid_argument("in no session"), "tether-denial", "no_session");
+    // Which session was asked for, and whether none would do, by wish; with and without a session.
+    let cases: [(Within<'_>, bool, &[(&str, bool)]); 5] = [
+        (Within::Session(Some("n.1")), true, &[("n.1", false)]),
+        (Within::NoSession, true, &[("", true)]),
+        (Within::SessionIfAny, true, &[("", false)]),
+        (Within::SessionIfAny, false, &[("", false), ("", true)]),
+        (Within::Session(None), false, &[("", false)]),
+    ];
+    for (within, in_session, asked) in cases {
+        let (fake, _served, client) = served(|script| script.no_session = (!in_session).then(in_none));
+        let minted = client.bearer(within, "https://a/").await;
+        assert_eq!(minted.is_ok(), in_session || within == Within::SessionIfAny, "{within:?}: {minted:?}");
+        let script = fake.0.lock().expect("unpoisoned");
+        let seen: Vec<_> = script.minted.iter().map(|mint| (mint.session.as_str(), mint.without_session)).collect();
+        assert_eq!(seen, asked, "{within:?}");
+        assert!(script.minted.iter().all(|mint| mint.kind() == wire::mint_request::Kind::Jwt));
+    }
 }
 
 #[tokio::test]

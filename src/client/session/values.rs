@@ -1,14 +1,15 @@
 //! What is asked of the agent, and what it answers: typed, and read from the wire once.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::super::ClientError;
 use super::super::workload::{malformed, read_id};
+use super::super::{ActFor, ClientError};
 use crate::base::secret::Secret;
 use crate::id::SpiffeId;
 use crate::proto::session as wire;
@@ -60,7 +61,7 @@ pub enum Scope {
 /// What a call does, for policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Effect {
-    /// GET, HEAD and OPTIONS read, everything else writes.
+    /// Not said: of a request, GET, HEAD and OPTIONS read and everything else writes.
     #[default]
     ByMethod,
     /// Changes nothing.
@@ -80,6 +81,15 @@ impl Effect {
             Self::Irreversible => wire::Effect::Irreversible,
         };
         effect.into()
+    }
+
+    pub(in crate::client) fn read(effect: wire::Effect) -> Self {
+        match effect {
+            wire::Effect::Unspecified => Self::ByMethod,
+            wire::Effect::Read => Self::Read,
+            wire::Effect::Write => Self::Write,
+            wire::Effect::Irreversible => Self::Irreversible,
+        }
     }
 }
 
@@ -205,6 +215,23 @@ pub struct Call {
     pub effect: Effect,
     /// The transaction it is part of; `None` for one of its own.
     pub txn: Option<String>,
+    /// How it is proven.
+    pub scheme: ProofScheme,
+}
+
+/// How a request is proven.
+#[derive(Clone, Debug, Default)]
+pub enum ProofScheme {
+    /// A WIT and a Workload Proof Token (draft-ietf-wimse-wpt-02).
+    #[default]
+    Wpt,
+    /// A DPoP proof (RFC 9449), for a server that bound an access token to the key.
+    Dpop {
+        /// The access token it goes with.
+        access_token: Option<Arc<Secret<String>>>,
+        /// The server's nonce.
+        nonce: Option<String>,
+    },
 }
 
 impl Call {
@@ -213,8 +240,18 @@ impl Call {
         Self { method: method.into(), uri: uri.into(), ..Self::default() }
     }
 
-    pub(super) fn to_wire(&self, session: String) -> wire::ProveRequest {
+    pub(super) fn to_wire(&self, session: String, acts_for: Option<ActFor>) -> wire::ProveRequest {
+        let (scheme, access_token, nonce) = match &self.scheme {
+            ProofScheme::Wpt => (wire::prove_request::Scheme::Wpt, None, None),
+            ProofScheme::Dpop { access_token, nonce } => {
+                (wire::prove_request::Scheme::Dpop, access_token.as_ref(), nonce.clone())
+            }
+        };
         wire::ProveRequest {
+            scheme: scheme.into(),
+            access_token: access_token.map(|token| token.expose().clone()).unwrap_or_default(),
+            nonce: nonce.unwrap_or_default(),
+            on_behalf_of: acts_for.map(ActFor::to_wire),
             session,
             method: self.method.clone(),
             uri: self.uri.clone(),
@@ -250,25 +287,42 @@ pub struct NewToken {
 }
 
 impl NewToken {
-    pub(super) fn to_wire(&self, session: String) -> wire::MintRequest {
+    pub(super) fn to_wire(&self, session: String, acts_for: Option<ActFor>) -> wire::MintRequest {
         let kind = match self.kind {
             TokenKind::Wit => wire::mint_request::Kind::Wit,
             TokenKind::Jwt => wire::mint_request::Kind::Jwt,
         };
-        let (target, scopes) = (self.target.clone(), self.scopes.clone());
-        wire::MintRequest { session, target, scopes, kind: kind.into(), ..wire::MintRequest::default() }
+        wire::MintRequest {
+            session,
+            target: self.target.clone(),
+            scopes: self.scopes.clone(),
+            kind: kind.into(),
+            on_behalf_of: acts_for.map(ActFor::to_wire),
+            ..wire::MintRequest::default()
+        }
     }
 }
 
-/// A token of a session.
+/// Which session something is done in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Within<'a> {
+    /// This one; `None` for the one session that the process is a member of.
+    Session(Option<&'a str>),
+    /// The one session that the process is a member of, and none if it is in none.
+    SessionIfAny,
+    /// None, even if the process is a member of one.
+    NoSession,
+}
+
+/// A token, of a session as a rule.
 #[derive(Debug)]
 pub struct Token {
     /// In compact form.
     pub token: Secret<String>,
     /// Its id in the ledger: its `jti`.
     pub id: String,
-    /// The session it belongs to.
-    pub session: String,
+    /// The session it belongs to; `None` for a bearer token outside of any.
+    pub session: Option<String>,
     /// Where it is good.
     pub target: String,
     /// What of.
@@ -290,7 +344,7 @@ impl Token {
             expires_at: time("the token", &answer.expires_at)?,
             token: Secret::new(answer.token),
             id: answer.id,
-            session: answer.session,
+            session: unless_empty(answer.session),
             target: answer.target,
             scopes: answer.scopes,
             one_use: answer.one_use,

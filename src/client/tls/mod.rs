@@ -67,11 +67,12 @@
 //! and there are no tickets; an SVID that has expired is not presented, and a revocation list that has is not believed.
 //! With [`Custody::Tether`] no private key is in the program at any time.
 //!
-//! Does not: look again at connections that are open ([`X509Source::changes`] tells when there is reason to), or know
-//! DNS names. A handshake with a held key waits for the agent on the thread it runs on, for a fraction of a
-//! millisecond, and two seconds at most; one on the client's side too.
+//! Connections that are open are looked at again where a [`Guard`] is put over them, and otherwise not. DNS names are not
+//! known. A handshake with a held key waits for the agent on the thread it runs on, for a fraction of a millisecond, and
+//! two seconds at most; one on the client's side too.
 
 mod authorize;
+mod guard;
 mod resolver;
 mod signer;
 mod source;
@@ -96,6 +97,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 
 pub use authorize::Authorize;
+pub use guard::{Cut, Guard, Guarded, PeerCertificates};
 pub use resolver::SvidResolver;
 pub use signer::SignError;
 pub use source::{Changes, Custody, SourceError, Standing, X509Source};

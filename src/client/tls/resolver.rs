@@ -44,7 +44,8 @@ impl SvidResolver {
         match &identity.key {
             Key::Own(key) => key.clone(),
             Key::Held { name, scheme } => Arc::new(HeldKey {
-                jobs: self.source.jobs().clone(),
+                orders: self.source.orders().clone(),
+                acts_for: self.source.acts_for(),
                 name: name.clone(),
                 scheme: *scheme,
                 public_key: identity.chain().leaf().public_key().into(),

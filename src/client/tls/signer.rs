@@ -11,8 +11,8 @@ use rustls::{OtherError, SignatureAlgorithm, SignatureScheme};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use super::super::ClientError;
-use super::worker::{Job, SIGNATURE_DEADLINE};
+use super::super::{ActFor, ClientError};
+use super::worker::{Job, Order, SIGNATURE_DEADLINE};
 use crate::proto::session::SignTlsRequest;
 
 /// What precedes the context string of a signed handshake (RFC 8446, section 4.4.3).
@@ -42,7 +42,9 @@ pub enum SignError {
 /// The private half of a certificate, by its name with tether.
 #[derive(Clone)]
 pub(super) struct HeldKey {
-    pub(super) jobs: mpsc::UnboundedSender<Job>,
+    pub(super) orders: mpsc::UnboundedSender<Order>,
+    /// The process whose key it is; `None` for this one.
+    pub(super) acts_for: Option<ActFor>,
     pub(super) name: Arc<str>,
     pub(super) scheme: SignatureScheme,
     /// As SubjectPublicKeyInfo.
@@ -58,10 +60,10 @@ impl HeldKey {
             key: self.name.to_string(),
             scheme: u16::from(self.scheme).into(),
             content: Bytes::copy_from_slice(content),
-            on_behalf_of: None,
+            on_behalf_of: self.acts_for.map(ActFor::to_wire),
         };
         let (answer, answered) = std_mpsc::sync_channel(1);
-        self.jobs.send(Job { request, answer }).map_err(|_| SignError::Gone)?;
+        self.orders.send(Order::Sign(Job { request, answer })).map_err(|_| SignError::Gone)?;
         // The other end keeps the same deadline; this one holds even if its thread does not run.
         match answered.recv_timeout(SIGNATURE_DEADLINE) {
             Ok(answer) => answer.map_err(SignError::Refused),
@@ -149,18 +151,18 @@ mod tests {
 
     #[test]
     fn an_agent_that_hangs_lets_go_of_the_thread_that_waits_for_it() {
-        let (jobs, _never_taken) = mpsc::unbounded_channel();
+        let (orders, _never_taken) = mpsc::unbounded_channel();
         let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
-        let key = HeldKey { jobs, name: "k".into(), scheme, public_key: [].into() };
+        let key = HeldKey { orders, acts_for: None, name: "k".into(), scheme, public_key: [].into() };
         let content = [&PADDING[..], CONTEXTS[1], &[0; 48]].concat();
         assert!(matches!(key.ask(&content), Err(SignError::Late)));
     }
 
     #[test]
     fn a_key_whose_source_is_gone_and_a_content_of_another_form_get_an_error_and_no_wait() {
-        let (jobs, taken) = mpsc::unbounded_channel();
+        let (orders, taken) = mpsc::unbounded_channel();
         let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
-        let key = HeldKey { jobs, name: "k".into(), scheme, public_key: [].into() };
+        let key = HeldKey { orders, acts_for: None, name: "k".into(), scheme, public_key: [].into() };
         assert!(matches!(key.ask(b"anything"), Err(SignError::NotCertificateVerify)));
         drop(taken);
         let content = [&PADDING[..], CONTEXTS[0], &[0; 32]].concat();

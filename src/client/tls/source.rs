@@ -7,9 +7,9 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 
-use super::super::{ClientError, Endpoint, EndpointError};
+use super::super::{ActFor, ClientError, Endpoint, EndpointError};
 use super::state::X509State;
-use super::worker::{self, Job, View};
+use super::worker::{self, Order, View};
 use crate::base::clock::Clock;
 use crate::id::SpiffeId;
 
@@ -54,6 +54,12 @@ pub enum Standing {
         /// The last failure.
         reason: String,
     },
+    /// Of a source that acts for another process ([`X509Source::on_behalf_of`]): that process is gone, or this program may
+    /// not act for it any more. For good: it has no identities from then on.
+    Ended {
+        /// What the agent said.
+        reason: String,
+    },
 }
 
 /// X509-SVIDs, bundles and revocation lists, always the newest, from a thread of its own that keeps the agent's streams
@@ -68,9 +74,11 @@ pub struct X509Source {
 }
 
 struct Shared {
-    jobs: mpsc::UnboundedSender<Job>,
+    orders: mpsc::UnboundedSender<Order>,
     view: watch::Receiver<View>,
     clock: Clock,
+    /// The process whose identities these are; `None` for this one.
+    acts_for: Option<ActFor>,
 }
 
 impl X509Source {
@@ -96,12 +104,33 @@ impl X509Source {
     /// # Errors
     /// Trying again cannot help.
     pub async fn connect_by(endpoint: Endpoint, custody: Custody, clock: Clock) -> Result<Self, SourceError> {
-        let (jobs, mut view) = worker::start(endpoint, custody, clock.clone()).map_err(SourceError::Thread)?;
-        let settled = view.wait_for(|view| view.complete || view.refused.is_some()).await;
+        let (orders, view) = worker::start(endpoint, custody, clock.clone()).map_err(SourceError::Thread)?;
+        Self::settled(Shared { orders, view, clock, acts_for: None }).await
+    }
+
+    /// A source of another process's identities, for a program that acts for it ([`ActFor`]), as a proxy does. tether holds
+    /// the keys, whoever holds those of this program. Thread, bundles and revocation lists are shared with this source.
+    ///
+    /// It ends when the agent says that the process is gone or is not acted for any more ([`Self::ended`]); the process
+    /// is no longer asked about once the last clone of it is dropped.
+    ///
+    /// # Errors
+    /// The agent gives nothing for this process: it is gone, has no identity, or this program may not act for it. An agent
+    /// that is away is waited for.
+    pub async fn on_behalf_of(&self, other: ActFor) -> Result<Self, SourceError> {
+        let (publish, view) = watch::channel(View::first(self.clock()));
+        self.orders().send(Order::Follow(other, publish)).map_err(|_| SourceError::Stopped)?;
+        let (orders, clock) = (self.orders().clone(), self.clock().clone());
+        Self::settled(Shared { orders, view, clock, acts_for: Some(other) }).await
+    }
+
+    /// Waits for the first state.
+    async fn settled(mut shared: Shared) -> Result<Self, SourceError> {
+        let settled = shared.view.wait_for(|view| view.complete || view.refused.is_some()).await;
         if let Some(reason) = settled.map_err(|_| SourceError::Stopped)?.refused.clone() {
             return Err(SourceError::Refused(reason));
         }
-        Ok(Self { shared: Arc::new(Shared { jobs, view, clock }), presents: None })
+        Ok(Self { shared: Arc::new(shared), presents: None })
     }
 
     /// The same source, presenting the identity `id` instead of the default one. While the agent gives no such
@@ -130,6 +159,17 @@ impl X509Source {
         }
     }
 
+    /// Returns when the process this source acts for is gone or is not acted for any more, with what the agent said; or never.
+    /// Connections that were made for it are then to be closed.
+    pub async fn ended(&self) -> String {
+        self.standing_is(|standing| matches!(standing, Standing::Ended { .. })).await;
+        match self.standing() {
+            Standing::Ended { reason } => reason,
+            // There is no way back from the end.
+            Standing::Live | Standing::Away { .. } => std::future::pending().await,
+        }
+    }
+
     /// What it has from now on.
     pub fn changes(&self) -> Changes {
         let view = self.shared.view.clone();
@@ -142,8 +182,13 @@ impl X509Source {
         self.presents.as_ref()
     }
 
-    pub(super) fn jobs(&self) -> &mpsc::UnboundedSender<Job> {
-        &self.shared.jobs
+    pub(super) fn orders(&self) -> &mpsc::UnboundedSender<Order> {
+        &self.shared.orders
+    }
+
+    /// The process that signatures are asked for.
+    pub(super) fn acts_for(&self) -> Option<ActFor> {
+        self.shared.acts_for
     }
 
     pub(super) fn clock(&self) -> &Clock {
@@ -153,7 +198,8 @@ impl X509Source {
 
 impl fmt::Debug for X509Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("X509Source").field("presents", &self.presents).finish_non_exhaustive()
+        let mut source = f.debug_struct("X509Source");
+        source.field("presents", &self.presents).field("acts_for", &self.shared.acts_for).finish_non_exhaustive()
     }
 }
 

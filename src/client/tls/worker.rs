@@ -1,11 +1,12 @@
-//! The thread behind a source: keeps the agent's two streams open, and asks for signatures.
+//! The thread behind a source: keeps the agent's streams open, and asks for signatures.
 //!
 //! Handshakes are synchronous in rustls and wait for a signature on whatever thread they run on, which may be the only
 //! one of a runtime. So nothing here depends on the program's runtime: this thread has its own, with its own
 //! connection.
 //!
 //! Revocation lists and bundles come from `FetchX509Bundles` alone, which has all lists and wakes for each change; what
-//! comes along with certificates may be older, or left out.
+//! comes along with certificates may be older, or left out. There is one such stream, and one of identities for each
+//! process that is asked for: this program, and those it acts for.
 
 use std::io;
 use std::sync::Arc;
@@ -16,12 +17,13 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
+use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
 use super::super::watch::Watch;
 use super::super::workload::{Client, MAX_ANSWER_BYTES};
-use super::super::{ClientError, Endpoint, SecurityHeader, WorkloadApi, X509Bundles, channel, with_header};
+use super::super::{ActFor, ClientError, Endpoint, SecurityHeader, WorkloadApi, X509Bundles, channel, with_header};
 use super::source::{Custody, Standing};
 use super::state::{X509Identity, X509State, read_held, read_own};
 use crate::base::clock::Clock;
@@ -32,6 +34,17 @@ use crate::proto::workload::X509svidRequest;
 /// How long a handshake waits for a signature, in the agent and on the way. It takes well under a millisecond from an
 /// agent that works; one that hangs must not hold up the program's threads for long.
 pub(super) const SIGNATURE_DEADLINE: Duration = Duration::from_secs(2);
+/// Streams of processes this program acts for, on one connection: half of what an agent allows by default, so that none
+/// waits for another to end.
+const STREAMS_PER_CONNECTION: usize = 128;
+
+/// What the thread is told to do.
+pub(super) enum Order {
+    /// One signature, for which somebody waits.
+    Sign(Job),
+    /// Follows the identities of another process.
+    Follow(ActFor, watch::Sender<View>),
+}
 
 /// A signature somebody waits for.
 pub(super) struct Job {
@@ -39,7 +52,7 @@ pub(super) struct Job {
     pub(super) answer: SyncSender<Result<Bytes, ClientError>>,
 }
 
-/// What the thread publishes.
+/// What the thread publishes of one process.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) state: X509State,
@@ -52,18 +65,24 @@ pub(super) struct View {
     pub(super) refused: Option<Arc<ClientError>>,
 }
 
+impl View {
+    /// Nothing yet.
+    pub(super) fn first(clock: &Clock) -> Self {
+        let standing = Standing::Away { since: clock.now(), reason: "not connected yet".to_owned() };
+        Self { state: X509State::default(), complete: false, revision: 0, standing, refused: None }
+    }
+}
+
 type Sessions = SessionsClient<InterceptedService<Channel, SecurityHeader>>;
 
-/// Starts the thread, which ends when nobody can send it jobs any more.
+/// Starts the thread, which ends when nobody can give it orders any more.
 pub(super) fn start(
     endpoint: Endpoint,
     custody: Custody,
     clock: Clock,
-) -> io::Result<(mpsc::UnboundedSender<Job>, watch::Receiver<View>)> {
-    let (jobs, taken) = mpsc::unbounded_channel();
-    let standing = Standing::Away { since: clock.now(), reason: "not connected yet".to_owned() };
-    let first = View { state: X509State::default(), complete: false, revision: 0, standing, refused: None };
-    let (publish, view) = watch::channel(first);
+) -> io::Result<(mpsc::UnboundedSender<Order>, watch::Receiver<View>)> {
+    let (orders, taken) = mpsc::unbounded_channel();
+    let (publish, view) = watch::channel(View::first(&clock));
     std::thread::Builder::new().name("tether-x509".to_owned()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -72,74 +91,173 @@ pub(super) fn start(
                 return;
             }
         };
-        runtime.block_on(Worker { clock, publish, received: Received::default() }.run(&endpoint, custody, taken));
+        // Inside: making a channel asks for the runtime.
+        runtime.block_on(async { Worker::new(endpoint, clock).run(custody, publish, taken).await });
     })?;
-    Ok((jobs, view))
+    Ok((orders, view))
 }
 
-/// A message of one of the two streams.
-enum News {
-    Identities(Arc<[X509Identity]>),
-    Bundles(Arc<X509Bundles>),
-}
-
-/// The two streams; each is away or not.
-#[derive(Clone, Copy)]
-enum Part {
-    Identities,
-    Bundles,
-}
-
-#[derive(Default)]
-struct Received {
-    identities: Option<Arc<[X509Identity]>>,
-    bundles: Option<Arc<X509Bundles>>,
-    /// Whether a stream gives nothing now, by [`Part`].
-    failing: [bool; 2],
+fn sessions(channel: Channel) -> Sessions {
+    SessionsClient::new(with_header(channel)).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 struct Worker {
+    endpoint: Endpoint,
     clock: Clock,
-    publish: watch::Sender<View>,
-    received: Received,
+    /// For signatures, which never wait for room among the streams of others.
+    own: Channel,
+    /// For streams of other processes, and how many were opened on it.
+    others: (Channel, usize),
 }
 
 impl Worker {
-    async fn run(mut self, endpoint: &Endpoint, custody: Custody, mut jobs: mpsc::UnboundedReceiver<Job>) {
-        let channel = channel(endpoint);
-        let sessions = SessionsClient::new(with_header(channel.clone())).max_decoding_message_size(MAX_ANSWER_BYTES);
-        let mut news = open(endpoint, custody, &WorkloadApi::over(endpoint.clone(), channel), &sessions);
-        loop {
-            tokio::select! {
-                // A handshake is waiting for each job.
-                biased;
-                job = jobs.recv() => match job {
-                    Some(job) => drop(tokio::spawn(sign(sessions.clone(), endpoint.clone(), job))),
-                    None => return,
-                },
-                Some((part, outcome)) = news.next() => match outcome {
-                    Ok(news) => self.accept(part, news),
-                    Err(error) if error.is_retryable() || self.publish.borrow().complete => self.miss(part, &error),
-                    Err(error) => {
-                        self.publish.send_modify(|view| view.refused = Some(Arc::new(error)));
-                        return;
-                    }
-                },
+    fn new(endpoint: Endpoint, clock: Clock) -> Self {
+        let (own, others) = (channel(&endpoint), (channel(&endpoint), 0));
+        Self { endpoint, clock, own, others }
+    }
+
+    async fn run(mut self, custody: Custody, publish: watch::Sender<View>, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let api = WorkloadApi::over(self.endpoint.clone(), self.own.clone());
+        let sessions = sessions(self.own.clone());
+        let (bundles, believed) = watch::channel(Believed::default());
+        tokio::spawn(follow_bundles(api.clone(), bundles));
+        let identities = match custody {
+            Custody::Tether => held_identities(&self.endpoint, sessions.clone(), None),
+            Custody::Program => own_identities(&api),
+        };
+        self.follow(None, identities, &believed, publish);
+        while let Some(order) = orders.recv().await {
+            match order {
+                Order::Sign(job) => drop(tokio::spawn(sign(sessions.clone(), self.endpoint.clone(), job))),
+                Order::Follow(other, publish) => {
+                    let sessions = self.room();
+                    let identities = held_identities(&self.endpoint, sessions, Some(other));
+                    self.follow(Some(other), identities, &believed, publish);
+                }
             }
         }
     }
 
-    fn accept(&mut self, part: Part, news: News) {
-        match news {
-            News::Identities(identities) => self.received.identities = Some(identities),
-            News::Bundles(bundles) => self.received.bundles = Some(bundles),
+    /// A connection with room for one more stream.
+    fn room(&mut self) -> Sessions {
+        if self.others.1 == STREAMS_PER_CONNECTION {
+            self.others = (channel(&self.endpoint), 0);
         }
-        self.received.failing[part as usize] = false;
-        let (Some(identities), Some(bundles)) = (&self.received.identities, &self.received.bundles) else { return };
+        self.others.1 += 1;
+        sessions(self.others.0.clone())
+    }
+
+    fn follow(
+        &self,
+        acts_for: Option<ActFor>,
+        identities: Stream,
+        believed: &watch::Receiver<Believed>,
+        publish: watch::Sender<View>,
+    ) {
+        let (clock, believed) = (self.clock.clone(), believed.clone());
+        tokio::spawn(Follower { acts_for, clock, identities, believed, publish, last: None, trouble: None }.run());
+    }
+}
+
+/// What peers are judged by: the last that was received, and what went wrong since.
+#[derive(Default)]
+struct Believed {
+    bundles: Option<Arc<X509Bundles>>,
+    trouble: Option<Arc<ClientError>>,
+}
+
+async fn follow_bundles(api: WorkloadApi, publish: watch::Sender<Believed>) {
+    let mut watch = api.watch_x509_bundles();
+    loop {
+        match watch.next().await {
+            Ok(bundles) => {
+                publish.send_replace(Believed { bundles: Some(Arc::new(bundles)), trouble: None });
+            }
+            Err(error) => publish.send_modify(|believed| believed.trouble = Some(Arc::new(error))),
+        }
+    }
+}
+
+type Stream = BoxStream<'static, Result<Arc<[X509Identity]>, ClientError>>;
+
+/// Identities whose keys tether holds: of this program, or of the process it acts for.
+fn held_identities(endpoint: &Endpoint, sessions: Sessions, acts_for: Option<ActFor>) -> Stream {
+    let hold = move || {
+        let mut sessions = sessions.clone();
+        let request = HoldX509Request { on_behalf_of: acts_for.map(ActFor::to_wire), ..HoldX509Request::default() };
+        Box::pin(async move { sessions.hold_x509(request).await }) as _
+    };
+    stream_of(Watch::of(endpoint, hold, read_held))
+}
+
+/// Identities of this program that come with their keys.
+fn own_identities(api: &WorkloadApi) -> Stream {
+    let fetch = |mut client: Client| Box::pin(async move { client.fetch_x509svid(X509svidRequest {}).await }) as _;
+    stream_of(Watch::new(api, fetch, read_own))
+}
+
+/// A watch as a stream: its state survives when somebody stops waiting for the next item.
+fn stream_of<M, T>(watch: Watch<M, T>) -> BoxStream<'static, Result<T, ClientError>>
+where
+    M: prost::Message + Default + 'static,
+    T: Send + 'static,
+{
+    stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed()
+}
+
+/// Puts together what is known of one process, until nobody wants to know.
+struct Follower {
+    /// `None` for this program itself.
+    acts_for: Option<ActFor>,
+    clock: Clock,
+    identities: Stream,
+    believed: watch::Receiver<Believed>,
+    publish: watch::Sender<View>,
+    last: Option<Arc<[X509Identity]>>,
+    trouble: Option<Arc<ClientError>>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        // What came before this began has been seen by nobody.
+        self.believed.mark_changed();
+        loop {
+            let going_on = tokio::select! {
+                () = self.publish.closed() => return,
+                Some(next) = self.identities.next() => match next {
+                    Ok(identities) => {
+                        (self.last, self.trouble) = (Some(identities), None);
+                        self.accept()
+                    }
+                    Err(error) => {
+                        let error = Arc::new(error);
+                        self.trouble = Some(error.clone());
+                        if self.acts_for.is_some() && is_final(&error) { self.end(error) } else { self.miss(error) }
+                    }
+                },
+                Ok(()) = self.believed.changed() => {
+                    let trouble = self.believed.borrow_and_update().trouble.clone();
+                    match trouble {
+                        None => self.accept(),
+                        Some(error) => self.miss(error),
+                    }
+                }
+            };
+            if !going_on {
+                return;
+            }
+        }
+    }
+
+    /// Something new came.
+    fn accept(&mut self) -> bool {
+        let believed = self.believed.borrow();
+        let (Some(identities), Some(bundles)) = (&self.last, &believed.bundles) else { return true };
         let state = X509State { identities: identities.clone(), bundles: bundles.clone() };
-        let live = self.received.failing == [false; 2];
+        let live = self.trouble.is_none() && believed.trouble.is_none();
+        let own = self.acts_for.is_none();
         self.publish.send_modify(|view| {
-            if view.complete && live && view.standing != Standing::Live {
+            if own && view.complete && live && view.standing != Standing::Live {
                 tracing::info!("the agent is back");
             }
             view.state = state;
@@ -149,67 +267,65 @@ impl Worker {
                 view.standing = Standing::Live;
             }
         });
+        true
     }
 
-    fn miss(&mut self, part: Part, error: &ClientError) {
-        self.received.failing[part as usize] = true;
+    /// A stream failed, and is tried again if that can help.
+    fn miss(&self, error: Arc<ClientError>) -> bool {
+        if !error.is_retryable() && !self.publish.borrow().complete {
+            self.publish.send_modify(|view| view.refused = Some(error));
+            return false;
+        }
         let (reason, now) = (error.to_string(), self.clock.now());
+        let own = self.acts_for.is_none();
         self.publish.send_modify(|view| {
             let since = match &view.standing {
                 Standing::Away { since, .. } => *since,
-                Standing::Live => now,
+                Standing::Live | Standing::Ended { .. } => now,
             };
-            // Once for each absence: the attempts that follow say the same.
-            if view.standing == Standing::Live {
+            // Once for each absence, and once for all processes: the attempts that follow say the same.
+            if own && view.standing == Standing::Live {
                 let until = first_end(&view.state);
                 tracing::warn!(reason, until, "the agent is away: what it gave is used until it expires");
-            } else if !view.complete {
+            } else if own && !view.complete {
                 tracing::warn!(reason, "no identity yet");
             }
             view.standing = Standing::Away { since, reason };
         });
+        true
     }
+
+    /// The process is gone, or is not acted for any more: nothing of it is presented from now on.
+    fn end(&self, error: Arc<ClientError>) -> bool {
+        self.publish.send_modify(|view| {
+            if !view.complete {
+                view.refused = Some(error);
+                return;
+            }
+            view.state.identities = Arc::new([]);
+            view.revision += 1;
+            view.standing = Standing::Ended { reason: error.to_string() };
+        });
+        false
+    }
+}
+
+/// Whether the agent has said for good that it gives nothing for another process. For this program itself it never is: an
+/// operator may register it any moment, and it is there.
+fn is_final(error: &ClientError) -> bool {
+    matches!(
+        error,
+        ClientError::NoIdentity(_)
+            | ClientError::Denied(_)
+            | ClientError::Invalid(_)
+            | ClientError::NotOffered(_)
+            | ClientError::Failed { code: Code::NotFound | Code::FailedPrecondition, .. }
+    )
 }
 
 /// When the first of the identities expires, for people.
 fn first_end(state: &X509State) -> Option<String> {
     state.identities().iter().map(X509Identity::not_after).min().map(|end: OffsetDateTime| end.to_string())
-}
-
-type Stream = BoxStream<'static, (Part, Result<News, ClientError>)>;
-
-/// Both streams in one, each reconnecting by itself.
-fn open(endpoint: &Endpoint, custody: Custody, api: &WorkloadApi, sessions: &Sessions) -> Stream {
-    let bundles = follow(Part::Bundles, api.watch_x509_bundles(), |bundles| News::Bundles(Arc::new(bundles)));
-    let identities = match custody {
-        Custody::Program => {
-            let fetch =
-                |mut client: Client| Box::pin(async move { client.fetch_x509svid(X509svidRequest {}).await }) as _;
-            follow(Part::Identities, Watch::new(api, fetch, read_own), News::Identities)
-        }
-        Custody::Tether => {
-            let sessions = sessions.clone();
-            let hold = move || {
-                let mut sessions = sessions.clone();
-                Box::pin(async move { sessions.hold_x509(HoldX509Request::default()).await }) as _
-            };
-            follow(Part::Identities, Watch::of(endpoint, hold, read_held), News::Identities)
-        }
-    };
-    stream::select(identities, bundles).boxed()
-}
-
-/// A watch as a stream: its state survives when somebody stops waiting for the next item.
-fn follow<M, T>(part: Part, watch: Watch<M, T>, news: fn(T) -> News) -> Stream
-where
-    M: prost::Message + Default + 'static,
-    T: 'static,
-{
-    stream::unfold(watch, move |mut watch| async move {
-        let next = watch.next().await.map(news);
-        Some(((part, next), watch))
-    })
-    .boxed()
 }
 
 async fn sign(mut sessions: Sessions, endpoint: Endpoint, job: Job) {

@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use tower::{BoxError, Layer, Service};
 
 use super::{Check, CheckError, Class, ClientError, Digest, Effect, Outcome, Refused, Verified, VerifierClient};
+use crate::client::tls::PeerCertificates;
 use crate::proof::{TargetError, TargetUri};
 
 /// Where a tool is reached, from its own configuration: `https://tool.example.com`, or with a path in front of all of its
@@ -62,6 +63,10 @@ pub struct Described {
 /// - 403 with `{"error":"forbidden"}`, or `{"error":"step_up","approval":ID}` when a person has to agree first;
 /// - 413 with `{"error":"too_large"}`: see [`Self::cover_body`];
 /// - 503 with `{"error":"unavailable"}`: the agent is away or cannot tell. Nothing is served unchecked.
+///
+/// Where the server puts [`PeerCertificates`] among the extensions of its requests, the caller's certificate is judged with each of
+/// them, and a proof must be of the same identity. Then a layer that takes requests outside a session
+/// ([`Self::without_session`]) also takes such without a proof, where policy permits `reach`.
 ///
 /// Put it outside of anything that changes the path (axum's `nest` does) or authenticates by other means. Headers are left as they
 /// are. The query is not covered by a proof (draft-ietf-wimse-wpt-02): a tool that acts on it takes what matters from the body and
@@ -218,7 +223,13 @@ impl Settings {
             approval: None,
         })?;
         // Before the body is read: without a proof there is nothing to read it for.
-        let mut check = Check::new(&parts.method, uri, &parts.headers)?;
+        let mut check = match parts.extensions.get::<PeerCertificates>() {
+            Some(peer) => Check::from_peer(&parts.method, uri, &parts.headers, peer)?,
+            None => Check::new(&parts.method, uri, &parts.headers)?,
+        };
+        if self.require_session && !check.has_proof() {
+            return Err(Check::no_proof().into());
+        }
         let (digest, body) = match self.covered_body {
             Some(limit) => {
                 let whole = read(body, limit).await?;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use http::{Method, Request as HttpRequest, Response as HttpResponse, StatusCode};
 use http_body_util::{BodyExt, Full};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -91,6 +92,7 @@ fn active() -> wire::CheckResponse {
         purpose: "billing/refund".to_owned(),
         scopes: vec!["refund:read".to_owned()],
         txn: "t-1".to_owned(),
+        proven: true,
         delegated_by: vec!["spiffe://example.org/planner".to_owned()],
         ..wire::CheckResponse::default()
     }
@@ -167,6 +169,64 @@ async fn a_request_without_one_proof_is_challenged_and_the_agent_is_not_asked() 
         assert_eq!(response.body(), r#"{"error":"unproven"}"#, "{what}");
     }
     assert!(world.asked().is_empty());
+}
+
+#[tokio::test]
+async fn a_request_of_a_proven_peer_may_come_without_a_proof_where_the_tool_takes_calls_outside_a_session() {
+    let peer = || PeerCertificates::proven([CertificateDer::from(vec![1, 2]), CertificateDer::from(vec![3])]);
+    let bare = || HttpRequest::builder().uri("/x").header("Cookie", "mine").extension(peer());
+    let sessionless = || wire::CheckResponse { session: String::new(), proven: false, ..active() };
+    let world = World::answering([sessionless(), active(), sessionless()]);
+    let layer = world.layer().without_session();
+    let with_bearer = || bare().header("Authorization", "Bearer eyJ");
+    for request in [bare(), request("/x").extension(peer()), with_bearer()] {
+        assert_eq!(send(&layer, StatusCode::OK, with_body(request, b"")).await.status(), StatusCode::OK);
+    }
+    let asked = world.asked();
+    let certificates = [Bytes::from_static(&[1, 2]), Bytes::from_static(&[3])];
+    assert!(asked.iter().all(|asked| asked.peer_certificates == certificates && !asked.require_session));
+    assert_eq!([0, 1, 2].map(|nth: usize| asked[nth].headers.len()), [0, 2, 0], "another credential is not sent along");
+
+    let half = [
+        bare().header("Workload-Identity-Token", "eyJ.w"),
+        bare().header("Authorization", "WPT eyJ.p"),
+        with_bearer().header("Workload-Identity-Token", "eyJ.w"),
+        with_bearer().header("Authorization", "Bearer eyJ"),
+    ];
+    for request in half {
+        let response = send(&layer, StatusCode::OK, with_body(request, b"")).await;
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "half a proof is no proof, and not none");
+    }
+    let response = send(&world.layer(), StatusCode::OK, with_body(bare(), b"")).await;
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "a call in a session comes with a proof");
+    assert_eq!(world.asked().len(), 3, "and the agent is not asked");
+}
+
+#[tokio::test]
+async fn each_call_inside_a_request_has_its_own_verdict_and_none_is_missing() {
+    let verdicts = || {
+        vec![
+            wire::RpcVerdict { allowed: true, effect: wire::Effect::Read.into(), ..wire::RpcVerdict::default() },
+            wire::RpcVerdict {
+                reason: "step_up".to_owned(),
+                approval: "ap-7".to_owned(),
+                effect: wire::Effect::Irreversible.into(),
+                ..wire::RpcVerdict::default()
+            },
+        ]
+    };
+    let short = wire::CheckResponse { rpcs: verdicts().split_off(1), ..active() };
+    let world = World::answering([wire::CheckResponse { rpcs: verdicts(), ..active() }, short]);
+    let (parts, ()) = request("/mcp").body(()).expect("a request").into_parts();
+    let mut check = Check::new(&parts.method, "https://tool.example.com/mcp", &parts.headers).expect("proven");
+    check.rpcs = ["list", "call"].map(|method| Rpc { method: format!("tools/{method}"), ..Rpc::default() }).into();
+    let verified = world.client.check(&check).await.expect("active");
+    assert_eq!((verified.rpcs[0].refused(), verified.rpcs[0].effect), (None, Effect::Read));
+    let refused = verified.rpcs[1].refused().expect("a person has to agree");
+    assert_eq!((refused.class, refused.approval.as_deref()), (Class::StepUp, Some("ap-7")));
+    assert_eq!(world.asked()[0].rpcs[1].method, "tools/call");
+    let error = world.client.check(&check).await.expect_err("a verdict is missing");
+    assert!(matches!(error, CheckError::Agent(ClientError::Malformed(_))), "{error}");
 }
 
 #[tokio::test]
