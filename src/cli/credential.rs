@@ -135,7 +135,11 @@ fn show(view: &CredentialView, context: &mut Context) -> Result<(), Failure> {
         other => format!("{}; it was valid until {}", output.toned(Tone::Bad, other), when(&view.not_after)),
     };
     let (level, meaning) = view.binding.as_ref().map_or((0, ""), |binding| (binding.level, binding.meaning.as_str()));
-    let custody = if view.exportable && view.custody != IN_FILES { format!("{}, perhaps in files", view.custody) } else { view.custody.clone() };
+    let custody = if view.exportable && view.custody != IN_FILES {
+        format!("{}, perhaps in files", view.custody)
+    } else {
+        view.custody.clone()
+    };
     let once = if view.single_use { ", once" } else { "" };
     let none = BlastRadius::default();
     let radius = view.blast_radius.as_ref().unwrap_or(&none);
