@@ -17,6 +17,11 @@ pub mod admin {
     include!(concat!(env!("OUT_DIR"), "/tether.admin.v1.rs"));
 }
 
+/// `tether.export.v1`.
+pub mod export {
+    include!(concat!(env!("OUT_DIR"), "/tether.export.v1.rs"));
+}
+
 /// The encoded descriptors of all services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

@@ -20,6 +20,7 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 
 use crate::api::admin::Reloadable;
+use crate::api::export::ExportApi;
 use crate::api::gate::{RoleLayer, WorkloadGate};
 use crate::api::sessions::{SessionApi, VerifierApi};
 use crate::api::{admin, serve, workload};
@@ -245,6 +246,7 @@ impl Bound {
         duties.spawn(kept::wipe_revoked(issuer.held.clone(), ledger.clone(), watcher.clone()));
 
         let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
+        let exports = ExportApi::new(issuer.clone(), watcher.clone());
         let offered = state.config().sessions.enabled;
         duties.spawn(self.parts.sessions.clone().keep_judging(watcher.clone()));
         let verifier = VerifierApi::new(self.parts.verifier.clone(), watcher.clone());
@@ -255,7 +257,7 @@ impl Bound {
         let (limits, stop) = (self.parts.limits, watcher.clone());
         let readiness = state.readiness.clone();
         let listener = self.parts.workload;
-        servers.spawn(serve::workload(listener, workload, sessions, gate, readiness, limits, stop.clone()));
+        servers.spawn(serve::workload(listener, (workload, exports), sessions, gate, readiness, limits, stop.clone()));
         let (admin, service, gate) = (self.parts.admin, self.parts.admin_service, self.parts.admin_gate);
         servers.spawn(serve::admin(admin, service, gate, limits, stop.clone()));
         if let Some((listener, https)) = self.parts.http.tls {

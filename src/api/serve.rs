@@ -7,6 +7,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::admin::Admin;
+use super::export::ExportApi;
 use super::gate::{DeadlineLayer, RoleLayer, WorkloadGate};
 use super::sessions::{SessionApi, VerifierApi};
 use super::workload::Workload;
@@ -23,11 +24,13 @@ use crate::proto::admin::credentials_server::CredentialsServer;
 use crate::proto::admin::entries_server::EntriesServer;
 use crate::proto::admin::policies_server::PoliciesServer;
 use crate::proto::admin::session_admin_server::SessionAdminServer;
+use crate::proto::export::exports_server::ExportsServer;
 use crate::proto::session::sessions_server::SessionsServer;
 use crate::proto::session::verifier_server::VerifierServer;
 use crate::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 
 const WORKLOAD_API: &str = "SpiffeWorkloadAPI";
+const EXPORTS: &str = "tether.export.v1.Exports";
 const SESSIONS: [&str; 2] = ["tether.session.v1.Sessions", "tether.session.v1.Verifier"];
 /// A request's headers; the wire layer allows no larger ones.
 const HEADER_LIST_BYTES: u32 = 16 * 1024;
@@ -47,7 +50,7 @@ pub struct Limits {
 /// behind the gate.
 pub async fn workload(
     listener: Listener,
-    service: Workload,
+    (service, exports): (Workload, ExportApi),
     sessions: Option<(SessionApi, VerifierApi)>,
     gate: WorkloadGate,
     readiness: Readiness,
@@ -57,8 +60,9 @@ pub async fn workload(
     let api = SpiffeWorkloadApiServer::new(service).max_decoding_message_size(limits.workload_message);
     let (health, health_service) = tonic_health::server::health_reporter();
     let names: Vec<&str> =
-        std::iter::once(WORKLOAD_API).chain(SESSIONS.into_iter().filter(|_| sessions.is_some())).collect();
-    let mut routes = reflection(&names).add_service(api).add_service(health_service);
+        [WORKLOAD_API, EXPORTS].into_iter().chain(SESSIONS.into_iter().filter(|_| sessions.is_some())).collect();
+    let exports = ExportsServer::new(exports).max_decoding_message_size(limits.workload_message);
+    let mut routes = reflection(&names).add_service(api).add_service(exports).add_service(health_service);
     if let Some((sessions, verifier)) = sessions {
         let (keys, verifier) = (SessionsServer::new(sessions), VerifierServer::new(verifier));
         routes = routes

@@ -45,6 +45,7 @@ pub fn too_many(what: &str, full: Full) -> Status {
 pub fn refused(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::NoIdentity { .. } | Refusal::NotGranted(_) | Refusal::Denied(_) => Code::PermissionDenied,
+        Refusal::NoSuchHint(_) | Refusal::NotExportable { .. } => Code::PermissionDenied,
         Refusal::Connection(_) | Refusal::Look(LookError::Ended(_)) => Code::PermissionDenied,
         Refusal::Look(LookError::Unseen(_))
         | Refusal::Attestation(_)

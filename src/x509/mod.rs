@@ -16,6 +16,8 @@ mod encode;
 mod key;
 mod pem;
 #[cfg(feature = "agent")]
+pub mod pkcs12;
+#[cfg(feature = "agent")]
 mod profile;
 #[cfg(test)]
 #[cfg(feature = "agent")]
