@@ -19,6 +19,7 @@ mod pem;
 pub mod pkcs12;
 #[cfg(feature = "agent")]
 mod profile;
+pub mod tls;
 #[cfg(test)]
 #[cfg(feature = "agent")]
 mod tests;
