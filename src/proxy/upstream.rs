@@ -170,6 +170,7 @@ pub struct Upstream {
     http2: bool,
     patience: Duration,
     clock: Clock,
+    again: bool,
 }
 
 impl Upstream {
@@ -183,7 +184,13 @@ impl Upstream {
             .set_host(false)
             .http2_only(http2)
             .build(connector);
-        Self { client, http2, patience: limits.upstream, clock }
+        Self { client, http2, patience: limits.upstream, clock, again: true }
+    }
+
+    /// Sends nothing twice, for whoever makes each attempt anew.
+    #[must_use]
+    pub fn never_again(self) -> Self {
+        Self { again: false, ..self }
     }
 
     /// Whether requests go out in HTTP/2, whatever ALPN says.
@@ -201,7 +208,7 @@ impl Upstream {
     /// There is no answer.
     pub async fn send(&self, head: Parts, body: Body) -> Result<Response<Incoming>, UpstreamError> {
         let is_safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
-        let again = (is_safe && body.is_end_stream()).then(|| Request::from_parts(head.clone(), empty()));
+        let again = (self.again && is_safe && body.is_end_stream()).then(|| Request::from_parts(head.clone(), empty()));
         match (self.once(Request::from_parts(head, body)).await, again) {
             (Err(UpstreamError::Broken(_)), Some(again)) => self.once(again).await,
             (answer, _) => answer,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use super::super::cut::{Cut, CutReason, Lifeline};
+use super::super::cut::{Cut, CutReason, Lifeline, Phase};
 use crate::client::session::State;
 use crate::client::tls::{Standing, X509Source};
 use crate::client::verifier::VerifierClient;
@@ -70,6 +70,10 @@ impl Tasks {
         let seen = open.silences;
         let known = open.sessions.entry(session.to_owned());
         let known = known.or_insert_with(|| Session { lifeline: Lifeline::default(), open: 0, seen });
+        // What was cut before, and is still on its way out, stays cut.
+        if known.lifeline.phase() != Phase::Open {
+            known.lifeline = Lifeline::default();
+        }
         known.open += 1;
         known.seen = seen;
         OpenTask { tasks: Arc::downgrade(&self.0), session: session.to_owned(), lifeline: known.lifeline.clone() }
@@ -130,7 +134,6 @@ fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::cut::Phase;
     use super::*;
 
     #[test]
@@ -140,9 +143,9 @@ mod tests {
         assert_eq!(tasks.cut("a", CutReason::SessionEnded), 2);
         assert_eq!(mine.cut().phase(), Phase::Cut(CutReason::SessionEnded));
         assert_eq!(other.cut().phase(), Phase::Open);
+        assert_eq!(tasks.enter("a").cut().phase(), Phase::Open, "it was resumed");
         drop((mine, too, other));
         assert!(lock(&tasks.0).sessions.is_empty());
-        assert_eq!(tasks.enter("a").cut().phase(), Phase::Open, "the agent said that it stands, again");
     }
 
     #[test]
