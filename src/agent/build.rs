@@ -124,7 +124,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let nodes = nodes.map_err(|(node, source)| StartError::Node { node, source })?;
     // One that never ran before has forgotten no proof: all that can still be shown to it count.
     let remembers = deps.clock.now() - if is_first_start { 2 * proof::LIFETIME } else { Duration::ZERO };
-    let verifier = Arc::new(Verifier::new(sessions.clone(), nodes, remembers));
+    let verifier = Arc::new(Verifier::new(sessions.clone(), nodes, crls.clone(), remembers));
 
     let observer = observer(deps.audit.clone(), metrics.clone());
     let listener = |limits| ListenerConfig {

@@ -387,6 +387,8 @@ events! {
             user: Option<String>,
             /// The tool's name, as the tool says.
             tool: String,
+            /// The method of the call inside the request (JSON-RPC); empty for the request itself.
+            rpc: String,
             /// Method and URI.
             request: String,
             /// The `jti` of the token.

@@ -7,7 +7,9 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::question::{Action, AgentFacts, Decision, Effect, IssueFacts, Question, SessionFacts, ToolFacts};
+use super::question::{
+    Action, AgentFacts, Decision, Effect, IssueFacts, Question, ReachFacts, SessionFacts, ToolFacts,
+};
 use crate::base::mistake::{Lines, Mistake};
 use crate::id::SpiffeId;
 use crate::registry::parse_lifetime;
@@ -67,6 +69,7 @@ pub struct Case {
     session: Option<SessionCase>,
     tool: Option<ToolCase>,
     issue: Option<IssueCase>,
+    reach: Option<ReachFacts>,
     approved: bool,
     time: Option<OffsetDateTime>,
 }
@@ -94,6 +97,7 @@ impl Case {
             session,
             issue,
             tool,
+            reach: self.reach,
             approved: self.approved,
             now: self.time.unwrap_or(now),
         })
@@ -147,6 +151,7 @@ struct Written {
     effect: Option<String>,
     tool: Option<ToolCase>,
     issue: Option<IssueCase>,
+    reach: Option<ReachCase>,
     #[serde(default)]
     approved: bool,
     time: Option<String>,
@@ -241,6 +246,8 @@ struct ToolCase {
     #[serde(default)]
     name: String,
     #[serde(default)]
+    rpc: String,
+    #[serde(default)]
     arguments_sha256: String,
     #[serde(default = "wit")]
     kind: String,
@@ -256,6 +263,7 @@ impl ToolCase {
             uri: &self.uri,
             method: &self.method,
             name: &self.name,
+            rpc: &self.rpc,
             arguments_sha256: &self.arguments_sha256,
             kind: &self.kind,
         }
@@ -278,6 +286,26 @@ impl IssueCase {
     }
 }
 
+/// How the caller of a `reach` showed who it is: by a proof, unless it is said otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ReachCase {
+    proof: bool,
+    binding: u8,
+}
+
+impl Default for ReachCase {
+    fn default() -> Self {
+        Self { proof: true, binding: 3 }
+    }
+}
+
+impl ReachCase {
+    fn facts(&self) -> ReachFacts {
+        ReachFacts { proof: self.proof, binding: self.binding }
+    }
+}
+
 impl Written {
     fn read(self, unnamed: String) -> Result<Case, String> {
         let agent = SpiffeId::parse(&self.agent);
@@ -290,10 +318,12 @@ impl Written {
             let lifetime = parse_lifetime(&session.lifetime, MAX_LIFETIME);
             session.lasts = lifetime.map_err(|error| format!("`session.lifetime`: {error}"))?;
         }
-        if !is_issue && session.is_none() {
+        let in_session = matches!(action, Action::Start | Action::Delegate | Action::Mint | Action::Call(_));
+        if in_session && session.is_none() {
             return Err(missing("session = { purpose = .. }"));
         }
-        if matches!(action, Action::Mint | Action::Call(_)) && self.tool.is_none() {
+        let at_tool = matches!(action, Action::Mint | Action::Call(_) | Action::Reach(_) | Action::Classify);
+        if at_tool && self.tool.is_none() {
             return Err(missing("tool = { uri = .. }"));
         }
         if is_issue && !self.issue.as_ref().is_some_and(|issue| matches!(&*issue.kind, "x509" | "jwt" | "wit")) {
@@ -310,9 +340,10 @@ impl Written {
             entry: self.entry,
             owner: self.owner,
             user: self.user.map(UserCase::read).transpose()?,
-            session: session.filter(|_| !is_issue),
+            session: session.filter(|_| in_session),
             tool: self.tool,
             issue: self.issue,
+            reach: matches!(action, Action::Reach(_)).then(|| self.reach.unwrap_or_default().facts()),
             approved: self.approved,
             time: time.map_err(|_| "`time` is a text such as \"2026-03-01T09:30:00Z\"".to_owned())?,
         })
@@ -330,12 +361,17 @@ impl Written {
             "delegate" => Action::Delegate,
             "mint" => Action::Mint,
             "call" => return Ok(Action::Call(effect.unwrap_or_else(by_method))),
+            "reach" => return Ok(Action::Reach(effect.unwrap_or_else(by_method))),
+            "classify" => Action::Classify,
             name => Action::Call(Effect::parse(name).ok_or_else(|| {
-                format!("`action` is issue, start, delegate, mint, call, read, write or irreversible, not `{name}`")
+                format!(
+                    "`action` is issue, start, delegate, mint, call, read, write, irreversible, reach or classify, not \
+                     `{name}`"
+                )
             })?),
         };
         if effect.is_some() {
-            return Err("`effect` goes with action = \"call\" alone".to_owned());
+            return Err("`effect` goes with action = \"call\" or \"reach\" alone".to_owned());
         }
         Ok(action)
     }

@@ -7,16 +7,17 @@ use std::thread;
 
 use aws_lc_rs::digest::{Context as Sha256, SHA256};
 use cedar_policy::{
-    EntityUid, Policy as CedarPolicy, PolicyId, PolicySet as CedarSet, ValidationMode, ValidationWarning, Validator,
+    ActionConstraint, EntityUid, Policy as CedarPolicy, PolicyId, PolicySet as CedarSet, ValidationMode,
+    ValidationWarning, Validator,
 };
 use miette::Diagnostic;
 
 use super::facts::never_met;
-use super::question::Action;
+use super::question::{Action, Obligations};
 use super::rule::{PolicyOrigin, Rule, obligations};
 use super::scan::{Statement, statements};
 use super::set::{PolicySet, names};
-use super::words::{ACTION_WORDS, READ_SCHEMA, SCHEMA, index_of};
+use super::words::{ACTION_WORDS, CLASSIFY, REACH, READ_SCHEMA, SCHEMA, index_of};
 use crate::base::entropy::hex;
 use crate::base::mistake::{Lines, Mistake};
 
@@ -192,6 +193,14 @@ impl<'a> Reading<'a> {
                            `action in Action::\"call\"`";
             return Err(vec![place.mistake(text.find("@step_up").unwrap_or(0), message.to_owned())]);
         }
+        if obligations.step_up.is_some() && names(&parsed, &ACTION_WORDS[REACH]) {
+            let message = "nobody can be asked about `reach`, which is outside any session: put @step_up on a policy of \
+                           `action in Action::\"call\"`";
+            return Err(vec![place.mistake(text.find("@step_up").unwrap_or(0), message.to_owned())]);
+        }
+        if let Err((name, why)) = classifies(&parsed, &obligations) {
+            return Err(vec![place.mistake(text.find(name).unwrap_or(0), why.to_owned())]);
+        }
         let never: Vec<Mistake> = parsed
             .entity_literals()
             .iter()
@@ -257,6 +266,25 @@ impl<'a> Reading<'a> {
             }
         }
     }
+}
+
+/// `@effect` and `classify` go together, and with nothing else; otherwise where to look, and what to do.
+fn classifies(policy: &CedarPolicy, obligations: &Obligations) -> Result<(), (&'static str, &'static str)> {
+    let classify = &ACTION_WORDS[CLASSIFY].uid;
+    let (named, alone) = match policy.action_constraint() {
+        ActionConstraint::Any => (false, false),
+        ActionConstraint::Eq(uid) => (uid == *classify, true),
+        ActionConstraint::In(uids) => (uids.contains(classify), uids.len() == 1),
+    };
+    if named != obligations.effect.is_some() || named && !alone {
+        let why = "says what a call does and permits nothing: write @effect(\"read\") permit (principal, action == \
+                   Action::\"classify\", resource), and permit the call by a policy of its own";
+        return Err((if obligations.effect.is_some() { "@effect" } else { "classify" }, why));
+    }
+    if named && (obligations.step_up.is_some() || obligations.one_use || !obligations.redact.is_empty()) {
+        return Err(("@effect", "stands alone: other annotations go with the policies that permit the call"));
+    }
+    Ok(())
 }
 
 /// A policy that cannot apply was meant to do something, and does not: a `forbid` like that is an open door.

@@ -92,12 +92,26 @@ impl Asked {
                 let (tool, session) =
                     (given(question.tool, "tool")?, parts.session(question, &principal, user.as_ref())?);
                 let mut context = common(question, session, user)?;
-                context.extend([
+                context.extend([("effect", text(effect.as_str())), ("method", text(tool.method))]);
+                context.extend(called(&tool));
+                (parts.tool(&tool, mentioned)?, context)
+            }
+            Action::Reach(effect) => {
+                let (tool, reach) = (given(question.tool, "tool")?, given(question.reach, "caller")?);
+                let mut context = vec![
+                    ("proof", Value::new_bool(reach.proof)),
+                    ("binding", Value::new_long(reach.binding.into())),
+                    ("time", time(question.now)?),
                     ("effect", text(effect.as_str())),
                     ("method", text(tool.method)),
-                    ("tool", text(tool.name)),
-                    ("arguments_sha256", text(tool.arguments_sha256)),
-                ]);
+                ];
+                context.extend(called(&tool));
+                (parts.tool(&tool, mentioned)?, context)
+            }
+            Action::Classify => {
+                let tool = given(question.tool, "tool")?;
+                let mut context = vec![("time", time(question.now)?), ("method", text(tool.method))];
+                context.extend(called(&tool));
                 (parts.tool(&tool, mentioned)?, context)
             }
         };
@@ -264,6 +278,11 @@ fn common(question: &Question<'_>, session: EntityUid, user: Option<EntityUid>) 
     ];
     context.extend(user.map(|user| ("user", Value::new_entity_uid(user))));
     Ok(context)
+}
+
+/// What is called behind the URI.
+fn called(tool: &ToolFacts<'_>) -> [(&'static str, Value); 3] {
+    [("tool", text(tool.name)), ("rpc", text(tool.rpc)), ("arguments_sha256", text(tool.arguments_sha256))]
 }
 
 fn given<T>(fact: Option<T>, what: &str) -> Result<T, String> {

@@ -127,6 +127,10 @@ pub struct Start;
 #[derive(Debug)]
 pub struct Call;
 
+/// Calls a tool outside any session: see [`Permit`].
+#[derive(Debug)]
+pub struct Reach;
+
 /// Permission to do something once.
 #[must_use = "without it nothing is done"]
 pub struct Permit<What> {

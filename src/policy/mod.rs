@@ -34,11 +34,11 @@ use self::grant::Permitted;
 pub use self::case::{Case, Expect, read_cases};
 pub use self::compile::{BuiltIn, Compiled, MAX_POLICIES, PolicyFile, compile};
 pub use self::explain::{ExplainedPolicy, Explanation, explain};
-pub use self::grant::{Call, Checks, JwtGrant, KeyUse, MintGrant, Permit, Start, WitGrant, X509Grant};
+pub use self::grant::{Call, Checks, JwtGrant, KeyUse, MintGrant, Permit, Reach, Start, WitGrant, X509Grant};
 pub use self::live::{DEFAULT_DIRECTORY, Policies, PoliciesRefused, PoliciesWatch, is_default};
 pub use self::load::{MAX_BYTES, MAX_FILE_BYTES, MAX_FILES, read_paths};
 pub use self::question::{
-    Action, AgentFacts, Decision, Effect, IssueFacts, Obligations, Question, SessionFacts, ToolFacts,
+    Action, AgentFacts, Decision, Effect, IssueFacts, Obligations, Question, ReachFacts, SessionFacts, ToolFacts,
 };
 pub use self::rule::{PolicyOrigin, Rule};
 pub use self::set::PolicySet;
@@ -229,6 +229,19 @@ impl Policy {
     pub fn call(&self, question: &Question<'_>) -> Result<Permit<Call>, Denial> {
         let fits = matches!(question.action, Action::Call(_));
         self.permitted(question, fits).map(Permit::new)
+    }
+
+    /// Whether a tool may be called outside any session: [`Action::Reach`].
+    pub fn reach(&self, question: &Question<'_>) -> Result<Permit<Reach>, Denial> {
+        let fits = matches!(question.action, Action::Reach(_));
+        self.permitted(question, fits).map(Permit::new)
+    }
+
+    /// What a call does by the word of the policies ([`Action::Classify`]); `None` where they say nothing of it. What
+    /// could not be evaluated may have been graver than all that was said.
+    pub fn effect_of(&self, question: &Question<'_>) -> Option<Effect> {
+        let decision = self.decide(question);
+        if decision.errors.is_empty() { decision.obligations.effect } else { Some(Effect::Irreversible) }
     }
 
     /// What is permitted where the decision is a yes. `fits` is whether the question is one of those the permission is for.

@@ -59,10 +59,14 @@ pub enum Action {
     Mint,
     /// Call a tool: decided when the request is proven, and again when the tool asks.
     Call(Effect),
+    /// Call a tool outside any session: decided when the tool asks.
+    Reach(Effect),
+    /// Say what a call of a tool does: no permission, but an effect.
+    Classify,
 }
 
 impl Action {
-    /// The name in approvals and audit: `issue`, `start`, `delegate`, `mint`, `call`.
+    /// The name in approvals and audit: `issue`, `start`, `delegate`, `mint`, `call`, `reach`, `classify`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Issue => "issue",
@@ -70,6 +74,8 @@ impl Action {
             Self::Delegate => "delegate",
             Self::Mint => "mint",
             Self::Call(_) => "call",
+            Self::Reach(_) => "reach",
+            Self::Classify => "classify",
         }
     }
 }
@@ -135,7 +141,16 @@ pub struct SessionFacts<'a> {
     pub launched: &'a [String],
 }
 
-/// Where to: Cedar's resource of `mint` and `call`.
+/// How a caller outside any session showed who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReachFacts {
+    /// Whether a proof came with this very request; else TLS alone says who it is.
+    pub proof: bool,
+    /// The binding level of what it showed.
+    pub binding: u8,
+}
+
+/// Where to: Cedar's resource of `mint`, `call`, `reach` and `classify`.
 #[derive(Clone, Copy, Debug)]
 pub struct ToolFacts<'a> {
     /// The URI, or the audience of a bearer token.
@@ -144,6 +159,8 @@ pub struct ToolFacts<'a> {
     pub method: &'a str,
     /// The tool's name behind the URI; empty when there is none.
     pub name: &'a str,
+    /// The method of the call inside the request (JSON-RPC), such as `tools/call`; empty when there is none.
+    pub rpc: &'a str,
     /// SHA-256 of its arguments in hex; empty when it is not known.
     pub arguments_sha256: &'a str,
     /// What a token that is minted is: `wit` or `jwt`; `wit` for calls.
@@ -159,12 +176,14 @@ pub struct Question<'a> {
     pub agent: AgentFacts<'a>,
     /// For whom.
     pub user: Option<&'a User>,
-    /// In which session; `None` for `Issue` alone.
+    /// In which session; `None` for what is done outside any.
     pub session: Option<SessionFacts<'a>>,
     /// `Issue`: what.
     pub issue: Option<IssueFacts<'a>>,
-    /// `Mint` and `Call`: where to.
+    /// `Mint`, `Call`, `Reach` and `Classify`: where to.
     pub tool: Option<ToolFacts<'a>>,
+    /// `Reach`: how the caller showed who it is.
+    pub reach: Option<ReachFacts>,
     /// Whether an approver agreed to exactly this.
     pub approved: bool,
     /// When.
@@ -174,16 +193,27 @@ pub struct Question<'a> {
 impl<'a> Question<'a> {
     /// Whether to issue a credential outside sessions, or to go on with it.
     pub fn issue(agent: AgentFacts<'a>, issue: IssueFacts<'a>, now: OffsetDateTime) -> Self {
-        Self {
-            action: Action::Issue,
-            agent,
-            user: None,
-            session: None,
-            issue: Some(issue),
-            tool: None,
-            approved: false,
-            now,
-        }
+        Self { issue: Some(issue), ..Self::of(Action::Issue, agent, now) }
+    }
+
+    /// Whether a tool may be called outside any session.
+    pub fn reach(
+        agent: AgentFacts<'a>,
+        tool: ToolFacts<'a>,
+        effect: Effect,
+        reach: ReachFacts,
+        now: OffsetDateTime,
+    ) -> Self {
+        Self { tool: Some(tool), reach: Some(reach), ..Self::of(Action::Reach(effect), agent, now) }
+    }
+
+    /// What a call of a tool does.
+    pub fn classify(agent: AgentFacts<'a>, tool: ToolFacts<'a>, now: OffsetDateTime) -> Self {
+        Self { tool: Some(tool), ..Self::of(Action::Classify, agent, now) }
+    }
+
+    fn of(action: Action, agent: AgentFacts<'a>, now: OffsetDateTime) -> Self {
+        Self { action, agent, user: None, session: None, issue: None, tool: None, reach: None, approved: false, now }
     }
 }
 
@@ -198,6 +228,8 @@ pub struct Obligations {
     pub redact: BTreeSet<String>,
     /// How old the last word of an unreachable node may be (`@stale("30s")`), for reads alone; the shortest named.
     pub stale: Option<Duration>,
+    /// `Classify`: what the call does (`@effect("read")`); the gravest named.
+    pub effect: Option<Effect>,
 }
 
 /// What policy says.

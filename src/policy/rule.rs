@@ -94,10 +94,10 @@ fn obligation(read: &mut Obligations, name: &str, value: &str, forbids: bool) ->
     if name == "id" {
         return check_id(value);
     }
-    if !matches!(name, "step_up" | "one_use" | "redact" | "stale") {
+    if !matches!(name, "step_up" | "one_use" | "redact" | "stale" | "effect") {
         return Err(format!(
-            "unknown annotation `@{name}`: known are @id, @step_up, @one_use, @redact and @stale; write a comment for \
-             anything else"
+            "unknown annotation `@{name}`: known are @id, @step_up, @one_use, @redact, @stale and @effect; write a \
+             comment for anything else"
         ));
     }
     if forbids {
@@ -110,6 +110,12 @@ fn obligation(read: &mut Obligations, name: &str, value: &str, forbids: bool) ->
         "step_up" => read.step_up = Some(value.trim().to_owned()),
         "one_use" if !value.is_empty() => return Err("`@one_use` has no value: write @one_use".to_owned()),
         "one_use" => read.one_use = true,
+        "effect" => {
+            let effect = super::question::Effect::parse(value);
+            read.effect = Some(effect.ok_or_else(|| {
+                "`@effect` is what a call does: write @effect(\"read\"), (\"write\") or (\"irreversible\")".to_owned()
+            })?);
+        }
         "redact" => {
             for field in value.split(',').map(str::trim) {
                 if !Event::is_redactable(field) {
@@ -158,5 +164,6 @@ impl Obligations {
         self.one_use |= other.one_use;
         self.redact.extend(other.redact.iter().cloned());
         self.stale = [self.stale, other.stale].into_iter().flatten().min();
+        self.effect = self.effect.max(other.effect);
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Case {
     pub(super) uri: String,
     pub(super) method: &'static str,
     pub(super) tool: &'static str,
+    pub(super) rpc: &'static str,
+    pub(super) proof: bool,
     pub(super) binding: u8,
     pub(super) depth: u32,
     pub(super) calls: u32,
@@ -41,6 +43,8 @@ impl Default for Case {
             uri: "https://mail.example.com/inbox".to_owned(),
             method: "GET",
             tool: "",
+            rpc: "",
+            proof: true,
             binding: 3,
             depth: 0,
             calls: 1,
@@ -88,17 +92,22 @@ impl Case {
             uri: &self.uri,
             method: if action == Action::Mint { "" } else { self.method },
             name: self.tool,
+            rpc: self.rpc,
             arguments_sha256: "",
             kind: "wit",
         };
         let is_issue = action == Action::Issue;
+        let in_session = matches!(action, Action::Start | Action::Delegate | Action::Mint | Action::Call(_));
+        let at_tool = matches!(action, Action::Mint | Action::Call(_) | Action::Reach(_) | Action::Classify);
+        let reach = ReachFacts { proof: self.proof, binding: self.binding };
         answer(&Question {
             action,
             agent: AgentFacts { spiffe_id: &self.agent, entry: "mail", owner: self.owner },
-            user: self.user.as_ref().filter(|_| !is_issue),
-            session: (!is_issue).then_some(session),
+            user: self.user.as_ref().filter(|_| in_session),
+            session: in_session.then_some(session),
             issue: is_issue.then_some(IssueFacts { kind: self.kind, audience: &self.audience, binding: self.binding }),
-            tool: matches!(action, Action::Mint | Action::Call(_)).then_some(tool),
+            tool: at_tool.then_some(tool),
+            reach: matches!(action, Action::Reach(_)).then_some(reach),
             approved: self.approved,
             now: self.now,
         })
@@ -108,8 +117,9 @@ impl Case {
 pub(super) const READ: Action = Action::Call(Effect::Read);
 pub(super) const WRITE: Action = Action::Call(Effect::Write);
 pub(super) const IRREVERSIBLE: Action = Action::Call(Effect::Irreversible);
-pub(super) const EVERY_ACTION: [Action; 7] =
-    [Action::Issue, Action::Start, Action::Delegate, Action::Mint, READ, WRITE, IRREVERSIBLE];
+pub(super) const REACH: Action = Action::Reach(Effect::Read);
+pub(super) const EVERY_ACTION: [Action; 9] =
+    [Action::Issue, Action::Start, Action::Delegate, Action::Mint, READ, WRITE, IRREVERSIBLE, REACH, Action::Classify];
 
 /// The set of 00-issue and these policies.
 pub(super) fn set(text: &str) -> PolicySet {
@@ -134,7 +144,9 @@ fn without_a_file_issuing_is_permitted_and_nothing_else() {
 fn the_policy_of_a_dev_agent_permits_everything() {
     let policy = Policy::new(LIFETIMES).with_policies(Policies::built_in(BuiltIn::Dev));
     for action in EVERY_ACTION {
-        assert!(Case::default().ask(action, |question| policy.decide(question)).allowed, "{action:?}");
+        let allowed = Case::default().ask(action, |question| policy.decide(question)).allowed;
+        // To classify is no permission.
+        assert_eq!(allowed, action != Action::Classify, "{action:?}");
     }
 }
 
@@ -145,6 +157,7 @@ const LIFETIMES: Lifetimes = Lifetimes { x509: Duration::from_secs(900), jwt: Du
 fn policies_see_every_fact_of_a_question() {
     let calls = [READ, WRITE, IRREVERSIBLE].as_slice();
     let session = [Action::Start, Action::Delegate, Action::Mint, READ, WRITE, IRREVERSIBLE].as_slice();
+    let binding = &EVERY_ACTION[..8];
     let rows: &[(&[Action], &str, bool)] = &[
         (&EVERY_ACTION, r#"principal == Agent::"spiffe://example.org/agent/mail""#, true),
         (&EVERY_ACTION, r#"principal == Agent::"spiffe://example.org/agent""#, false),
@@ -157,7 +170,14 @@ fn policies_see_every_fact_of_a_question() {
         (&EVERY_ACTION, r#"principal.entry == "mail" && principal.owner == "team@example.org""#, true),
         (&EVERY_ACTION, "context.time.hour == 9 && context.time.weekday == 7", true),
         (&EVERY_ACTION, "context.time.unix == 1772357400", true),
-        (&EVERY_ACTION, "context.binding >= 3", true),
+        (binding, "context.binding >= 3", true),
+        (&[REACH], r#"context.proof && context.effect == "read""#, true),
+        (&[REACH, Action::Classify], r#"resource in Host::"mail.example.com" && context.method == "GET""#, true),
+        (
+            &[REACH, Action::Classify],
+            r#"context.rpc == "" && context.tool == "" && context.arguments_sha256 == """#,
+            true,
+        ),
         (&[Action::Issue], r#"resource == Credential::"x509" && context.audience.contains("pay")"#, true),
         (&[Action::Issue], r#"resource == Credential::"jwt""#, false),
         (session, r#"context.purpose == "answer-mail" && context.session.purpose == "answer-mail""#, true),
@@ -184,6 +204,7 @@ fn policies_see_every_fact_of_a_question() {
         (calls, r#"resource.scheme == "https" && resource.host == "mail.example.com""#, true),
         (calls, r#"resource.port == 443 && resource.path == "/inbox" && resource.path like "/in*""#, true),
         (calls, r#"context.method == "GET" && context.tool == "" && context.arguments_sha256 == """#, true),
+        (calls, r#"context.rpc == """#, true),
         (&[READ], r#"context.effect == "read""#, true),
         (&[WRITE], r#"context.effect == "read""#, false),
         (calls, r#"action in Action::"call""#, true),
@@ -313,18 +334,48 @@ fn permissions_are_given_for_what_was_asked_and_nothing_else() {
                     policy.start_session(question).is_ok(),
                     policy.mint_token(question).is_ok(),
                     policy.call(question).is_ok(),
+                    policy.reach(question).is_ok(),
                 )
             })
         };
         let expected = match action {
-            Action::Issue => (false, false, false),
-            Action::Start | Action::Delegate => (true, false, false),
-            Action::Mint => (false, true, false),
-            Action::Call(_) => (false, false, true),
+            Action::Issue | Action::Classify => (false, false, false, false),
+            Action::Start | Action::Delegate => (true, false, false, false),
+            Action::Mint => (false, true, false, false),
+            Action::Call(_) => (false, false, true, false),
+            Action::Reach(_) => (false, false, false, true),
         };
         assert_eq!(given(&dev), expected, "{action:?}");
-        assert_eq!(given(&none), (false, false, false), "{action:?}");
+        assert_eq!(given(&none), (false, false, false, false), "{action:?}");
     }
+}
+
+#[test]
+fn what_a_call_does_is_the_gravest_that_any_policy_says_of_it_and_permits_nothing() {
+    let text = r#"
+        @id("search") @effect("read") permit(principal, action == Action::"classify", resource)
+          when { ["search", "wipe"].contains(context.tool) };
+        @id("wipe") @effect("irreversible") permit(principal, action == Action::"classify", resource in Host::"mail.example.com")
+          when { context.tool == "wipe" };"#;
+    let policy = Policy::new(LIFETIMES).with_policies(Policies::of(set(text)));
+    let said = |tool| Case { tool, ..Case::default() }.ask(Action::Classify, |question| policy.effect_of(question));
+    assert_eq!(said("search"), Some(Effect::Read));
+    assert_eq!(said("wipe"), Some(Effect::Irreversible));
+    assert_eq!(said("other"), None);
+    for action in [READ, REACH] {
+        let case = Case { tool: "search", ..Case::default() };
+        assert!(!case.ask(action, |question| policy.decide(question)).allowed, "{action:?}");
+    }
+}
+
+#[test]
+fn a_call_outside_sessions_takes_a_permit_of_its_own() {
+    let in_session = r#"permit(principal, action in Action::"call", resource);"#;
+    assert!(!decide(in_session, &Case::default(), REACH).allowed);
+    let proven = r#"permit(principal, action == Action::"reach", resource) when { context.proof };"#;
+    assert!(decide(proven, &Case::default(), REACH).allowed);
+    assert!(!decide(proven, &Case { proof: false, ..Case::default() }, REACH).allowed);
+    assert!(!decide(proven, &Case::default(), READ).allowed);
 }
 
 #[test]

@@ -68,10 +68,16 @@ const ACTIONS: [(&str, bool); ACTION_COUNT] = [
     ("read", true),
     ("write", true),
     ("irreversible", true),
+    ("reach", false),
+    ("classify", false),
 ];
 
 /// How many actions may be asked about.
-pub(super) const ACTION_COUNT: usize = 7;
+pub(super) const ACTION_COUNT: usize = 9;
+
+/// Where `reach` and `classify` stand.
+pub(super) const REACH: usize = 7;
+pub(super) const CLASSIFY: usize = 8;
 
 /// One action as Cedar knows it.
 #[derive(Debug)]
@@ -103,6 +109,8 @@ pub(super) fn index_of(action: Action) -> usize {
         Action::Call(Effect::Read) => 4,
         Action::Call(Effect::Write) => 5,
         Action::Call(Effect::Irreversible) => 6,
+        Action::Reach(_) => REACH,
+        Action::Classify => CLASSIFY,
     }
 }
 

@@ -404,6 +404,7 @@ pub(super) fn question(terms: &Terms, action: Action, used: Used, approved: bool
         user: terms.user.as_ref(),
         session: Some(facts(terms, used)),
         issue: None,
+        reach: None,
         tool: None,
         approved,
         now,

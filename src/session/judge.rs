@@ -323,11 +323,11 @@ impl Sessions {
             Some(_) => return Some(Reason::ApprovalWithdrawn),
         };
         let kind = token.kind.as_str();
-        let tool = ToolFacts { uri: &token.target, method: "", name: "", arguments_sha256: "", kind };
+        let tool = ToolFacts { uri: &token.target, method: "", name: "", rpc: "", arguments_sha256: "", kind };
         let mint = self.issuer().policy.decide(&in_session(session, Action::Mint, tool, approved, now));
         let audience = std::slice::from_ref(&token.target);
         let issue = match token.kind {
-            TokenKind::Wit => IssueFacts { kind, audience: &[], binding: session.terms().binding },
+            TokenKind::Wit => IssueFacts { kind, audience: &[], binding: token.binding },
             TokenKind::Jwt => IssueFacts { kind, audience, binding: 0 },
         };
         let issue = Question {
@@ -336,6 +336,7 @@ impl Sessions {
             user: None,
             session: None,
             issue: Some(issue),
+            reach: None,
             tool: None,
             approved: false,
             now,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::live::Token;
+use super::live::{Token, agent};
 use super::record::Wanted;
 use super::token::{For, Member, Permitted, in_session};
 use super::wish::{check_tool, check_txn};
@@ -14,7 +14,7 @@ use crate::held::SessionProof;
 use crate::id::SpiffeId;
 use crate::issue::{Asking, ProofScheme};
 use crate::ledger::Standing;
-use crate::policy::{Action, Effect, ToolFacts};
+use crate::policy::{Action, Effect, Question, ToolFacts};
 use crate::proof::{Actor, LIFETIME, ProofTarget, SessionClaims, SignedProof, SubjectId, TargetUri, TetherClaims};
 
 /// A token that ends sooner is not used for a proof any more: the proof could outlive it.
@@ -33,7 +33,9 @@ pub struct ProveWish<'a> {
     pub tool: String,
     /// SHA-256 of its arguments.
     pub arguments_sha256: Option<[u8; 32]>,
-    /// What the call does; at least what its method does.
+    /// The method of the one call inside the request (JSON-RPC); empty for none.
+    pub rpc: String,
+    /// What the call does, as the caller says.
     pub effect: Option<Effect>,
     /// The transaction; empty for a new one.
     pub txn: String,
@@ -66,7 +68,7 @@ impl Sessions {
     pub async fn prove(&self, asking: Asking<'_>, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
         let proven = self.prove_inner(asking, id, wish).await;
         let wanted = Wanted {
-            action: Action::Call(effect_of(wish)),
+            action: Action::Call(by_caller(wish)),
             session: id,
             txn: &wish.txn,
             target: wish.target.uri.as_str(),
@@ -78,6 +80,7 @@ impl Sessions {
 
     async fn prove_inner(&self, asking: Asking<'_>, id: &str, wish: &ProveWish<'_>) -> Result<Proven, SessionError> {
         check_tool(&wish.tool)?;
+        check_tool(&wish.rpc)?;
         check_txn(&wish.txn)?;
         let member = self.as_member(asking, id).await?;
         let session = &member.session;
@@ -87,15 +90,16 @@ impl Sessions {
         let Some(target) = session.target_for(uri) else {
             return Err(SessionError::Target(uri.as_str().to_owned()));
         };
-        let effect = effect_of(wish);
         let arguments = wish.arguments_sha256.map(|digest| hex(&digest)).unwrap_or_default();
         let tool = ToolFacts {
             uri: uri.as_str(),
             method: wish.target.method.as_str(),
             name: &wish.tool,
+            rpc: &wish.rpc,
             arguments_sha256: &arguments,
             kind: TokenKind::Wit.as_str(),
         };
+        let effect = self.effect_of(session, wish, tool);
         let action = Action::Call(effect);
         let call = |approved| {
             let permit = self.issuer().policy.call(&in_session(session, action, tool, approved, self.now()))?;
@@ -135,6 +139,19 @@ impl Sessions {
         self.issuer().audit.before(event)?;
         self.stands(session).map_err(|(_, unusable)| SessionError::from(unusable))?;
         Ok(Proven { wit, session: session.clone(), proof, txn })
+    }
+
+    /// What a call does: what its caller says, and policy of its tool. A request does at least what its method does; of a
+    /// call inside one the method says nothing.
+    fn effect_of(&self, session: &Session, wish: &ProveWish<'_>, tool: ToolFacts<'_>) -> Effect {
+        let said = || self.issuer().policy.effect_of(&Question::classify(agent(session.terms()), tool, self.now()));
+        let said = wish.effect.max(if tool.name.is_empty() { None } else { said() });
+        match (said, wish.rpc.is_empty(), tool.name.is_empty()) {
+            (said, true, _) => by_caller(wish).max(said.unwrap_or(Effect::Read)),
+            (Some(said), false, _) => said,
+            (None, false, true) => Effect::Write,
+            (None, false, false) => Effect::Irreversible,
+        }
     }
 
     /// The token that goes with a proof of a request to `uri`: the one that was named, one that is there, or a new one.
@@ -190,8 +207,8 @@ pub(super) struct Call<'a> {
     pub(super) arguments: Option<[u8; 32]>,
 }
 
-/// What a call does: what its caller says, and never less than its method.
-fn effect_of(wish: &ProveWish<'_>) -> Effect {
+/// What a call does by what its caller says, and never less than its method.
+fn by_caller(wish: &ProveWish<'_>) -> Effect {
     let least = Effect::of_method(wish.target.method.as_str());
     wish.effect.map_or(least, |effect| effect.max(least))
 }
@@ -227,7 +244,8 @@ fn claims(session: &Session, call: &Call<'_>, scope: Option<&str>) -> SessionCla
             sid: terms.id.to_string(),
             purpose: terms.purpose.clone(),
             boundary: terms.boundary.as_str().to_owned(),
-            effect: call.effect.as_str().to_owned(),
+            // Whoever knows nothing of calls inside requests sees one that does at least what its method does.
+            effect: call.effect.max(Effect::of_method(call.tool.method)).as_str().to_owned(),
             tool: some(call.tool.name),
             arguments_sha256: call.arguments.map(|digest| URL_SAFE_NO_PAD.encode(digest)),
             approval: call.approval.map(str::to_owned),

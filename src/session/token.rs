@@ -345,7 +345,7 @@ impl Sessions {
         kind: TokenKind,
         scopes: &[String],
     ) -> Result<Permitted<MintGrant>, SessionError> {
-        let tool = ToolFacts { uri: target, method: "", name: "", arguments_sha256: "", kind: kind.as_str() };
+        let tool = ToolFacts { uri: target, method: "", name: "", rpc: "", arguments_sha256: "", kind: kind.as_str() };
         let mint = |approved| {
             let question = in_session(session, Action::Mint, tool, approved, self.now());
             let permit = self.issuer().policy.mint_token(&question)?;
@@ -504,6 +504,7 @@ pub(super) fn in_session<'a>(
         user: terms.user.as_ref(),
         session: Some(facts(terms, session.used())),
         issue: None,
+        reach: None,
         tool: Some(tool),
         approved,
         now,

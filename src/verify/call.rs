@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Inactive;
+use super::reach::Named;
 use crate::id::SpiffeId;
-use crate::policy::{Action, AgentFacts, Effect, Question, SessionFacts, ToolFacts};
-use crate::proof::{Actor, BodyDigest, ProofTarget, SessionClaims, UriPrefix};
+use crate::policy::{Action, Effect, Question, SessionFacts, ToolFacts};
+use crate::proof::{Actor, BodyDigest, ProofTarget, SessionClaims, TetherClaims, UriPrefix};
 use crate::session::Terms;
 use crate::user::User;
 use crate::wit::WitSession;
+use crate::x509::Chain;
 
 /// A request, as the tool that got it sees it.
 #[derive(Clone, Debug)]
@@ -33,6 +35,32 @@ pub struct Call {
     pub min_binding: u8,
     /// Whether it must be made in a session.
     pub require_session: bool,
+    /// What the caller proved in TLS to the asker.
+    pub peer: Option<Chain>,
+    /// The calls inside the request, each decided apart; none where it is a call itself.
+    pub rpcs: Vec<Rpc>,
+}
+
+/// One call inside a request (JSON-RPC).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rpc {
+    /// Its method.
+    pub method: String,
+    /// The tool that is called; empty for none.
+    pub tool: String,
+    /// The digest of the tool's arguments.
+    pub arguments: Option<BodyDigest>,
+    /// What it does, where the asker knows.
+    pub effect: Option<Effect>,
+}
+
+impl Rpc {
+    /// What a call does of which only this is known: policy may say more (`said`), of a tool it must, or it cannot be
+    /// undone.
+    pub(super) fn effect(&self, said: Option<Effect>) -> Effect {
+        let unsaid = if self.tool.is_empty() { Effect::Write } else { Effect::Irreversible };
+        self.effect.max(said).unwrap_or(unsaid)
+    }
 }
 
 impl Call {
@@ -46,6 +74,8 @@ impl Call {
             scopes: Vec::new(),
             min_binding: 0,
             require_session: false,
+            peer: None,
+            rpcs: Vec::new(),
         }
     }
 
@@ -185,6 +215,8 @@ impl SessionView {
 pub struct Agreed {
     /// The tool; empty when nobody names one.
     pub tool: String,
+    /// The method of a call inside the request; empty for the request itself.
+    pub rpc: String,
     /// The digest of its arguments in hex; empty when nobody knows it.
     pub arguments_sha256: String,
     /// The gravest that anybody says of it.
@@ -194,6 +226,26 @@ pub struct Agreed {
 }
 
 impl Agreed {
+    /// The same of a call inside the request.
+    pub(super) fn of_rpc(&self, rpc: &Rpc) -> Self {
+        Self {
+            tool: rpc.tool.clone(),
+            rpc: rpc.method.clone(),
+            arguments_sha256: rpc.arguments.map(|digest| digest.hex()).unwrap_or_default(),
+            effect: self.effect,
+            scopes: self.scopes.clone(),
+        }
+    }
+
+    /// What it does where policy says something of its tool.
+    pub(super) fn graver(&self, said: Option<Effect>) -> Effect {
+        said.map_or(self.effect, |said| said.max(self.effect))
+    }
+
+    pub(super) fn named(&self) -> Named<'_> {
+        Named { tool: &self.tool, rpc: &self.rpc, arguments_sha256: &self.arguments_sha256 }
+    }
+
     /// What policy is asked.
     pub(super) fn question<'a>(
         &'a self,
@@ -204,14 +256,16 @@ impl Agreed {
     ) -> Question<'a> {
         Question {
             action: Action::Call(self.effect),
-            agent: AgentFacts { spiffe_id: &session.spiffe_id, entry: &session.entry, owner: &session.owner },
+            agent: session.agent(),
             user: session.user.as_ref(),
             session: Some(session.facts()),
             issue: None,
+            reach: None,
             tool: Some(ToolFacts {
                 uri: call.target.uri.as_str(),
                 method: call.target.method.as_str(),
                 name: &self.tool,
+                rpc: &self.rpc,
                 arguments_sha256: &self.arguments_sha256,
                 kind: "wit",
             }),
@@ -265,12 +319,29 @@ pub(super) fn agree_offline(
     let arguments = same(said.transpose()?, call.arguments);
     let by_method = Effect::of_method(call.target.method.as_str());
     let effect = Effect::parse(&claims.effect).filter(|effect| *effect >= by_method).ok_or(Inactive::Effect)?;
+    is_of_one_rpc(claims, call)?;
     Ok(Agreed {
         tool: tool.ok_or(Inactive::Tool)?.unwrap_or_default().to_owned(),
+        rpc: String::new(),
         arguments_sha256: arguments.ok_or(Inactive::Arguments)?.map(|digest| digest.hex()).unwrap_or_default(),
         effect: call.effect.map_or(effect, |asker| asker.max(effect)),
         scopes,
     })
+}
+
+/// A proof that names a tool is for one call of that tool: the request carries that one and no other.
+fn is_of_one_rpc(claims: &TetherClaims, call: &Call) -> Result<(), Inactive> {
+    let Some(tool) = claims.tool.as_deref().filter(|_| !call.rpcs.is_empty()) else { return Ok(()) };
+    let mut named = call.rpcs.iter().filter(|rpc| !rpc.tool.is_empty());
+    let (Some(rpc), None) = (named.next(), named.next()) else { return Err(Inactive::Tool) };
+    if rpc.tool != tool {
+        return Err(Inactive::Tool);
+    }
+    let said = claims.arguments_sha256.as_deref().map(|digest| BodyDigest::parse(digest).ok_or(Inactive::Arguments));
+    match same(said.transpose()?, rpc.arguments) {
+        Some(_) => Ok(()),
+        None => Err(Inactive::Arguments),
+    }
 }
 
 /// Whether the proof names the session, its agents, its user and what they are limited to.

@@ -5,6 +5,7 @@ use thiserror::Error;
 use crate::ledger::Reason;
 use crate::proof::{ProofError, ReplayError};
 use crate::session::EndReason;
+use crate::x509::X509Error;
 
 /// Why a request is not what its caller says. For the log of who asked, and for audit; never for who presented it.
 #[derive(Debug, Error)]
@@ -80,6 +81,18 @@ pub enum Inactive {
     /// A person must agree first.
     #[error("policy wants an approval of the call first{}", waiting(.0.as_deref()))]
     StepUp(Option<String>),
+    /// The certificate that the caller proved in TLS is not believed.
+    #[error("the certificate of the TLS connection is not believed")]
+    Peer(#[from] X509Error),
+    /// That certificate was issued here and does not stand any more.
+    #[error("the certificate of the TLS connection was revoked{}", .0.map_or_else(String::new, |why| format!(": {}", why.as_str())))]
+    PeerRevoked(Option<Reason>),
+    /// The WIT identifies another than the certificate of the TLS connection does.
+    #[error("the WIT is of another SPIFFE ID than the certificate of the TLS connection")]
+    PeerOfAnother,
+    /// A token for one call came with several.
+    #[error("the token is good for one call, and the request carries several")]
+    Several,
     /// It cannot be written down that the request was accepted.
     #[error("it cannot be written down that the request was accepted")]
     Unrecorded,
@@ -137,6 +150,11 @@ impl Inactive {
             Self::Used => "used",
             Self::Policy(_) => "policy",
             Self::StepUp(_) => "step_up",
+            Self::Peer(X509Error::Revoked) | Self::PeerRevoked(_) => "peer_revoked",
+            Self::Peer(X509Error::Expired(_)) => "peer_expired",
+            Self::Peer(_) => "peer",
+            Self::PeerOfAnother => "peer_of_another",
+            Self::Several => "tool",
             Self::Unrecorded => "busy",
             Self::NodeUnknown(_) => "node_unknown",
             Self::NodeUnreachable { .. } => "node_unreachable",

@@ -147,6 +147,12 @@ pub fn answer(call: &Call, verified: &Verified, to_node: bool) -> Value {
     if let Some(session) = &verified.session {
         add_session(&mut answer, session);
     }
+    if let Some(decided) = &verified.decided {
+        answer["effect"] = decided.effect.as_str().into();
+        if !decided.redact.is_empty() {
+            answer["redact"] = decided.redact.iter().cloned().collect();
+        }
+    }
     if to_node {
         let session = verified.session.as_ref();
         let approved = session.is_some_and(|session| session.approved);
@@ -175,10 +181,6 @@ fn add_session(answer: &mut Value, session: &InSession) {
     answer["session"] = view.id.as_str().into();
     answer["purpose"] = view.purpose.as_str().into();
     answer["txn"] = session.txn.as_str().into();
-    answer["effect"] = session.agreed.effect.as_str().into();
-    if !session.redact.is_empty() {
-        answer["redact"] = session.redact.iter().cloned().collect();
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ pub mod form;
 mod inactive;
 pub mod introspection;
 mod nodes;
+mod peer;
+mod reach;
 mod record;
 mod report;
 #[cfg(test)]
@@ -29,20 +31,24 @@ use crate::id::{SpiffeId, TrustDomain};
 use crate::issue::{Issuer, LEEWAY, Refusal};
 use crate::ledger::{Credential, Kind, Standing};
 use crate::peer::PeerConn;
-use crate::policy::{Action, Decision, Denial};
+use crate::policy::{Action, Decision, Denial, Effect};
 use crate::proof::{
     BodyDigest, CheckedProof, Expected, Presented, ReplayCache, ReplayError, ReplayLimits, SessionClaims, check_wpt,
 };
 use crate::session::approvals::{ApprovalError, Asked};
 use crate::session::{Session, Sessions, Unusable};
+use crate::trust::Crls;
 use crate::wit::WitSession;
 
 pub use self::asker::{Asker, NotAsker};
-pub use self::call::{Agreed, Call, SessionView};
+pub use self::call::{Agreed, Call, Rpc, SessionView};
 pub use self::inactive::Inactive;
 pub use self::nodes::{NodeUrls, Nodes};
+pub use self::reach::{RpcRefused, RpcVerdict};
 pub use self::report::{CheckedChanges, Report, ReportError};
 
+use self::peer::Peer;
+use self::reach::{Reaching, is_of};
 /// A request whose caller is who it says, now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
@@ -50,18 +56,44 @@ pub struct Verified {
     pub spiffe_id: SpiffeId,
     /// The binding level of the WIT.
     pub binding: u8,
-    /// The WIT's own id.
+    /// Whether a proof came with this very request; else the certificate of the TLS connection alone says who it is.
+    pub proven: bool,
+    /// The WIT's own id, or the certificate's serial number.
     pub token_id: String,
-    /// The proof's own id.
+    /// The proof's own id; empty without one.
     pub proof_id: String,
-    /// When the proof was made, as far as it says.
+    /// When the proof was made, as far as it says; without one, when it was judged.
     pub made_at: OffsetDateTime,
-    /// When the proof ends.
+    /// When the proof ends, or the certificate.
     pub expires_at: OffsetDateTime,
     /// The thumbprint of the key that signed.
     pub thumbprint: String,
     /// Of a request that was made in a session.
     pub session: Option<InSession>,
+    /// What policy said of the request; `None` where its calls are decided apart, or by the node whose asker asked.
+    pub decided: Option<Decided>,
+    /// What policy said of each call inside it.
+    pub rpcs: Vec<RpcVerdict>,
+}
+
+/// What policy permitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// What the call does.
+    pub effect: Effect,
+    /// The fields that policy wants left out of logs.
+    pub redact: BTreeSet<String>,
+    /// The policies that decided.
+    pub policies: Arc<[String]>,
+    /// The set of policies they are of.
+    pub set: Arc<str>,
+}
+
+impl Decided {
+    fn of(effect: Effect, decision: Decision) -> Self {
+        let Decision { obligations, policies, set, .. } = decision;
+        Self { effect, redact: obligations.redact, policies, set }
+    }
 }
 
 /// What is known of a call beyond who made it.
@@ -75,12 +107,6 @@ pub struct InSession {
     pub txn: String,
     /// Whether an approval was given for exactly this call.
     pub approved: bool,
-    /// The fields that policy wants left out of logs.
-    pub redact: BTreeSet<String>,
-    /// The policies that decided.
-    pub policies: Arc<[String]>,
-    /// The set of policies they are of.
-    pub set: Arc<str>,
 }
 
 /// Checks requests; every surface goes through it.
@@ -92,6 +118,8 @@ pub struct Verifier {
     replays: Mutex<ReplayCache>,
     memory: asker::Memory,
     nodes: Nodes,
+    crls: Crls,
+    believed: peer::Believed,
 }
 
 /// What was presented, once it holds: a WIT that this node issued, and a proof by its key.
@@ -101,6 +129,8 @@ struct Holding {
     id: String,
     row: Credential,
     session: Option<OfSession>,
+    /// Who called by TLS: the same.
+    peer: Option<Peer>,
 }
 
 /// What WIT and proof say of the session that both name.
@@ -112,9 +142,11 @@ struct OfSession {
 
 impl Verifier {
     /// Remembers no proof yet: those from before `now` are refused.
-    pub fn new(sessions: Sessions, nodes: Nodes, now: OffsetDateTime) -> Self {
+    pub fn new(sessions: Sessions, nodes: Nodes, crls: Crls, now: OffsetDateTime) -> Self {
         let replays = Mutex::new(ReplayCache::new(now, ReplayLimits::default()));
-        Self { issuer: sessions.issuer().clone(), sessions, replays, memory: asker::Memory::default(), nodes }
+        let (issuer, memory, believed) =
+            (sessions.issuer().clone(), asker::Memory::default(), peer::Believed::default());
+        Self { issuer, sessions, replays, memory, nodes, crls, believed }
     }
 
     /// Who issues.
@@ -142,12 +174,23 @@ impl Verifier {
         call: &Call,
         presented: Option<Presented<'_>>,
     ) -> Result<Result<Verified, Inactive>, Refusal> {
-        let elsewhere = presented.and_then(|presented| Some((presented, self.of_other_node(presented)?)));
-        if let Some((presented, node)) = elsewhere {
-            let verdict = self.judge_elsewhere(asker, call, presented, &node).await;
+        let peer = match &call.peer {
+            None => None,
+            Some(chain) => match self.peer(asker, chain).await? {
+                Ok(peer) => Some(peer),
+                Err(inactive) => return Ok(self.recorded(asker, call, None, Err(inactive))),
+            },
+        };
+        let presented = match (presented, &peer) {
+            (Some(presented), _) => presented,
+            (None, Some(peer)) => return Ok(self.recorded(asker, call, None, self.reached(asker, call, peer))),
+            (None, None) => return Ok(self.recorded(asker, call, None, Err(Inactive::NoProof))),
+        };
+        if let Some(node) = self.of_other_node(presented) {
+            let verdict = self.judge_elsewhere(asker, call, peer.as_ref(), presented, &node).await;
             return Ok(self.recorded(asker, call, None, verdict));
         }
-        let holding = match self.holds(asker, call, presented) {
+        let holding = match self.holds(asker, call, peer, presented) {
             Ok(holding) => holding,
             Err(inactive) => return Ok(self.recorded(asker, call, None, Err(inactive))),
         };
@@ -156,14 +199,20 @@ impl Verifier {
     }
 
     /// Whether WIT and proof hold, and the WIT is one of this node.
-    fn holds(&self, asker: &Asker, call: &Call, presented: Option<Presented<'_>>) -> Result<Holding, Inactive> {
-        let presented = presented.ok_or(Inactive::NoProof)?;
+    fn holds(
+        &self,
+        asker: &Asker,
+        call: &Call,
+        peer: Option<Peer>,
+        presented: Presented<'_>,
+    ) -> Result<Holding, Inactive> {
         let target = &call.target;
         let expected = Expected { method: &target.method, uri: &target.uri, body: target.body };
         let trust = self.issuer.trust.current();
         let seen = |domain: &TrustDomain| domain == trust.domain() || asker.federates_with.contains(domain);
         let keys = |domain: &TrustDomain| trust.wit(domain).filter(|_| seen(domain));
         let mut checked = check_wpt(presented, expected, keys, self.issuer.clock.now(), LEEWAY)?;
+        is_of(peer.as_ref(), checked.wit.spiffe_id())?;
         let of_this_node = checked.wit.token_id().filter(|id| self.issuer.ledger.is_of_this_node(id));
         let id = of_this_node.ok_or(Inactive::AnotherNode)?.to_owned();
         let row = self.issuer.issued_as(&id, Kind::Wit, checked.wit.spiffe_id()).ok_or(Inactive::Unknown)?;
@@ -175,7 +224,7 @@ impl Verifier {
                 Some(OfSession { wit, proof, session })
             }
         };
-        Ok(Holding { checked, id, row, session })
+        Ok(Holding { checked, id, row, session, peer })
     }
 
     /// Whether what a sound proof stands on still stands, what is asked for is permitted, and this is its first time.
@@ -189,8 +238,7 @@ impl Verifier {
         if let Err(replayed) = self.not_seen(asker, &holding.checked) {
             return Ok(Err(replayed));
         }
-        let mut approval = holding.session.as_ref().and_then(|of| of.proof.tether.approval.clone());
-        let mut one_was_used = false;
+        let mut approvals = Approvals::new(call.rpcs.len());
         loop {
             if holding.row.standing == Standing::Stands {
                 match self.issuer.look_at_holder(&holding.row).await {
@@ -204,57 +252,64 @@ impl Verifier {
                 return Ok(Err(unusable.into()));
             }
             // Nothing waits after this.
-            let waiting = match self.now(asker, call, holding, approval.as_deref()) {
+            let waiting = match self.now(asker, call, holding, &approvals) {
                 Ok(verified) => return Ok(Ok(verified)),
                 Err(NotYet::No(inactive)) => return Ok(Err(inactive)),
                 Err(NotYet::StepUp(waiting)) => waiting,
             };
-            // What was approved was approved of another call.
-            if one_was_used {
-                return Ok(Err(Inactive::StepUp(None)));
-            }
-            one_was_used = true;
-            match self.approval(call, &waiting, holding).await {
-                // It was used up for this one call: all else is looked at again.
-                Ok(used) => approval = Some(used),
-                Err(pending) => return Ok(Err(Inactive::StepUp(pending))),
+            // Each is used up or asked for once. After that all else is looked at again.
+            for waiting in waiting {
+                let approval = self.approval(call, &waiting, holding).await;
+                approvals.note(waiting.rpc, approval);
             }
         }
     }
 
     /// The answer of this moment. What cannot be undone comes last.
-    fn now(&self, asker: &Asker, call: &Call, holding: &Holding, approval: Option<&str>) -> Result<Verified, NotYet> {
-        let Holding { checked, id, row, session } = holding;
+    fn now(&self, asker: &Asker, call: &Call, holding: &Holding, approvals: &Approvals) -> Result<Verified, NotYet> {
+        let Holding { checked, id, row, session, peer } = holding;
         let now = self.issuer.clock.now();
         if let Some(of) = session {
             self.sessions.stands(&of.session).map_err(|(_, unusable)| Inactive::from(unusable))?;
         }
+        peer.as_ref().map_or(Ok(()), |peer| self.peer_stands(peer))?;
         match self.issuer.ledger.asked(id) {
             Standing::Stands => {}
             Standing::Ended { reason, .. } => return Err(Inactive::Revoked(reason).into()),
             Standing::Used => return Err(Inactive::Used.into()),
             Standing::Unknown => return Err(Inactive::Unknown.into()),
         }
-        let in_session = match session {
-            Some(of) => Some(self.permitted(call, of, holding, approval, now)?),
+        if row.single_use && call.rpcs.len() > 1 {
+            return Err(Inactive::Several.into());
+        }
+        call.is_bound(row.binding)?;
+        let (in_session, decided, rpcs) = match session {
+            Some(of) => {
+                let (session, decided, rpcs) = self.permitted(call, of, holding, approvals, now)?;
+                (Some(session), decided, rpcs)
+            }
             None if row.held && !self.issuer.held.holds(id) => return Err(Inactive::Wiped.into()),
             None => {
-                call.without_session()?;
-                None
+                let (spiffe_id, binding) = (checked.wit.spiffe_id(), row.binding);
+                let caller = Reaching { spiffe_id, row: Some(row), binding, proof: true };
+                let (decided, rpcs) = self.reaches(asker, call, &caller, now)?;
+                (None, decided, rpcs)
             }
         };
-        call.is_bound(row.binding)?;
         self.first_time(asker, checked, now)?;
         self.used_up(id)?;
         Ok(Verified {
             spiffe_id: checked.wit.spiffe_id().clone(),
             binding: row.binding,
+            proven: true,
             token_id: id.clone(),
             proof_id: checked.jti.clone(),
             made_at: checked.made_at,
             expires_at: checked.expires_at,
             thumbprint: checked.thumbprint.clone(),
             session: in_session,
+            decided,
+            rpcs,
         })
     }
 
@@ -264,32 +319,73 @@ impl Verifier {
         call: &Call,
         of: &OfSession,
         holding: &Holding,
-        approval: Option<&str>,
+        approvals: &Approvals,
         now: OffsetDateTime,
-    ) -> Result<InSession, NotYet> {
+    ) -> Result<(InSession, Option<Decided>, Vec<RpcVerdict>), NotYet> {
         let OfSession { wit, proof, session } = of;
         let is_its = |tie: &Tie| matches!(tie, Tie::Session(id) if id == session.terms().id.as_str());
         if !is_its(&holding.row.tie) || session.key_thumbprint().as_ref() != Some(&holding.checked.thumbprint) {
             return Err(Inactive::Claim("sid").into());
         }
         let used = session.used();
-        let view = SessionView::of(session.terms(), used.tokens, used.calls);
+        let mut view = SessionView::of(session.terms(), used.tokens, used.calls);
+        // A token may be worth less than its session.
+        view.binding = view.binding.min(holding.row.binding);
         if !view.lasts(now) {
             return Err(Inactive::SessionEnded(None).into());
         }
-        let agreed = call::agree(&view, wit, holding.checked.wit.spiffe_id(), proof, call)?;
-        let asked = asked(call, session, &agreed, "", &[]);
-        let approved = approval.is_some_and(|id| self.sessions.approvals().allowed(id, &asked));
-        match self.issuer.policy.call(&agreed.question(call, &view, approved, now)) {
-            Ok(permit) => {
-                let Decision { obligations, policies, set, .. } = permit.into_decision();
-                let (txn, redact) = (proof.txn.clone(), obligations.redact);
-                Ok(InSession { view, agreed, txn, approved, redact, policies, set })
-            }
-            Err(Denial::StepUp { why, policies, .. }) => Err(NotYet::StepUp(Waiting { agreed, why, policies })),
-            Err(Denial::Policy { policies, .. }) => Err(Inactive::Policy(policies.to_vec()).into()),
-            Err(_) => Err(Inactive::Policy(Vec::new()).into()),
+        let mut agreed = call::agree(&view, wit, holding.checked.wit.spiffe_id(), proof, call)?;
+        let txn = proof.txn.clone();
+        let ask = |agreed: &Agreed, rpc: Option<usize>| {
+            let asked = asked(call, session, agreed, "", &[]);
+            let known = [proof.tether.approval.as_deref(), approvals.used(rpc)];
+            let approved = known.into_iter().flatten().any(|id| self.sessions.approvals().allowed(id, &asked));
+            (self.issuer.policy.call(&agreed.question(call, &view, approved, now)), approved)
+        };
+        if call.rpcs.is_empty() {
+            agreed.effect = agreed.graver(self.classified(view.agent(), call, agreed.named(), now));
+            let (permit, approved) = ask(&agreed, None);
+            let decided = match permit {
+                Ok(permit) => Decided::of(agreed.effect, permit.into_decision()),
+                Err(Denial::StepUp { why, policies, .. }) => {
+                    approvals.not_tried(None)?;
+                    return Err(NotYet::StepUp(vec![Waiting { rpc: None, agreed, why, policies }]));
+                }
+                Err(denial) => return Err(Inactive::from(denial).into()),
+            };
+            return Ok((InSession { view, agreed, txn, approved }, Some(decided), Vec::new()));
         }
+        let (mut verdicts, mut waiting) = (Vec::with_capacity(call.rpcs.len()), Vec::new());
+        for (index, rpc) in call.rpcs.iter().enumerate() {
+            let of_rpc = self.of_rpc(call, &view, &agreed, rpc, now);
+            let effect = of_rpc.effect;
+            let outcome = match ask(&of_rpc, Some(index)).0 {
+                Ok(permit) => Ok(Decided::of(effect, permit.into_decision())),
+                Err(Denial::StepUp { why, policies, .. }) => match approvals.not_tried(Some(index)) {
+                    Ok(()) => {
+                        waiting.push(Waiting { rpc: Some(index), agreed: of_rpc, why, policies });
+                        continue;
+                    }
+                    Err(inactive) => Err(inactive.into()),
+                },
+                Err(denial) => Err(Inactive::from(denial).into()),
+            };
+            verdicts.push(RpcVerdict { effect, outcome });
+        }
+        if !waiting.is_empty() {
+            return Err(NotYet::StepUp(waiting));
+        }
+        Ok((InSession { view, agreed, txn, approved: false }, None, verdicts))
+    }
+
+    /// What is agreed on of a call inside the request.
+    fn of_rpc(&self, call: &Call, view: &SessionView, agreed: &Agreed, rpc: &Rpc, now: OffsetDateTime) -> Agreed {
+        let of_rpc = agreed.of_rpc(rpc);
+        let said = self.classified(view.agent(), call, of_rpc.named(), now);
+        // What the method of the request does, POST for one, says nothing of the calls in it; but what the agent itself
+        // called irreversible stays so.
+        let of_proof = Some(agreed.effect).filter(|effect| *effect == Effect::Irreversible);
+        Agreed { effect: rpc.effect(said.max(of_proof)), ..of_rpc }
     }
 
     /// Uses up an approval of exactly this call, or asks for one. `Err`: what to approve.
@@ -382,14 +478,66 @@ fn asked<'a>(
 /// Why there is no yes, yet.
 enum NotYet {
     No(Inactive),
-    StepUp(Waiting),
+    StepUp(Vec<Waiting>),
 }
 
 /// A call that waits for a person.
 struct Waiting {
+    /// Which of the calls inside the request; `None` for the request itself.
+    rpc: Option<usize>,
     agreed: Agreed,
     why: String,
     policies: Arc<[String]>,
+}
+
+/// What became of each call that waited: the approval that was used up, or the one to ask for.
+struct Approvals {
+    whole: Option<Result<String, Option<String>>>,
+    rpcs: Vec<Option<Result<String, Option<String>>>>,
+}
+
+impl Approvals {
+    fn new(rpcs: usize) -> Self {
+        Self { whole: None, rpcs: vec![None; rpcs] }
+    }
+
+    fn of(&self, rpc: Option<usize>) -> Option<&Result<String, Option<String>>> {
+        match rpc {
+            None => self.whole.as_ref(),
+            Some(index) => self.rpcs.get(index)?.as_ref(),
+        }
+    }
+
+    fn note(&mut self, rpc: Option<usize>, approval: Result<String, Option<String>>) {
+        match rpc {
+            None => self.whole = Some(approval),
+            Some(index) => self.rpcs[index] = Some(approval),
+        }
+    }
+
+    fn used(&self, rpc: Option<usize>) -> Option<&str> {
+        self.of(rpc)?.as_deref().ok()
+    }
+
+    /// Whether it is worth asking a person. Otherwise what is waited for: where an approval was used up, it was one of
+    /// another call.
+    fn not_tried(&self, rpc: Option<usize>) -> Result<(), Inactive> {
+        match self.of(rpc) {
+            None => Ok(()),
+            Some(Ok(_)) => Err(Inactive::StepUp(None)),
+            Some(Err(pending)) => Err(Inactive::StepUp(pending.clone())),
+        }
+    }
+}
+
+impl From<Denial> for Inactive {
+    fn from(denial: Denial) -> Self {
+        match denial {
+            Denial::Policy { policies, .. } => Self::Policy(policies.to_vec()),
+            Denial::StepUp { .. } => Self::StepUp(None),
+            _ => Self::Policy(Vec::new()),
+        }
+    }
 }
 
 impl From<Inactive> for NotYet {

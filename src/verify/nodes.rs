@@ -14,13 +14,15 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::introspection::{Answer, ToNode, question};
+use super::peer::Peer;
+use super::reach::{Reaching, RpcVerdict, is_of};
 use super::tls::Tls;
-use super::{Asker, Call, InSession, Inactive, Verified, Verifier, call};
+use super::{Agreed, Asker, Call, Decided, InSession, Inactive, Verified, Verifier, call};
 use crate::base::clock::Clock;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::issue::LEEWAY;
 use crate::jwt::{Jwk, Jws};
-use crate::policy::{Decision, Denial, Effect};
+use crate::policy::{Decision, Effect};
 use crate::proof::{BodyDigest, CheckedProof, Expected, Presented, check_wpt};
 use crate::user::fetch::{Endpoint, EndpointError, Fetcher, Roots};
 use crate::wit::{WitAuthorities, WitSession};
@@ -267,6 +269,7 @@ impl Verifier {
         &self,
         asker: &Asker,
         call: &Call,
+        peer: Option<&Peer>,
         presented: Presented<'_>,
         claimed: &Claimed,
     ) -> Result<Verified, Inactive> {
@@ -276,6 +279,7 @@ impl Verifier {
         let unreachable = |why| Inactive::NodeUnreachable { node: claimed.node.clone(), why };
         let keys = node.keys(&claimed.kid, &self.issuer.clock).await.map_err(unreachable)?;
         let checked = check_elsewhere(call, presented, &keys, claimed, self.issuer.clock.now())?;
+        is_of(peer, checked.wit.spiffe_id())?;
         let of_wit = WitSession::of(checked.wit.claims()).map_err(|_| Inactive::Claim("tether"))?;
         if of_wit.as_ref().and_then(|wit| wit.introspect.as_ref()).is_some_and(|url| *url != node.url) {
             return Err(Inactive::NodeUnknown(claimed.node.clone()));
@@ -318,49 +322,69 @@ impl Verifier {
         now: OffsetDateTime,
     ) -> Result<Verified, Unbelieved> {
         let Known { binding, facts } = known;
-        let session = match (of_wit.zip(checked.session.as_ref()), facts.session) {
+        call.is_bound(binding)?;
+        let (session, decided, rpcs) = match (of_wit.zip(checked.session.as_ref()), facts.session) {
             (None, None) => {
-                call.without_session()?;
-                // Nobody decides about calls without a session, so nobody accepts that an answer is old.
+                // Nobody says how old an answer about a call without a session may be.
                 if age.is_some() {
                     return Err(TooOld);
                 }
-                None
+                let caller = Reaching { spiffe_id: checked.wit.spiffe_id(), row: None, binding, proof: true };
+                let (decided, rpcs) = self.reaches(asker, call, &caller, now)?;
+                (None, decided, rpcs)
             }
-            (Some((wit, proof)), Some(view)) => {
+            (Some((wit, proof)), Some(mut view)) => {
                 if !view.lasts(now) {
                     return Err(Inactive::SessionEnded(None).into());
                 }
-                let agreed = call::agree(&view, &wit, checked.wit.spiffe_id(), proof, call)?;
+                view.binding = view.binding.min(binding);
+                let mut agreed = call::agree(&view, &wit, checked.wit.spiffe_id(), proof, call)?;
                 // An old answer says that the WIT stood, and nothing of this call.
                 let approved = facts.approved && age.is_none();
-                let decision = match self.issuer.policy.call(&agreed.question(call, &view, approved, now)) {
-                    Ok(permit) => permit.into_decision(),
+                let ask = |agreed: &Agreed, approved| {
                     // Who approves is asked where the session is.
-                    Err(Denial::StepUp { .. }) => return Err(Inactive::StepUp(None).into()),
-                    Err(Denial::Policy { policies, .. }) => return Err(Inactive::Policy(policies.to_vec()).into()),
-                    Err(_) => return Err(Inactive::Policy(Vec::new()).into()),
+                    let permit = self.issuer.policy.call(&agreed.question(call, &view, approved, now));
+                    let decision = permit.map_err(Inactive::from)?.into_decision();
+                    if age.is_some_and(|age| !accepts(&decision, &wit, agreed.effect, age)) {
+                        return Err(TooOld);
+                    }
+                    Ok(Decided::of(agreed.effect, decision))
                 };
-                if age.is_some_and(|age| !accepts(&decision, &wit, agreed.effect, age)) {
-                    return Err(TooOld);
+                let txn = proof.txn.clone();
+                if call.rpcs.is_empty() {
+                    agreed.effect = agreed.graver(self.classified(view.agent(), call, agreed.named(), now));
+                    let decided = ask(&agreed, approved)?;
+                    (Some(InSession { view, agreed, txn, approved }), Some(decided), Vec::new())
+                } else {
+                    let mut rpcs = Vec::with_capacity(call.rpcs.len());
+                    for rpc in &call.rpcs {
+                        let of_rpc = self.of_rpc(call, &view, &agreed, rpc, now);
+                        // The node was asked about the request, and an approval it knows is of that.
+                        let outcome = match ask(&of_rpc, false) {
+                            Ok(decided) => Ok(decided),
+                            Err(No(inactive)) => Err(inactive.into()),
+                            Err(TooOld) => return Err(TooOld),
+                        };
+                        rpcs.push(RpcVerdict { effect: of_rpc.effect, outcome });
+                    }
+                    (Some(InSession { view, agreed, txn, approved: false }), None, rpcs)
                 }
-                let Decision { obligations, policies, set, .. } = decision;
-                let (txn, redact) = (proof.txn.clone(), obligations.redact);
-                Some(InSession { view, agreed, txn, approved, redact, policies, set })
             }
             _ => return Err(Inactive::Claim("sid").into()),
         };
-        call.is_bound(binding)?;
         self.first_time(asker, &checked, now)?;
         Ok(Verified {
             spiffe_id: checked.wit.spiffe_id().clone(),
             binding,
+            proven: true,
             token_id: checked.wit.token_id().unwrap_or_default().to_owned(),
             proof_id: checked.jti,
             made_at: checked.made_at,
             expires_at: checked.expires_at,
             thumbprint: checked.thumbprint,
             session,
+            decided,
+            rpcs,
         })
     }
 }

@@ -1,7 +1,10 @@
 //! What audit learns of each check, and who may speak of it later.
 
-use super::{Asker, Call, Holding, Inactive, NotAsker, Verified, Verifier};
-use crate::audit::{Caller, Event};
+use std::collections::BTreeSet;
+
+use super::{Asker, Call, Decided, Holding, Inactive, NotAsker, RpcRefused, Verified, Verifier};
+use crate::audit::{Caller, Event, Record};
+use crate::policy::Effect;
 use crate::session::EndReason;
 
 /// What became of the three questions; `None` where it was not asked.
@@ -63,11 +66,9 @@ impl Verifier {
                 return Err(inactive);
             }
         };
-        let written = match &verified.session {
-            Some(session) => audit.before(accepted(asker, call, &verified).redacted(&session.redact)),
-            None => audit.before(accepted(asker, call, &verified)),
-        };
-        written.map_err(|_| Inactive::Unrecorded)?;
+        for record in accepted(asker, call, &verified) {
+            audit.before(record).map_err(|_| Inactive::Unrecorded)?;
+        }
         if let Some(session) = &verified.session {
             self.memory.note(&asker.spiffe_id, &session.view.id, &session.txn);
         }
@@ -79,32 +80,66 @@ fn request(call: &Call) -> String {
     format!("{} {}", call.target.method.as_str(), call.target.uri)
 }
 
-fn accepted(asker: &Asker, call: &Call, verified: &Verified) -> Event {
-    let Some(session) = &verified.session else {
-        return Event::ProofAccepted {
-            caller: asker.caller.clone(),
-            spiffe_id: verified.spiffe_id.to_string(),
-            request: request(call),
-        };
+/// One record of the request and, where it carries calls of its own, one of each of them instead.
+fn accepted(asker: &Asker, call: &Call, verified: &Verified) -> Vec<Record> {
+    let none = BTreeSet::new();
+    if call.rpcs.is_empty() {
+        let named = verified.session.as_ref().map_or(call.tool.as_str(), |session| session.agreed.tool.as_str());
+        let effect = verified.decided.as_ref().map(|decided| decided.effect);
+        let redact = verified.decided.as_ref().map_or(&none, |decided| &decided.redact);
+        let event = checked(asker, call, verified, (named, ""), effect, Ok(verified.decided.as_ref()));
+        return vec![event.redacted(redact)];
+    }
+    let of_each = call.rpcs.iter().zip(&verified.rpcs).map(|(rpc, verdict)| {
+        let outcome = verdict.outcome.as_ref().map(Some);
+        let redact = verdict.outcome.as_ref().map_or(&none, |decided| &decided.redact);
+        checked(asker, call, verified, (&rpc.tool, &rpc.method), Some(verdict.effect), outcome).redacted(redact)
+    });
+    of_each.collect()
+}
+
+fn checked(
+    asker: &Asker,
+    call: &Call,
+    verified: &Verified,
+    (tool, rpc): (&str, &str),
+    effect: Option<Effect>,
+    outcome: Result<Option<&Decided>, &RpcRefused>,
+) -> Event {
+    let session = verified.session.as_ref();
+    let user = session.and_then(|session| session.view.user.as_ref());
+    let answers = match outcome {
+        Ok(decided) => Answers {
+            user: user.is_some().then_some(true),
+            agent: Some(true),
+            policy: decided.is_some().then_some(true),
+        },
+        // Who calls was settled before: what is left is what policy says.
+        Err(_) => Answers { user: None, agent: Some(true), policy: Some(false) },
     };
+    let by = outcome.as_ref().ok().copied().flatten();
     Event::CallChecked {
         caller: asker.caller.clone(),
-        session: Some(session.view.id.clone()),
-        txn: session.txn.clone(),
+        session: session.map(|session| session.view.id.clone()),
+        txn: session.map(|session| session.txn.clone()).unwrap_or_default(),
         spiffe_id: verified.spiffe_id.to_string(),
-        user: session.view.user.as_ref().map(ToString::to_string),
-        tool: session.agreed.tool.clone(),
+        user: user.map(ToString::to_string),
+        tool: tool.to_owned(),
+        rpc: rpc.to_owned(),
         request: request(call),
         serial: verified.token_id.clone(),
         proof: verified.proof_id.clone(),
-        effect: Some(session.agreed.effect.as_str()),
-        active: true,
-        reason: String::new(),
-        user_ok: session.view.user.is_some().then_some(true),
-        agent_ok: Some(true),
-        policy_ok: Some(true),
-        policies: session.policies.to_vec(),
-        set: session.set.to_string(),
+        effect: effect.map(Effect::as_str),
+        active: outcome.is_ok(),
+        reason: outcome.err().map(|refused| refused.reason.to_owned()).unwrap_or_default(),
+        user_ok: answers.user,
+        agent_ok: answers.agent,
+        policy_ok: answers.policy,
+        policies: match outcome {
+            Err(refused) => refused.policies.clone(),
+            Ok(_) => by.map(|decided| decided.policies.to_vec()).unwrap_or_default(),
+        },
+        set: by.map(|decided| decided.set.to_string()).unwrap_or_default(),
     }
 }
 
@@ -128,10 +163,11 @@ fn refused(asker: &Asker, call: &Call, holding: Option<&Holding>, inactive: &Ina
         spiffe_id: terms.spiffe_id.to_string(),
         user: terms.user.as_ref().map(ToString::to_string),
         tool: call.tool.clone(),
+        rpc: String::new(),
         request: request(call),
         serial: holding.id.clone(),
         proof: holding.checked.jti.clone(),
-        effect: call.effect.map(crate::policy::Effect::as_str),
+        effect: call.effect.map(Effect::as_str),
         active: false,
         reason: inactive.as_str().to_owned(),
         user_ok: answers.user,

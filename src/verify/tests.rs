@@ -169,6 +169,7 @@ fn a_person_is_asked_about_what_the_agent_says_and_not_about_the_words_of_whoeve
     };
     let agreed = |tool: &str, arguments: &str| Agreed {
         tool: tool.to_owned(),
+        rpc: String::new(),
         arguments_sha256: arguments.to_owned(),
         effect: Effect::Irreversible,
         scopes: Vec::new(),

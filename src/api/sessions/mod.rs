@@ -217,6 +217,7 @@ impl SessionApi {
             target,
             scheme,
             tool: request.tool.clone(),
+            rpc: request.rpc.clone(),
             arguments_sha256,
             token: Some(request.key.as_str()).filter(|token| !token.is_empty()),
             effect: tasks::effect(request.effect)?,

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::stream;
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
@@ -18,11 +20,14 @@ use crate::proto::session as wire;
 use crate::proto::session::report_request::Outcome;
 use crate::proto::session::verifier_server::Verifier as Service;
 use crate::session::{Change, EndReason};
-use crate::verify::{Call, Inactive, Report, ReportError, Verified, Verifier};
+use crate::verify::{Call, Inactive, Report, ReportError, Rpc, RpcVerdict, Verified, Verifier};
+use crate::x509::Chain;
 
 /// The longest name of a tool or a scope, and the most scopes an asker may want.
 const MAX_NAME_BYTES: usize = 256;
 const MAX_SCOPES: usize = 64;
+/// The most calls inside one request.
+const MAX_RPCS: usize = 64;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -125,7 +130,47 @@ fn call(request: &wire::CheckRequest) -> Result<Call, Status> {
         scopes: request.scopes.clone(),
         min_binding: u8::try_from(request.min_binding).unwrap_or(u8::MAX),
         require_session: request.require_session,
+        peer: peer(&request.peer_certificates)?,
+        rpcs: rpcs(request)?,
     })
+}
+
+/// What the caller proved in TLS.
+fn peer(certificates: &[Bytes]) -> Result<Option<Chain>, Status> {
+    if certificates.is_empty() {
+        return Ok(None);
+    }
+    let certificates: Vec<CertificateDer<'_>> =
+        certificates.iter().map(|certificate| CertificateDer::from(certificate.as_ref())).collect();
+    let chain = Chain::from_certificates(&certificates);
+    chain.map(Some).map_err(|error| status::bad_field("peer_certificates", format!("are refused: {error}")))
+}
+
+fn rpcs(request: &wire::CheckRequest) -> Result<Vec<Rpc>, Status> {
+    if request.rpcs.is_empty() {
+        return Ok(Vec::new());
+    }
+    if request.rpcs.len() > MAX_RPCS {
+        return Err(status::bad_field("rpcs", format!("are more than {MAX_RPCS}")));
+    }
+    if !request.tool.is_empty() || !request.arguments_sha256.is_empty() || request.effect != 0 {
+        return Err(status::bad_field(
+            "tool",
+            "and what else is said of a call are said of each of `rpcs`, or of none",
+        ));
+    }
+    let rpc = |rpc: &wire::Rpc| {
+        if rpc.method.is_empty() || rpc.method.len().max(rpc.tool.len()) > MAX_NAME_BYTES {
+            return Err(status::bad_field("rpcs", format!("have names of 1 to {MAX_NAME_BYTES} bytes")));
+        }
+        Ok(Rpc {
+            method: rpc.method.clone(),
+            tool: rpc.tool.clone(),
+            arguments: digest("rpcs.arguments_sha256", &rpc.arguments_sha256)?,
+            effect: effect(rpc.effect)?,
+        })
+    };
+    request.rpcs.iter().map(rpc).collect()
 }
 
 /// What a call does, where the field says it.
@@ -146,6 +191,15 @@ fn accepted(verified: &Verified) -> wire::CheckResponse {
         binding: verified.binding.into(),
         expires_at: rfc3339(verified.expires_at),
         key_thumbprint: verified.thumbprint.clone(),
+        proven: verified.proven,
+        rpcs: verified.rpcs.iter().map(rpc_view).collect(),
+        effect: verified
+            .decided
+            .as_ref()
+            .map_or(wire::Effect::Unspecified, |decided| effect_view(decided.effect))
+            .into(),
+        redact: verified.decided.iter().flat_map(|decided| decided.redact.iter().cloned()).collect(),
+        policies: verified.decided.iter().flat_map(|decided| decided.policies.iter().cloned()).collect(),
         ..wire::CheckResponse::default()
     };
     let Some(session) = &verified.session else { return of_proof };
@@ -159,9 +213,35 @@ fn accepted(verified: &Verified) -> wire::CheckResponse {
         scopes: session.agreed.scopes.clone(),
         txn: session.txn.clone(),
         delegated_by: view.delegated_by.iter().map(ToString::to_string).collect(),
-        redact: session.redact.iter().cloned().collect(),
-        policies: session.policies.to_vec(),
         ..of_proof
+    }
+}
+
+fn rpc_view(verdict: &RpcVerdict) -> wire::RpcVerdict {
+    let effect = effect_view(verdict.effect).into();
+    match &verdict.outcome {
+        Ok(decided) => wire::RpcVerdict {
+            allowed: true,
+            effect,
+            policies: decided.policies.to_vec(),
+            redact: decided.redact.iter().cloned().collect(),
+            ..wire::RpcVerdict::default()
+        },
+        Err(refused) => wire::RpcVerdict {
+            reason: refused.reason.to_owned(),
+            approval: refused.approval.clone().unwrap_or_default(),
+            effect,
+            policies: refused.policies.clone(),
+            ..wire::RpcVerdict::default()
+        },
+    }
+}
+
+fn effect_view(effect: Effect) -> wire::Effect {
+    match effect {
+        Effect::Read => wire::Effect::Read,
+        Effect::Write => wire::Effect::Write,
+        Effect::Irreversible => wire::Effect::Irreversible,
     }
 }
 

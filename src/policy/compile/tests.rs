@@ -69,6 +69,28 @@ fn every_mistake_has_its_place_and_says_what_to_do() {
             ],
         ),
         (
+            "@effect(\"read\") permit(principal, action in Action::\"call\", resource);",
+            &[
+                "a.cedar:1:1: says what a call does and permits nothing: write @effect(\"read\") permit (principal, action == Action::\"classify\", resource), and permit the call by a policy of its own",
+            ],
+        ),
+        (
+            "permit(principal, action == Action::\"classify\", resource);",
+            &[
+                "a.cedar:1:37: says what a call does and permits nothing: write @effect(\"read\") permit (principal, action == Action::\"classify\", resource), and permit the call by a policy of its own",
+            ],
+        ),
+        (
+            "@effect(\"reads\") permit(principal, action == Action::\"classify\", resource);",
+            &["a.cedar:1:1: `@effect` is what a call does: write @effect(\"read\"), (\"write\") or (\"irreversible\")"],
+        ),
+        (
+            "@step_up(\"x\") permit(principal, action == Action::\"reach\", resource);",
+            &[
+                "a.cedar:1:1: nobody can be asked about `reach`, which is outside any session: put @step_up on a policy of `action in Action::\"call\"`",
+            ],
+        ),
+        (
             "permit(principal, action, resource) when { context.purpose == \"x\" };",
             &["a.cedar:1:44: attribute `purpose` in context for Action::\"issue\" not found; did you mean `audience`?"],
         ),
