@@ -18,6 +18,7 @@ pub mod headers;
 pub mod inbound;
 mod limits;
 mod listener;
+pub mod mcp;
 pub mod metrics;
 mod serve;
 mod upgrade;

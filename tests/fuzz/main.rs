@@ -14,6 +14,7 @@ use tether::bundle::{Bundle, fuzz_bundle};
 use tether::client::Endpoint;
 use tether::id::{SpiffeId, TrustDomain};
 use tether::jwt::{Jwk, JwtAuthorities, JwtSigner, fuzz_token, private_jwk, read_private_jwk, validate};
+use tether::proxy::mcp::Message;
 use tether::registry::{
     ImportOptions, Mistake, Parents, Rules, Source, Template, parse_entries, parse_entry, spire_entries,
 };
@@ -451,5 +452,39 @@ fn records_of_the_audit_log_and_no_other_bytes_have_their_hash() {
             !audit::fuzz_record(bytes) || corpus.iter().any(|line| line == bytes),
             "other bytes have a hash that holds"
         );
+    });
+}
+
+#[test]
+fn messages_of_mcp_and_what_is_judged_is_what_another_reader_sees() {
+    let corpus = texts(&[
+        r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"read","arguments":{"a":[1.5e3,-0,true,null],"\u0062":"\ud83d\ude00"}}}"#,
+        r#"[{"jsonrpc":"2.0","id":"a","method":"tools/list","params":{"_meta":{}}},{"jsonrpc":"2.0","method":"notifications/x"},{"jsonrpc":"2.0","id":1,"result":{}}]"#,
+        r#" {"method":"tools/call","id":0,"jsonrpc":"2.0","params":{"arguments":null,"name":"t"}} "#,
+        r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"m"}}"#,
+        r#"{"jsonrpc":"2.0","id":1,"id":1,"Method":"tools/call"}"#,
+    ]);
+    let json = http::HeaderValue::from_static("application/json");
+    let headers = http::HeaderMap::from_iter([(http::header::CONTENT_TYPE, json)]);
+    fuzz(&corpus, |bytes| {
+        let message = match Message::read(&headers, bytes.to_vec().into()) {
+            Ok(message) => message,
+            Err(malformed) => {
+                serde_json::from_slice::<serde_json::Value>(&malformed.answer().body).expect("the answer is JSON");
+                return;
+            }
+        };
+        // A number that it has no double for, where numbers do not count.
+        let Ok(other) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
+        let others = other.as_array().map_or(std::slice::from_ref(&other), Vec::as_slice);
+        let calls = message.rpcs();
+        assert_eq!(calls.len(), others.len());
+        for (call, other) in calls.iter().zip(others) {
+            assert_eq!(call.method, other["method"].as_str().unwrap_or("response"));
+            assert_eq!(call.arguments.is_some(), other["method"] == "tools/call");
+            if call.arguments.is_some() {
+                assert_eq!(call.tool, other["params"]["name"].as_str().unwrap());
+            }
+        }
     });
 }

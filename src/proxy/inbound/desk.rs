@@ -8,10 +8,11 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
 use super::super::body::{Body, full};
+use super::super::mcp::{self, Merge, Message, Next};
 use super::refusal::Refusal;
 use crate::base::clock::Clock;
 use crate::client::ClientError;
-use crate::client::session::Digest;
+use crate::client::session::{Digest, Effect};
 use crate::client::tls::PeerCertificates;
 use crate::client::verifier::{Check, CheckError, Verified, VerifierClient};
 
@@ -38,19 +39,34 @@ pub struct Demands {
 pub(super) struct Desk {
     pub(super) verifier: Option<VerifierClient>,
     pub(super) demands: Demands,
+    /// Whether what is behind speaks MCP.
+    pub(super) mcp: bool,
     pub(super) clock: Clock,
 }
 
+/// A request that may go on.
+pub(super) struct Admitted {
+    /// The agent's word; `None` when nobody was asked.
+    pub(super) verified: Option<Verified>,
+    pub(super) body: Body,
+    /// What of the body was read, and passes as it was judged.
+    pub(super) whole: Option<usize>,
+    /// Errors for what was left out of it, to go with the answer.
+    pub(super) merge: Option<Merge>,
+}
+
 impl Desk {
-    /// Asks whether a request may go on. `None`: nobody is asked, the handshake was enough.
+    /// Asks whether a request may go on, and how much of it.
     pub(super) async fn decide(
         &self,
         head: &Parts,
         uri: &str,
         peer: &PeerCertificates,
         body: Body,
-    ) -> Result<(Option<Verified>, Body), Refusal> {
-        let Some(verifier) = &self.verifier else { return Ok((None, body)) };
+    ) -> Result<Admitted, Refusal> {
+        let Some(verifier) = &self.verifier else {
+            return Ok(Admitted { verified: None, body, whole: None, merge: None });
+        };
         let check = Check::from_peer(&head.method, uri, &head.headers, peer);
         let mut check = check.map_err(Refusal::Refused)?;
         let needs_proof = self.demands.proof || self.demands.session || self.demands.covered_body.is_some();
@@ -58,15 +74,44 @@ impl Desk {
         if needs_proof && !check.has_proof() {
             return Err(Refusal::unproven("no_proof"));
         }
-        let mut body = body;
-        if let Some(limit) = self.demands.covered_body {
-            let whole = read(body, limit).await?;
-            check.body = Some(Digest::of(&whole));
-            body = full(whole);
-        }
         check.min_binding = self.demands.min_binding;
         check.require_session = self.demands.session;
-        Ok((Some(self.ask(verifier, &check).await?), body))
+        let has_message = self.mcp && mcp::is_message(&head.method);
+        if self.mcp && !has_message {
+            // A stream of messages, or the end of an MCP session: nothing changes behind it.
+            check.effect = Effect::Read;
+        }
+        let limit = match (self.demands.covered_body, has_message) {
+            (Some(limit), true) => Some(limit.min(mcp::MAX_BODY)),
+            (None, true) => Some(mcp::MAX_BODY),
+            (limit, false) => limit,
+        };
+        let Some(limit) = limit else {
+            let verified = self.ask(verifier, &check).await?;
+            return Ok(Admitted { verified: Some(verified), body, whole: None, merge: None });
+        };
+        let whole = read(body, limit).await?;
+        if self.demands.covered_body.is_some() {
+            check.body = Some(Digest::of(&whole));
+        }
+        if !has_message {
+            let verified = self.ask(verifier, &check).await?;
+            return Ok(Admitted::whole(verified, whole, None));
+        }
+        let message = Message::read(&head.headers, whole).map_err(|wrong| {
+            tracing::debug!(%wrong, "not a message of MCP");
+            Refusal::Answered { outcome: "malformed", answer: wrong.answer() }
+        })?;
+        check.rpcs = message.rpcs();
+        let verified = match self.ask(verifier, &check).await {
+            Ok(verified) => verified,
+            Err(refusal) => return Err(refusal.to(&message)),
+        };
+        match message.after(&verified.rpcs) {
+            Next::Forward(bytes) => Ok(Admitted::whole(verified, bytes, None)),
+            Next::Part(bytes, merge) => Ok(Admitted::whole(verified, bytes, Some(merge))),
+            Next::Answer(answer) => Err(Refusal::Answered { outcome: "rpc_refused", answer }),
+        }
     }
 
     /// Asks until there is a word, for as long as a restart of the agent takes.
@@ -103,6 +148,12 @@ impl Desk {
             decided = asking => decided,
             () = self.clock.pause(AGENT_PATIENCE) => Err(Refusal::Unchecked),
         }
+    }
+}
+
+impl Admitted {
+    fn whole(verified: Verified, bytes: Bytes, merge: Option<Merge>) -> Self {
+        Self { verified: Some(verified), whole: Some(bytes.len()), body: full(bytes), merge }
     }
 }
 

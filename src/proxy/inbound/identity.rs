@@ -188,7 +188,10 @@ mod tests {
 
     #[test]
     fn a_value_cannot_break_out_of_its_header() {
-        assert_eq!(header_safe("https://idp#ä\r\nTether-User: root%"), "https://idp#%C3%A4%0D%0ATether-User:%20root%25");
+        assert_eq!(
+            header_safe("https://idp#ä\r\nTether-User: root%"),
+            "https://idp#%C3%A4%0D%0ATether-User:%20root%25"
+        );
     }
 
     #[test]

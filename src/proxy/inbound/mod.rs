@@ -43,7 +43,9 @@ use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::base::exhaustion::Exhaustion;
 use crate::client::session::SessionClient;
-use crate::client::tls::{Authorize, Custody, Guard, PeerCertificates, SourceError, Standing, X509Source, server_config};
+use crate::client::tls::{
+    Authorize, Custody, Guard, PeerCertificates, SourceError, Standing, X509Source, server_config,
+};
 use crate::client::verifier::VerifierClient;
 use crate::client::{ClientError, Endpoint};
 use crate::http::{Health, Http, Readiness};
@@ -79,6 +81,8 @@ pub struct Inbound {
     pub with_certificate: bool,
     /// Whether a path may have escaped slashes.
     pub encoded_slashes: bool,
+    /// Whether what is behind is an MCP server: then policy sees the calls inside requests. Needs [`Self::policy`].
+    pub mcp: bool,
     /// Where metrics and health are answered, without TLS.
     pub metrics: Option<SocketAddr>,
     /// What clients may take.
@@ -103,6 +107,7 @@ impl Inbound {
             custody: Custody::Tether,
             with_certificate: false,
             encoded_slashes: false,
+            mcp: false,
             metrics: None,
             limits: Limits::default(),
             clock: Clock::system(),
@@ -258,7 +263,7 @@ pub async fn build(settings: Inbound) -> Result<Bound, StartError> {
         with_certificate: settings.with_certificate,
         public: public.clone(),
         encoded_slashes: settings.encoded_slashes,
-        desk: Desk { verifier, demands: settings.demands, clock: clock.clone() },
+        desk: Desk { verifier, demands: settings.demands, mcp: settings.mcp, clock: clock.clone() },
         tasks: Tasks::default(),
         upstream,
         limits,

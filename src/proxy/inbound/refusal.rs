@@ -5,6 +5,7 @@ use http::{Response, StatusCode};
 use serde_json::json;
 
 use super::super::body::{Body, full};
+use super::super::mcp::{Answer, Message};
 use super::super::upstream::UpstreamError;
 use super::public::Misdirected;
 use crate::client::verifier::{Class, Refused};
@@ -40,12 +41,34 @@ pub(super) enum Refusal {
     Incomplete,
     /// The upstream gives no answer.
     Upstream(UpstreamError),
+    /// In the words of MCP.
+    Answered {
+        /// Its stable name.
+        outcome: &'static str,
+        /// The answer.
+        answer: Answer,
+    },
 }
 
 impl Refusal {
     /// A refusal for `reason` that needs no agent.
     pub(super) fn unproven(reason: &str) -> Self {
         Self::Refused(Refused { class: Class::Unproven, reason: reason.to_owned(), approval: None })
+    }
+
+    /// The same, in the words of MCP, to who sent `message`.
+    pub(super) fn to(self, message: &Message) -> Self {
+        let told = match &self {
+            Self::Refused(refused) => Refused { reason: self.told().to_owned(), ..refused.clone() },
+            Self::Unchecked => Refused { class: Class::Unavailable, reason: self.reason().to_owned(), approval: None },
+            _ => return self,
+        };
+        Self::Answered { outcome: self.as_str(), answer: message.refused(&told) }
+    }
+
+    /// The reason, as the client may know it.
+    fn told(&self) -> &str {
+        Some(self.reason()).filter(|reason| !KEPT.contains(reason)).unwrap_or("unproven")
     }
 
     /// Its stable name, in metrics and as `error`.
@@ -57,6 +80,7 @@ impl Refusal {
             Self::TooLarge => "too_large",
             Self::Incomplete => "incomplete",
             Self::Upstream(error) => error.as_str(),
+            Self::Answered { outcome, .. } => outcome,
         }
     }
 
@@ -66,7 +90,7 @@ impl Refusal {
             Self::Misdirected(why) => why.as_str(),
             Self::Refused(refused) => &refused.reason,
             Self::Unchecked => "agent_away",
-            Self::TooLarge | Self::Incomplete | Self::Upstream(_) => self.as_str(),
+            Self::TooLarge | Self::Incomplete | Self::Upstream(_) | Self::Answered { .. } => self.as_str(),
         }
     }
 
@@ -82,17 +106,20 @@ impl Refusal {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Incomplete => StatusCode::BAD_REQUEST,
             Self::Upstream(error) => error.status(),
+            Self::Answered { answer, .. } => answer.status,
         }
     }
 
     /// The answer.
     pub(super) fn response(&self) -> Response<Body> {
-        let told = Some(self.reason()).filter(|reason| !KEPT.contains(reason)).unwrap_or("unproven");
-        let mut body = json!({ "error": self.as_str(), "reason": told });
+        let mut body = json!({ "error": self.as_str(), "reason": self.told() });
         if let Self::Refused(Refused { approval: Some(approval), .. }) = self {
             body["approval"] = approval.as_str().into();
         }
-        let mut response = Response::new(full(body.to_string()));
+        let mut response = Response::new(match self {
+            Self::Answered { answer, .. } => full(answer.body.clone()),
+            _ => full(body.to_string()),
+        });
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -128,11 +155,7 @@ mod tests {
             (refused(Class::Unproven, "replayed"), 401, r#"{"error":"unproven","reason":"replayed"}"#),
             (refused(Class::Unproven, "revoked"), 401, r#"{"error":"unproven","reason":"unproven"}"#),
             (Refusal::Unchecked, 503, r#"{"error":"unavailable","reason":"agent_away"}"#),
-            (
-                Refusal::Misdirected(Misdirected::AnotherHost),
-                421,
-                r#"{"error":"misdirected","reason":"another_host"}"#,
-            ),
+            (Refusal::Misdirected(Misdirected::AnotherHost), 421, r#"{"error":"misdirected","reason":"another_host"}"#),
             (Refusal::Upstream(UpstreamError::Slow), 504, r#"{"error":"upstream_slow","reason":"upstream_slow"}"#),
         ];
         for (refusal, status, expected) in cases {

@@ -11,6 +11,7 @@ use super::super::body::{Body, passing, with_trailers};
 use super::super::cut::Lifeline;
 use super::super::exchange::{Cuts, forward};
 use super::Shared;
+use super::desk::Admitted;
 use super::identity::{Identity, remove_claims, remove_proof};
 use super::public::{Target, target};
 use super::refusal::Refusal;
@@ -72,7 +73,7 @@ impl Connection {
         let asked = shared.clock.now();
         let decided = shared.desk.decide(&head, &uri, &self.certificates, passing(body)).await;
         shared.metrics.check_duration.observe((shared.clock.now() - asked).as_seconds_f64().max(0.0));
-        let (verified, body) = decided?;
+        let Admitted { verified, body, whole, merge } = decided?;
 
         let session = verified.as_ref().and_then(|verified| verified.session.as_deref());
         let task = session.map(|session| shared.tasks.enter(session));
@@ -89,6 +90,13 @@ impl Connection {
         if let Ok(host) = HeaderValue::from_str(&authority) {
             head.headers.insert(header::HOST, host);
         }
+        if let Some(length) = whole {
+            head.headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        if merge.is_some() {
+            // What is added to the answer has to be able to.
+            head.headers.remove(header::ACCEPT_ENCODING);
+        }
         head.uri = Uri::from(path);
         let to = shared.upstream_uri(&authority);
         let cuts = Cuts { connection: self.lifeline.watch(), request: cut };
@@ -98,7 +106,10 @@ impl Connection {
         if let Some(report) = &open.report {
             report.began(answer.status().as_u16());
         }
-        Ok(answer)
+        Ok(match merge {
+            Some(merge) => merge.into(answer).map(passing),
+            None => answer,
+        })
     }
 }
 

@@ -95,10 +95,12 @@ impl Tasks {
     fn cut_unheard(&self) -> usize {
         let open = lock(&self.0);
         let unheard = open.sessions.values().filter(|session| session.seen < open.silences);
-        unheard.map(|session| {
-            session.lifeline.cut(CutReason::SessionUnknown);
-            session.open
-        }).sum()
+        unheard
+            .map(|session| {
+                session.lifeline.cut(CutReason::SessionUnknown);
+                session.open
+            })
+            .sum()
     }
 
     /// Cuts what the agent says has ended, for ever. `cut` is told how much was cut, and why.
