@@ -5,6 +5,7 @@ mod audit;
 mod credential;
 mod policy;
 mod prove;
+mod proxy;
 mod run;
 mod session;
 mod verify;
@@ -21,6 +22,7 @@ pub use audit::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
 pub use credential::{CredentialCommand, RevokeArgs};
 pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 pub use prove::{EffectName, ProveArgs, SchemeName};
+pub use proxy::{CustodyName, InboundArgs, LogArgs, LogFormatName, ProxyCommand};
 pub use run::RunArgs;
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
 pub use verify::VerifyArgs;
@@ -145,6 +147,9 @@ pub enum Command {
     /// Bundles: the authorities of our own and of other trust domains.
     #[command(subcommand)]
     Bundle(BundleCommand),
+    /// Mutual TLS for programs that know nothing of SPIFFE.
+    #[command(subcommand)]
+    Proxy(ProxyCommand),
     /// Print the completion script of a shell.
     Completion {
         /// The shell.

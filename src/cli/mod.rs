@@ -20,6 +20,7 @@ mod manual;
 mod output;
 mod policy;
 mod prove;
+mod proxy;
 mod run;
 mod session;
 mod sockets;
@@ -178,6 +179,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Audit(command) => context.wait(async |context| audit::run(command, context).await),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
+        Command::Proxy(command) => proxy::run(command, context),
         Command::Completion { shell } => manual::completion(shell, context),
         Command::Man { write } => manual::man(write.as_deref(), context),
     }
