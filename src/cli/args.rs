@@ -22,7 +22,7 @@ pub use audit::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
 pub use credential::{CredentialCommand, RevokeArgs};
 pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 pub use prove::{EffectName, ProveArgs, SchemeName};
-pub use proxy::{CustodyName, InboundArgs, LogArgs, LogFormatName, ProxyCommand};
+pub use proxy::{ActAsName, CustodyName, InboundArgs, LogArgs, LogFormatName, OutboundArgs, ProofName, ProxyCommand};
 pub use run::RunArgs;
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
 pub use verify::VerifyArgs;

@@ -26,6 +26,7 @@ mod instances;
 mod limits;
 mod listener;
 mod loopback;
+mod plain;
 mod refusal;
 mod stream;
 #[cfg(test)]
@@ -39,5 +40,6 @@ pub use instances::{InstanceError, Instances};
 pub use limits::Limits;
 pub use listener::{Listener, ListenerConfig};
 pub use loopback::{LoopbackError, LoopbackPeer, LoopbackSocket};
+pub use plain::PlainStream;
 pub use refusal::{Observer, PeerInfo, Refusal};
 pub use stream::PeerStream;
