@@ -9,6 +9,7 @@ mod proxy;
 mod run;
 mod session;
 mod verify;
+mod write;
 
 use std::path::PathBuf;
 
@@ -26,6 +27,7 @@ pub use proxy::{ActAsName, CustodyName, InboundArgs, LogArgs, LogFormatName, Out
 pub use run::RunArgs;
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
 pub use verify::VerifyArgs;
+pub use write::WriteArgs;
 
 /// The commit of the SPIFFE specification that is implemented.
 pub const SPIFFE_COMMIT: &str = "665a28f";
@@ -132,6 +134,13 @@ pub enum Command {
     /// One of this caller's registration entries must list the URI under `serves`. Checking uses the proof up. Exit code 0:
     /// the request is good; 5: it is not, and `reason` says why.
     Verify(VerifyArgs),
+    /// Keep SVIDs in files fresh, for programs that read files, and tell those programs.
+    ///
+    /// All files of an output are put in force at once, with owner and mode, and only when something has changed. Then the
+    /// program is told, and again until that worked. The registration entry must say `exportable = true`: a key in a file
+    /// works for whoever reads it, until it expires. SIGHUP writes and tells anew; SIGTERM ends it, and revokes nothing.
+    /// Prints `ready` when the first files are in place.
+    Write(Box<WriteArgs>),
     /// What waits for a person's word.
     #[command(subcommand)]
     Approval(ApprovalCommand),

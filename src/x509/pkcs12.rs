@@ -16,7 +16,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::encode::{constructed, element, integer, sequence, tag};
-use super::{Chain, KeyError, PrivateKey, X509Authorities};
+use super::{Certificate, Chain, KeyError, PrivateKey};
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
 
@@ -98,16 +98,15 @@ pub fn key_store(
 
 /// Certificates to believe, as Java's trust stores have them: each an entry with the name `authority-N`.
 pub fn trust_store(
-    authorities: &[&X509Authorities],
+    authorities: &[&Certificate],
     password: &Password,
     entropy: &Entropy,
 ) -> Result<Secret<Vec<u8>>, Pkcs12Error> {
     let any_use = attribute(oid::TRUSTED_KEY_USAGE, &element(tag::OID, oid::ANY_EXTENDED_KEY_USAGE));
-    let all = authorities.iter().flat_map(|set| set.certificates());
-    let bag = |(at, certificate): (usize, &super::Certificate)| {
+    let bag = |(at, certificate): (usize, &&Certificate)| {
         cert_bag(certificate.der(), &[friendly_name(&format!("authority-{}", at + 1)), any_use.clone()])
     };
-    let bags: Vec<Vec<u8>> = all.enumerate().map(bag).collect();
+    let bags: Vec<Vec<u8>> = authorities.iter().enumerate().map(bag).collect();
     authenticated(&[encrypted_safe(&bags, password, entropy)?], password, entropy)
 }
 

@@ -5,7 +5,7 @@ use time::macros::datetime;
 
 use super::*;
 use crate::id::{SpiffeId, TrustDomain};
-use crate::x509::{Certificate, Issuer, KeyType, LeafParams, Serial, Validity, self_signed_root};
+use crate::x509::{Issuer, KeyType, LeafParams, Serial, Validity, X509Authorities, self_signed_root};
 
 const PASSWORD: &str = "correct horse";
 
@@ -87,7 +87,7 @@ fn java_finds_an_entry_with_a_key_and_a_chain_and_entries_it_believes() {
     let Some((ok, text)) = list("keys.p12", keys) else { return };
     let has_key = text.contains("Alias name: svid") && text.contains("Entry type: PrivateKeyEntry");
     assert!(ok && has_key && text.contains("Certificate chain length: 2"), "{text}");
-    let trust = trust_store(&[&authorities], &password, &entropy).expect("made");
+    let trust = trust_store(&authorities.certificates().iter().collect::<Vec<_>>(), &password, &entropy).expect("made");
     let (ok, text) = list("trust.p12", trust).expect("installed");
     let believed = text.contains("Alias name: authority-1") && text.contains("Entry type: trustedCertEntry");
     assert!(ok && believed, "{text}");
