@@ -6,6 +6,7 @@
 mod bearer;
 mod held;
 mod kept;
+pub mod named;
 mod recorded;
 mod validate;
 

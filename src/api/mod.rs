@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod gate;
+pub mod sds;
 pub mod serve;
 pub mod sessions;
 pub mod status;
