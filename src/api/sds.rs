@@ -14,6 +14,7 @@
 //! what there would have been.
 
 mod names;
+mod plain;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub use self::names::Names;
 use self::names::{Found, Wanted};
+pub use self::plain::Plain;
 use self::secret::{SECRET_TYPE, Secret};
 use super::status;
 use super::workload::{Open, Updates, caller};
@@ -116,7 +118,6 @@ impl Secrets {
 
     /// Counts and audits names that nothing goes by.
     fn unknown(&self, peer: &PeerConn, detail: String) {
-        tracing::warn!(pid = peer.instance().pid(), uid = peer.uid(), "{detail}");
         self.issuer.metrics.refused.get_or_create(&Reason { reason: UNKNOWN }).inc();
         self.issuer.audit.record(Event::Refused { caller: issue::caller(peer), reason: UNKNOWN, detail });
     }

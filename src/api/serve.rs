@@ -8,7 +8,7 @@ use tonic_health::server::HealthReporter;
 
 use super::admin::Admin;
 use super::gate::{DeadlineLayer, RoleLayer, SecretsLayer, WorkloadGate};
-use super::sds::Secrets;
+use super::sds::{Plain, Secrets};
 use super::sessions::{SessionApi, VerifierApi};
 use super::workload::Workload;
 use crate::base::drain;
@@ -84,7 +84,8 @@ pub async fn workload(
     }
     if let Some(secrets) = secrets {
         let largest = SECRETS_MESSAGE_BYTES.max(limits.workload_message);
-        routes = routes.add_service(SecretDiscoveryServiceServer::new(secrets).max_decoding_message_size(largest));
+        let secrets = SecretDiscoveryServiceServer::new(secrets).max_decoding_message_size(largest);
+        routes = routes.add_service(Plain(secrets));
     }
     let server = Server::builder()
         .max_concurrent_streams(limits.streams_per_connection)
