@@ -7,6 +7,7 @@ mod bearer;
 mod export;
 mod held;
 mod kept;
+pub mod named;
 mod recorded;
 mod tries;
 mod validate;

@@ -23,7 +23,7 @@ use crate::api::admin::Reloadable;
 use crate::api::export::ExportApi;
 use crate::api::gate::{RoleLayer, WorkloadGate};
 use crate::api::sessions::{SessionApi, VerifierApi};
-use crate::api::{admin, serve, workload};
+use crate::api::{admin, sds, serve, workload};
 use crate::audit::{Audit, AuditError};
 use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
 use crate::base::clock::Clock;
@@ -251,13 +251,16 @@ impl Bound {
         duties.spawn(self.parts.sessions.clone().keep_judging(watcher.clone()));
         let verifier = VerifierApi::new(self.parts.verifier.clone(), watcher.clone());
         let sessions = offered.then(|| (SessionApi::new(self.parts.sessions.clone(), watcher.clone()), verifier));
+        let settings = state.config().sds();
+        let secrets = settings.map(|settings| sds::Secrets::new(issuer.clone(), settings, watcher.clone()));
+        let services = serve::Services { workload, exports, sessions, secrets };
         duties.spawn(self.parts.ends.run(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
         let (limits, stop) = (self.parts.limits, watcher.clone());
         let readiness = state.readiness.clone();
         let listener = self.parts.workload;
-        servers.spawn(serve::workload(listener, (workload, exports), sessions, gate, readiness, limits, stop.clone()));
+        servers.spawn(serve::workload(listener, services, gate, readiness, limits, stop.clone()));
         let (admin, service, gate) = (self.parts.admin, self.parts.admin_service, self.parts.admin_gate);
         servers.spawn(serve::admin(admin, service, gate, limits, stop.clone()));
         if let Some((listener, https)) = self.parts.http.tls {

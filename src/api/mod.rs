@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod export;
 pub mod gate;
+pub mod sds;
 pub mod serve;
 pub mod sessions;
 pub mod status;

@@ -27,6 +27,11 @@ pub fn missing_header() -> Status {
     ))
 }
 
+/// A call that does without that metadata is none of gRPC.
+pub fn no_grpc() -> Status {
+    Status::invalid_argument("the content type is not that of gRPC")
+}
+
 /// A mandatory field is empty or malformed.
 pub fn bad_field(field: &str, why: impl std::fmt::Display) -> Status {
     Status::invalid_argument(format!("`{field}` {why}"))

@@ -29,6 +29,7 @@ mod raw;
 mod revocation;
 mod rotation;
 mod run;
+mod sds;
 mod sessions;
 mod streams;
 mod tls;
