@@ -7,6 +7,7 @@ mod bearer;
 mod held;
 mod kept;
 mod recorded;
+mod unit;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ pub use self::bearer::Bearer;
 pub(crate) use self::held::Acting;
 pub use self::held::{Asking, HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
+pub use self::unit::{UnitRefusal, UnitSvid, UnitToken};
 pub use self::validate::{Invalid, LooksAtSessions};
 
 /// How far two hosts' clocks may differ when a token is validated.
@@ -565,17 +567,6 @@ impl Issuer {
             self.audit.record(Event::Refused { caller: caller(peer), reason, detail });
         }
         result
-    }
-}
-
-/// The kind, as metrics name it.
-impl From<ledger::Kind> for Kind {
-    fn from(kind: ledger::Kind) -> Self {
-        match kind {
-            ledger::Kind::X509 => Self::X509,
-            ledger::Kind::Jwt => Self::Jwt,
-            ledger::Kind::Wit => Self::Wit,
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The sockets: thin, no decisions.
 
 pub mod admin;
+pub mod credentials;
 pub mod gate;
 pub mod serve;
 pub mod sessions;

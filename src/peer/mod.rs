@@ -28,6 +28,7 @@ mod listener;
 mod loopback;
 mod refusal;
 mod stream;
+mod systemd;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -41,3 +42,4 @@ pub use listener::{Listener, ListenerConfig};
 pub use loopback::{LoopbackError, LoopbackPeer, LoopbackSocket};
 pub use refusal::{Observer, PeerInfo, Refusal};
 pub use stream::PeerStream;
+pub use systemd::{NotSystemd, SystemdCaller};

@@ -28,6 +28,7 @@ mod rotation;
 mod run;
 mod sessions;
 mod streams;
+mod systemd_credentials;
 mod tls;
 mod users;
 mod verifier;
