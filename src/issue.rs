@@ -10,6 +10,7 @@ mod kept;
 pub mod named;
 mod recorded;
 mod tries;
+mod unit;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ pub(crate) use self::held::Acting;
 pub use self::held::{Asking, HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
 use self::tries::Tries;
+pub use self::unit::{UnitRefusal, UnitSvid, UnitToken};
 pub use self::validate::{Invalid, LooksAtSessions};
 
 /// How far two hosts' clocks may differ when a token is validated.
@@ -567,17 +569,6 @@ impl Issuer {
             self.audit.record(Event::Refused { caller: caller(peer), reason, detail });
         }
         result
-    }
-}
-
-/// The kind, as metrics name it.
-impl From<ledger::Kind> for Kind {
-    fn from(kind: ledger::Kind) -> Self {
-        match kind {
-            ledger::Kind::X509 => Self::X509,
-            ledger::Kind::Jwt => Self::Jwt,
-            ledger::Kind::Wit => Self::Wit,
-        }
     }
 }
 

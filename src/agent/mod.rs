@@ -23,7 +23,7 @@ use crate::api::admin::Reloadable;
 use crate::api::export::ExportApi;
 use crate::api::gate::{RoleLayer, WorkloadGate};
 use crate::api::sessions::{SessionApi, VerifierApi};
-use crate::api::{admin, sds, serve, workload};
+use crate::api::{admin, credentials, sds, serve, workload};
 use crate::audit::{Audit, AuditError};
 use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
 use crate::base::clock::Clock;
@@ -178,6 +178,8 @@ pub struct Bound {
     pub workload: PathBuf,
     /// The admin socket.
     pub admin: PathBuf,
+    /// The socket for systemd credentials.
+    pub credentials: Option<PathBuf>,
     /// The http listener's address.
     pub http: Option<SocketAddr>,
     /// The http listener's address with TLS.
@@ -200,6 +202,7 @@ struct Parts {
     admin: Listener,
     admin_service: admin::Admin,
     admin_gate: RoleLayer,
+    credentials: Option<(credentials::Listener, Arc<credentials::Credentials>)>,
     http: http::Listeners,
     limits: serve::Limits,
     calls: Quota,
@@ -263,6 +266,13 @@ impl Bound {
         servers.spawn(serve::workload(listener, services, gate, readiness, limits, stop.clone()));
         let (admin, service, gate) = (self.parts.admin, self.parts.admin_service, self.parts.admin_gate);
         servers.spawn(serve::admin(admin, service, gate, limits, stop.clone()));
+        if let Some((listener, credentials)) = self.parts.credentials {
+            let stop = stop.clone();
+            servers.spawn(async move {
+                credentials.serve(listener, stop).await;
+                Ok(())
+            });
+        }
         if let Some((listener, https)) = self.parts.http.tls {
             let stop = stop.clone();
             servers.spawn(async move {

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod export;
+pub mod credentials;
 pub mod gate;
 pub mod sds;
 pub mod serve;

@@ -387,6 +387,9 @@ pub struct EntryFields {
     /// The lifetime of JWT-SVIDs, for example 5m.
     #[arg(long, value_name = "DURATION")]
     pub jwt_ttl: Option<String>,
+    /// The lifetime of X509-SVIDs given as credentials of a systemd unit, for example 12h.
+    #[arg(long, value_name = "DURATION")]
+    pub credential_ttl: Option<String>,
     /// An audience JWT-SVIDs may have; * for any.
     #[arg(long = "audience", value_name = "AUDIENCE", id = "audiences")]
     pub audiences: Vec<String>,
@@ -420,7 +423,7 @@ pub struct EntryFields {
 }
 
 impl EntryFields {
-    const NAMES: [&'static str; 18] = [
+    const NAMES: [&'static str; 19] = [
         "entry_id",
         "spiffe_id",
         "match",
@@ -429,6 +432,7 @@ impl EntryFields {
         "hint",
         "x509_ttl",
         "jwt_ttl",
+        "credential_ttl",
         "audiences",
         "serves",
         "may_act_for",

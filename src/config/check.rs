@@ -97,6 +97,15 @@ fn sockets(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
     let too_long = "a socket's path has at most 107 bytes";
     rule(fits(&config.listen.workload), "listen.workload", too_long);
     rule(fits(&config.listen.admin), "listen.admin", too_long);
+    if let Some(credentials) = &config.listen.credentials {
+        rule(fits(credentials), "listen.credentials", too_long);
+        rule(credentials.is_absolute(), "listen.credentials", "systemd takes an absolute path alone for a socket");
+        rule(
+            config.listen.workload.parent() != credentials.parent(),
+            "listen.credentials",
+            "it shares a directory with listen.workload, which containers mount; put it into another one",
+        );
+    }
     rule(
         config.listen.workload.parent() != config.listen.admin.parent(),
         "listen.admin",

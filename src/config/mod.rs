@@ -195,6 +195,9 @@ settings! {
         workload: PathBuf = PathBuf::from("/run/tether/workload/workload.sock");
         /// Administration. Who may do what is decided by the [admin] groups.
         admin: PathBuf = PathBuf::from("/run/tether/admin/admin.sock");
+        /// SVIDs as systemd credentials: what units name in LoadCredential=, usually "/run/tether/credentials.sock".
+        /// Only systemd itself is answered, see docs/systemd-credentials.md. Absent: nowhere.
+        credentials: Option<PathBuf> = None;
     }
 }
 

@@ -32,6 +32,7 @@ mod run;
 mod sds;
 mod sessions;
 mod streams;
+mod systemd_credentials;
 mod tls;
 mod users;
 mod verifier;
