@@ -29,6 +29,7 @@ mod loopback;
 mod plain;
 mod refusal;
 mod stream;
+mod systemd;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -43,3 +44,4 @@ pub use loopback::{LoopbackError, LoopbackPeer, LoopbackSocket};
 pub use plain::PlainStream;
 pub use refusal::{Observer, PeerInfo, Refusal};
 pub use stream::PeerStream;
+pub use systemd::{NotSystemd, SystemdCaller};

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, Full};
@@ -74,6 +75,42 @@ struct Guarded<K> {
 
 /// Nothing in it is pinned in place: what must be is in a box.
 impl<K> Unpin for Guarded<K> {}
+
+/// `body`, whose trailers pass through `change`.
+pub(super) fn with_trailers(body: Body, change: fn(&mut HeaderMap)) -> Body {
+    if body.is_end_stream() {
+        return body;
+    }
+    Trailed { body, change }.boxed_unsync()
+}
+
+struct Trailed {
+    body: Body,
+    change: fn(&mut HeaderMap),
+}
+
+impl http_body::Body for Trailed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            (self.change)(trailers);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 /// A body was cut.
 #[derive(Debug)]

@@ -89,34 +89,63 @@ where
     };
     let busy = Busy::default();
     let counted = busy.clone();
-    let service = service_fn(move |request| {
+    let handle = move |request| {
         let place = counted.enter();
         let answer = handle(request);
-        async move { Ok::<_, Infallible>(answer.await.map(|body| guarded(body, None, place))) }
-    });
+        async move { answer.await.map(|body| guarded(body, None, place)) }
+    };
     let watched = Watched { limits, clock, busy, cut, drain };
-    if protocol == Protocol::Http2 {
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(limits.streams)
-            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-            .max_pending_accept_reset_streams(MAX_RESETS)
-            .max_local_error_reset_streams(MAX_RESETS)
-            .keep_alive_interval(limits.idle)
-            .keep_alive_timeout(PING_TIMEOUT);
-        watched.run(builder.serve_connection(TokioIo::new(io), service)).await
-    } else {
-        let gate = Gate::new(io, limits, clock.clone());
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            // The gate counts from the first byte of a head; before that the connection is idle.
-            .header_read_timeout(None)
-            .max_headers(limits.headers)
-            .max_header_size(limits.head_bytes);
-        watched.run(builder.serve_connection(TokioIo::new(gate), service).with_upgrades()).await
-    }
+    let connection = match protocol {
+        Protocol::Http2 => http2(io, limits, handle),
+        Protocol::Http1 | Protocol::Either => http1(Gate::new(io, limits, clock.clone()), limits, handle),
+    };
+    watched.run(connection).await
+}
+
+fn http2<H, F>(io: impl Io, limits: &Limits, handle: H) -> Pin<Box<dyn Finish + Send>>
+where
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_RESETS)
+        .keep_alive_interval(limits.idle)
+        .keep_alive_timeout(PING_TIMEOUT);
+    Box::pin(builder.serve_connection(TokioIo::new(io), service(handle)))
+}
+
+fn http1<H, F>(io: impl Io, limits: &Limits, handle: H) -> Pin<Box<dyn Finish + Send>>
+where
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // The gate counts from the first byte of a head; before that the connection is idle.
+        .header_read_timeout(None)
+        .max_headers(limits.headers)
+        .max_header_size(limits.head_bytes);
+    Box::pin(builder.serve_connection(TokioIo::new(io), service(handle)).with_upgrades())
+}
+
+/// `handle` as hyper wants it.
+fn service<H, F>(
+    handle: H,
+) -> impl HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send + 'static> + Send + 'static
+where
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    service_fn(move |request| {
+        let answer = handle(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    })
 }
 
 /// Finds out which HTTP it is, reading no more than it takes.
@@ -212,11 +241,7 @@ struct Watched<'a> {
 }
 
 impl Watched<'_> {
-    async fn run<C>(mut self, connection: C) -> Ended
-    where
-        C: Finish,
-    {
-        let mut connection = Box::pin(connection);
+    async fn run(mut self, mut connection: Pin<Box<dyn Finish + Send>>) -> Ended {
         let mut finish = self.cut.clone();
         let mut finishing = false;
         loop {
