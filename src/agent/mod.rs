@@ -250,6 +250,7 @@ impl Bound {
         let verifier = VerifierApi::new(self.parts.verifier.clone(), watcher.clone());
         let sessions = offered.then(|| (SessionApi::new(self.parts.sessions.clone(), watcher.clone()), verifier));
         duties.spawn(self.parts.ends.run(watcher.clone()));
+        duties.spawn(self.parts.verifier.clone().follow_nodes(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
         let (limits, stop) = (self.parts.limits, watcher.clone());

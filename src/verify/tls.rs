@@ -1,8 +1,8 @@
 //! The agent's own end of mutual TLS: what it presents, and whom it believes.
 //!
 //! Promises: TLS 1.3 and mutual; the peer is judged as an X509-SVID of our own trust domain by the bundle and the
-//! revocation lists of that moment; nothing is resumed, so every connection is judged. Does not: know the revocation
-//! lists of other nodes; what they revoke ends here with the certificate, a quarter of an hour later by default.
+//! revocation lists of that moment, those of other nodes included; nothing is resumed, so every connection is judged.
+//! Does not: look again by itself at a peer whose connection stays open; whoever keeps one asks [`Tls::believes`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::authority::X509Svid;
 use crate::base::clock::Clock;
 use crate::id::SpiffeId;
 use crate::trust::{Crls, Trust};
-use crate::x509::{Chain, Crl, X509Error, verify};
+use crate::x509::{Chain, X509Error, verify};
 
 const PROVIDER_IS_WHOLE: &str = "the provider has cipher suites and key exchanges of TLS 1.3";
 
@@ -143,6 +143,23 @@ impl Tls {
         config.resumption = Resumption::disabled();
         config
     }
+
+    /// Whether what a peer proved, leaf first, is still believed; and is of the one that is meant, where one is.
+    pub fn believes(&self, presented: &[CertificateDer<'_>], meant: Option<&SpiffeId>) -> bool {
+        self.judge(presented, meant).is_ok()
+    }
+
+    fn judge(&self, certificates: &[CertificateDer<'_>], meant: Option<&SpiffeId>) -> Result<(), PeerError> {
+        let chain = Chain::from_certificates(certificates)?;
+        let (trust, lists) = (self.trust.current(), self.crls.latest());
+        let peer = verify(&chain, trust.own().x509(), self.clock.now(), lists.parsed()?)?;
+        match meant {
+            Some(meant) if peer.spiffe_id() != meant => {
+                Err(PeerError::Another { found: peer.spiffe_id().clone(), meant: meant.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Judges the peer's certificate, on both sides by the same straight path.
@@ -154,24 +171,10 @@ struct PeerVerifier {
 }
 
 impl PeerVerifier {
-    fn judge(&self, certificates: &[CertificateDer<'_>]) -> Result<(), PeerError> {
-        let chain = Chain::from_certificates(certificates)?;
-        let trust = self.tls.trust.current();
-        let lists = self.tls.crls.latest();
-        let lists: Vec<Crl> = lists.der().iter().map(|der| Crl::from_der(der)).collect::<Result<_, _>>()?;
-        let peer = verify(&chain, trust.own().x509(), self.tls.clock.now(), &lists)?;
-        match &self.meant {
-            Some(meant) if peer.spiffe_id() != meant => {
-                Err(PeerError::Another { found: peer.spiffe_id().clone(), meant: meant.clone() })
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn check(&self, end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
         let certificates: Vec<CertificateDer<'_>> =
             std::iter::once(end_entity).chain(intermediates).map(|der| CertificateDer::from(der.as_ref())).collect();
-        self.judge(&certificates).map_err(|error| {
+        self.tls.judge(&certificates, self.meant.as_ref()).map_err(|error| {
             tracing::info!(error = &error as &dyn std::error::Error, "a peer of the agent was refused");
             Error::InvalidCertificate(match error {
                 PeerError::Certificate(X509Error::Revoked) => CertificateError::Revoked,
