@@ -1,5 +1,4 @@
-//! `POST /changes`: what another node is told without asking again. `docs/session-profile.md`, section 9, is its
-//! definition; what is told is made in `verify`.
+//! `POST /changes`: what another node is told without asking again. What that is, `verify` says.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,5 +1,9 @@
 //! What this node tells other nodes of the trust domain without being asked: its revocation lists, and how the sessions
-//! stand that they asked about. `docs/session-profile.md`, section 9, is its definition.
+//! stand that they asked about.
+//!
+//! A node asks with `POST /changes` and [`Interest`] as JSON: the sessions whose calls were checked there. It gets JSON
+//! lines, each a [`Message`]: all there is first, then what changed, and an empty one when nothing did for a while. It is
+//! spoken between agents of one version.
 //!
 //! Promises: only agents of configured nodes are told, each in one stream; the first message is the state as it is, and
 //! those after it are changes; of sessions each is told of those it asked about, and of no others. The stream ends when

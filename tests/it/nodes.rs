@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tether::base::clock::Clock;
@@ -42,8 +43,12 @@ pub fn write_root(dir: &Path) {
     std::fs::set_permissions(dir.join("root_key.pem"), std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-pub fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// An address of this host that nobody else listens at, and that no connection goes out from: nodes try again and again
+/// to reach one that is gone, and each try takes a port.
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from(([127, high, low, NEXT.fetch_add(1, Ordering::Relaxed)], 9466))
 }
 
 pub fn named(node: &str, address: SocketAddr) -> NodeUrls {
@@ -73,7 +78,7 @@ impl Two {
     pub async fn start() -> Self {
         let root = tempfile::tempdir().unwrap();
         write_root(root.path());
-        let (issuing_at, asking_at) = (free_port(), free_port());
+        let (issuing_at, asking_at) = (free_address(), free_address());
         let url = format!("https://{issuing_at}");
         let mut issuing = node(root.path(), issuing_at, |config| config.sessions.introspect_url = Some(url)).await;
         let knows = named(issuing.state().node(), issuing_at);
@@ -211,7 +216,7 @@ async fn a_read_goes_on_for_as_long_as_policy_takes_the_last_word_of_a_node_that
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_not_configured_is_not_asked() {
     let two = Two::start().await;
-    let third = node(two.root.path(), free_port(), |_| ()).await;
+    let third = node(two.root.path(), free_address(), |_| ()).await;
     third.clock().advance(Duration::from_secs(2));
     let mut sessions = third.sessions().await;
     let session = sessions.start(task("billing", &[TOOL])).await.unwrap().into_inner();

@@ -13,7 +13,7 @@ use tonic::Streaming;
 use crate::handshake::client_config;
 use crate::harness::{TestAgent, channel, next, within};
 use crate::http::ask_tls;
-use crate::nodes::{TOOL, Two, free_port, named, node, prove};
+use crate::nodes::{TOOL, Two, free_address, named, node, prove};
 use crate::revocation::{Victim, victims};
 use crate::sessions::task;
 
@@ -92,8 +92,8 @@ async fn who_checked_a_session_of_another_node_hears_of_its_end_and_it_is_refuse
     others.end(EndRequest { session: other.id }).await.unwrap();
     sessions.end(EndRequest { session: session.id.clone() }).await.unwrap();
     let change = next(&mut changes).await.unwrap();
-    assert_eq!((change.session, change.state()), (session.id, State::Ended), "of what was checked, and nothing else");
     assert_eq!(change.end_reason, "completed");
+    assert_eq!((change.state(), change.session), (State::Ended, session.id), "of what was checked, and nothing else");
     assert_eq!(two.check(&second).await.reason, "session_ended");
 }
 
@@ -126,7 +126,7 @@ async fn an_end_that_nobody_could_tell_is_told_when_the_node_is_heard_again() {
     // Its keys went with the process.
     two.issuing.restart().await;
     let change = next(&mut changes).await.unwrap();
-    assert_eq!((change.session, change.state()), (session.id, State::Ended));
+    assert_eq!((change.state(), change.session), (State::Ended, session.id));
     heard(&two.asking).await;
 }
 
@@ -148,7 +148,7 @@ async fn a_silent_node_is_reported_with_since_when_and_its_lists_stay() {
 async fn a_node_that_is_not_configured_and_a_workload_are_told_nothing() {
     let two = start().await;
     let knows = named(two.issuing.state().node(), two.issuing.https());
-    let third = node(two.root.path(), free_port(), |config| config.sessions.nodes = knows).await;
+    let third = node(two.root.path(), free_address(), |config| config.sessions.nodes = knows).await;
     let refused = until(&third, |node| node.silent.as_ref().is_some_and(|why| why.contains("sessions.nodes"))).await;
     assert_eq!(refused.len(), 1);
 
