@@ -33,7 +33,7 @@ impl Listeners {
             listeners.plain = Some((bind(address).await?, Http { health, introspection }));
         }
         if let Some(address) = config.http.tls_address.filter(|_| offered) {
-            let https = Https { introspection, tls: Arc::new(tls.server()) };
+            let https = Https { introspection, tls: tls.clone() };
             listeners.tls = Some((bind(address).await?, https));
         }
         Ok(listeners)

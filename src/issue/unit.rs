@@ -94,7 +94,7 @@ impl Issuer {
         loop {
             let made = self.unit_svid_inner(unit, kept).await;
             tries += 1;
-            if tries >= super::ATTEMPTS || !matches!(made, Err(UnitRefusal::Refused(Refusal::Changed))) {
+            if tries >= super::tries::ATTEMPTS || !matches!(made, Err(UnitRefusal::Refused(Refusal::Changed))) {
                 return made;
             }
         }

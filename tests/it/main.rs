@@ -20,6 +20,7 @@ mod http;
 mod kept;
 mod namespaces;
 mod nodes;
+mod nodes_told;
 mod operations;
 mod policy;
 mod program;
