@@ -21,6 +21,7 @@ mod kept;
 mod namespaces;
 mod nodes;
 mod operations;
+mod outside;
 mod policy;
 mod program;
 mod prove;
