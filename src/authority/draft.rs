@@ -74,7 +74,8 @@ impl Draft {
     pub(super) fn settle(&mut self, maker: &Maker) -> Result<OffsetDateTime, AuthorityError> {
         self.leave_other_roots();
         for _ in 0..MOST_STEPS {
-            match slot::plan(&self.slots, self.managed(), maker.clock.now(), maker.config.propagation) {
+            let propagation = |kind| maker.config.propagation_of(kind);
+            match slot::plan(&self.slots, self.managed(), maker.clock.now(), propagation) {
                 Plan::At(next) => return Ok(next),
                 Plan::Now(Step::Prepare(kind, activates_at)) => self.succeed(maker, kind, activates_at)?,
                 Plan::Now(Step::Activate(id)) => self.activate(maker, &id),

@@ -1,7 +1,8 @@
 //! What the agent answers over HTTP, all of it off by default: health, metrics and introspection.
 //!
-//! - On `http.address`, without TLS: `/livez`, `/readyz`, `/readyz/{part}`, `/metrics`, and with sessions
-//!   `POST /introspect` for processes of this host.
+//! - On `http.address`, without TLS: `/livez`, `/readyz`, `/readyz/{part}`, `/metrics`, with sessions
+//!   `POST /introspect` for processes of this host, and with `authority.jwt_issuer` what verifiers outside want: the
+//!   discovery document and the JWK Set, also below the issuer's path.
 //! - On `http.tls_address`, with the agent's own SVID and for clients with one: `POST /introspect` and `GET /keys`, and
 //!   for other nodes `POST /changes`.
 //!
@@ -10,6 +11,7 @@
 mod changes;
 mod health;
 mod introspect;
+mod oidc;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -38,6 +40,7 @@ use crate::x509::Certificate;
 
 pub use self::health::{Health, Parts, Readiness};
 pub use self::introspect::Introspection;
+pub use self::oidc::Oidc;
 
 /// A client that has not sent its request by then is cut; and one that has not made itself known.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
@@ -58,6 +61,8 @@ pub struct Http {
     pub health: Health,
     /// For tools of this host, with sessions.
     pub introspection: Option<Introspection>,
+    /// For verifiers outside, with an issuer.
+    pub oidc: Option<Oidc>,
 }
 
 impl Http {
@@ -82,7 +87,10 @@ impl Http {
             Some(introspection) if request.uri().path() == introspect::PATH => {
                 introspection.over_loopback(request, ours, theirs).await
             }
-            _ => self.health.answer(&request),
+            _ => match self.oidc.as_ref().and_then(|oidc| oidc.answer(&request)) {
+                Some(answer) => answer,
+                None => self.health.answer(&request),
+            },
         };
         answer.map(Full::boxed_unsync)
     }

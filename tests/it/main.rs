@@ -22,6 +22,7 @@ mod namespaces;
 mod nodes;
 mod nodes_told;
 mod operations;
+mod outside;
 mod policy;
 mod program;
 mod prove;

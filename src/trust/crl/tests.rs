@@ -87,6 +87,7 @@ impl Bench {
             ca_ttl: DAY,
             jwt_key_ttl: DAY * 30,
             propagation: Duration::from_secs(10),
+            jwt_propagation: Duration::from_secs(10),
             longest_jwt: HOUR,
         };
         let store = Store::open(&self.dir.path().join("store")).await.unwrap();
