@@ -37,3 +37,4 @@ mod tls;
 mod users;
 mod verifier;
 mod wit;
+mod write;
