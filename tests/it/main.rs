@@ -39,3 +39,4 @@ mod tls;
 mod users;
 mod verifier;
 mod wit;
+mod write;
