@@ -22,6 +22,7 @@ mod operations;
 mod policy;
 mod program;
 mod prove;
+mod proxy_inbound;
 mod raw;
 mod revocation;
 mod rotation;
