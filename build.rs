@@ -8,7 +8,14 @@ const HEAD: &str = ".git/HEAD";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    let files = ["proto/workload.proto", "proto/session.proto", "proto/admin.proto"];
+    let files = [
+        "proto/workload.proto",
+        "proto/session.proto",
+        "proto/admin.proto",
+        "proto/export.proto",
+        "proto/envoy/secret.proto",
+        "proto/envoy/tls.proto",
+    ];
     let descriptors = protox::compile(files, ["proto"])?;
     std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
 

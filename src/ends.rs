@@ -2,10 +2,10 @@
 //!
 //! | what ends | how it is noticed |
 //! |---|---|
-//! | a process, a cgroup, a unit | whoever holds the tie is told by the kernel or by systemd |
+//! | a process, a cgroup, a unit | whoever holds the tie is told by the kernel or by systemd; what may be in files stands a minute more |
 //! | a program (exec) | when anybody looks at the process: at every release, and when a verifier asks |
 //! | uid, gid, groups, cgroup of a process | at every look, as a program: its entries are matched anew |
-//! | an entry, by its source or an edit | the next snapshot of entries |
+//! | an entry, by its source or an edit; that it gives to files | the next snapshot of entries |
 //! | an entry, by its expiry | the clock |
 //! | the permission to issue | the next set of policies |
 //! | an authority | the next snapshot of trust |
@@ -28,7 +28,7 @@ use crate::authority::Signers;
 use crate::base::backoff::Backoff;
 use crate::base::drain;
 use crate::base::files::aside;
-use crate::bond::{Hold, Tie, Unheld};
+use crate::bond::{End, Hold, LINGER, Tie, Unheld};
 use crate::id::SpiffeId;
 use crate::issue::{Issuer, Refusal};
 use crate::ledger::{Credential, LedgerError, NewTies, Reason, Standing};
@@ -61,6 +61,8 @@ impl Ends {
             }
             match issuer.bonds.hold(&tie).await {
                 Ok(hold) => held.push((tie, Some(hold))),
+                // What may be in files goes on for a while, from now: nobody knows since when it is over.
+                Err(Unheld::Ended(end)) if tie.is_exported() && end != End::Rebooted => held.push((tie, None)),
                 Err(Unheld::Ended(end)) => revoke_tied(&issuer, &tie, end.into())?,
                 // Nothing is known to have ended; it is asked again.
                 Err(unseen) => {
@@ -75,6 +77,7 @@ impl Ends {
         // Nobody knows what the entries were before: whoever holds anything is judged by what they are.
         let (entries, _) = judge.issuer.ledger.standing_on();
         judge.holders_again(&entries).await?;
+        revoke_exports(&judge.issuer, &entries, &judged.entries).await?;
         Ok(Self { judge, judged, new_ties, held })
     }
 
@@ -155,6 +158,7 @@ impl Judge {
         self.revoke_by_snapshots(now).await?;
         let (mut entries, _) = self.issuer.ledger.standing_on();
         entries.retain(|id| before.entries.entry(id) != now.entries.entry(id));
+        revoke_exports(&self.issuer, &entries, &now.entries).await?;
         self.holders_again(&entries).await
     }
 
@@ -246,6 +250,9 @@ async fn watch(issuer: Arc<Issuer>, tie: Tie, hold: Option<Hold>) {
         Err(ended) => ended,
     };
     let Some(reason) = reason else { return };
+    if tie.is_exported() {
+        issuer.clock.pause(LINGER).await;
+    }
     if let Err(error) = revoke_tied(&issuer, &tie, reason) {
         tracing::error!(%error, %tie, "the end of credentials cannot be written; it is found out again at the next start");
     }
@@ -301,6 +308,20 @@ async fn revoke_by_entries(issuer: &Issuer, now: &Judged) -> Result<(), LedgerEr
         let revoked = issuer.ledger.revoke(|credential| ids.contains(&credential.entry), reason).await?;
         record_each(issuer, "entry", revoked.into_iter().map(|credential| credential.entry), reason);
     }
+    Ok(())
+}
+
+/// Revokes what may be in files by those of these entries that no longer give anything to files.
+async fn revoke_exports(issuer: &Issuer, entries: &HashSet<String>, now: &Index) -> Result<(), LedgerError> {
+    let gives = |id: &&String| now.entry(id).is_none_or(|entry| entry.is_exportable());
+    let withdrawn: HashSet<&String> = entries.iter().filter(|id| !gives(id)).collect();
+    if withdrawn.is_empty() {
+        return Ok(());
+    }
+    let reason = Reason::NoLongerMatches;
+    let exported = |credential: &Credential| credential.tie.is_exported() && withdrawn.contains(&credential.entry);
+    let revoked = issuer.ledger.revoke(exported, reason).await?;
+    record_each(issuer, "entry", revoked.into_iter().map(|credential| credential.entry), reason);
     Ok(())
 }
 

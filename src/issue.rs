@@ -4,9 +4,13 @@
 //! with a key are kept with their instance (`kept`); a JWT-SVID is made for each call.
 
 mod bearer;
+mod export;
 mod held;
 mod kept;
+pub mod named;
 mod recorded;
+mod tries;
+mod unit;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -35,28 +39,16 @@ use crate::trust::{Crls, Snapshot, Trust};
 use crate::x509::{KeyError, KeyType, X509Authorities};
 
 pub use self::bearer::Bearer;
+pub use self::export::{Choice, ExportState, ExportedX509};
 pub(crate) use self::held::Acting;
 pub use self::held::{Asking, HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
+use self::tries::Tries;
+pub use self::unit::{UnitRefusal, UnitSvid, UnitToken};
 pub use self::validate::{Invalid, LooksAtSessions};
 
 /// How far two hosts' clocks may differ when a token is validated.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(10);
-
-/// How often a credential is made anew because something changed meanwhile, before the caller is told.
-const ATTEMPTS: usize = 3;
-
-/// Counts attempts to make a credential.
-#[derive(Debug, Default)]
-struct Tries(usize);
-
-impl Tries {
-    /// Whether the caller gets this, or there is another attempt.
-    fn are_over<T>(&mut self, made: &Result<T, Refusal>) -> bool {
-        self.0 += 1;
-        self.0 >= ATTEMPTS || !matches!(made, Err(Refusal::Changed))
-    }
-}
 
 /// Binding level: whoever has it can use it.
 const BEARER: u8 = 0;
@@ -94,6 +86,17 @@ pub enum Refusal {
     /// The identity that was asked for is not one of the caller's.
     #[error("`{0}` is not an identity of the calling process")]
     NotGranted(SpiffeId),
+    /// None of the caller's identities has the hint that was asked for.
+    #[error("no identity of the calling process has the hint `{0}`")]
+    NoSuchHint(String),
+    /// What was to be written to files is of an entry that gives nothing to files.
+    #[error("registration entry `{entry}` gives nothing to files: {remedy}")]
+    NotExportable {
+        /// The entry.
+        entry: EntryId,
+        /// What to change, and where.
+        remedy: String,
+    },
     /// Policy said no to every identity of the caller.
     #[error(transparent)]
     Denied(#[from] Denial),
@@ -146,7 +149,8 @@ impl Refusal {
             Self::Attestation(_) => "attestation",
             Self::NoIdentity { .. } => "no_identity",
             Self::Unavailable { .. } => "unavailable",
-            Self::NotGranted(_) => "not_granted",
+            Self::NotGranted(_) | Self::NoSuchHint(_) => "not_granted",
+            Self::NotExportable { .. } => "not_exportable",
             Self::Denied(denial) => denial.as_str(),
             Self::Authority(_) => "authority",
             Self::Key(_) => "key",
@@ -565,17 +569,6 @@ impl Issuer {
             self.audit.record(Event::Refused { caller: caller(peer), reason, detail });
         }
         result
-    }
-}
-
-/// The kind, as metrics name it.
-impl From<ledger::Kind> for Kind {
-    fn from(kind: ledger::Kind) -> Self {
-        match kind {
-            ledger::Kind::X509 => Self::X509,
-            ledger::Kind::Jwt => Self::Jwt,
-            ledger::Kind::Wit => Self::Wit,
-        }
     }
 }
 

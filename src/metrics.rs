@@ -130,6 +130,8 @@ pub struct Metrics {
     pub workload_streams: Family<Rpc, Gauge>,
     /// How long attestation took.
     pub attestation_duration: Family<Attestor, Histogram, fn() -> Histogram>,
+    /// Answers of the Secret Discovery Service that Envoy rejected.
+    pub sds_rejected: Counter,
     /// Attestors that failed or were late.
     pub attestation_failures: Family<AttestorFailure, Counter>,
     /// Registration entries in force.
@@ -165,6 +167,7 @@ impl Metrics {
             connections_refused: Family::default(),
             workload_streams: Family::default(),
             attestation_duration: Family::new_with_constructor(|| Histogram::new(exponential_buckets(1e-5, 4.0, 9))),
+            sds_rejected: Counter::default(),
             attestation_failures: Family::default(),
             entries: Gauge::default(),
             entries_load_success: Gauge::default(),
@@ -184,6 +187,7 @@ impl Metrics {
         tether.register("svid_issued", "SVIDs issued", metrics.svid_issued.clone());
         tether.register("refused", "Callers refused an SVID or a bundle", metrics.refused.clone());
         tether.register("connections_refused", "Connections refused or cut", metrics.connections_refused.clone());
+        tether.register("sds_rejected", "Answers that Envoy rejected", metrics.sds_rejected.clone());
         tether.register("workload_streams", "Open workload streams", metrics.workload_streams.clone());
         tether.register_with_unit(
             "attestation_duration",

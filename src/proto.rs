@@ -17,6 +17,57 @@ pub mod admin {
     include!(concat!(env!("OUT_DIR"), "/tether.admin.v1.rs"));
 }
 
+/// `tether.export.v1`.
+pub mod export {
+    include!(concat!(env!("OUT_DIR"), "/tether.export.v1.rs"));
+}
+
+/// What Envoy speaks, in the packages that the generated code expects each other in.
+pub mod envoy {
+    pub mod config {
+        pub mod core {
+            /// `envoy.config.core.v3`.
+            pub mod v3 {
+                include!(concat!(env!("OUT_DIR"), "/envoy.config.core.v3.rs"));
+            }
+        }
+    }
+
+    pub mod extensions {
+        pub mod transport_sockets {
+            pub mod tls {
+                /// `envoy.extensions.transport_sockets.tls.v3`.
+                pub mod v3 {
+                    include!(concat!(env!("OUT_DIR"), "/envoy.extensions.transport_sockets.tls.v3.rs"));
+                }
+            }
+        }
+    }
+
+    pub mod service {
+        pub mod discovery {
+            /// `envoy.service.discovery.v3`.
+            pub mod v3 {
+                include!(concat!(env!("OUT_DIR"), "/envoy.service.discovery.v3.rs"));
+            }
+        }
+
+        pub mod secret {
+            /// `envoy.service.secret.v3`.
+            pub mod v3 {
+                include!(concat!(env!("OUT_DIR"), "/envoy.service.secret.v3.rs"));
+            }
+        }
+    }
+}
+
+pub mod google {
+    /// `google.rpc`.
+    pub mod rpc {
+        include!(concat!(env!("OUT_DIR"), "/google.rpc.rs"));
+    }
+}
+
 /// The encoded descriptors of all services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

@@ -8,8 +8,9 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use super::http::Listeners;
 use super::{AgentState, Bound, Deps, Parts, StartError, observer};
 use crate::api::admin::{Admin, Reloadable, Roles, StatusSource};
+use crate::api::credentials::{self, Credentials};
 use crate::api::gate::RoleLayer;
-use crate::attest::{Attestation, Attestors, Launches};
+use crate::attest::{Attestation, Attestors, Launches, StartingUnits};
 use crate::audit::{Audit, AuditError, Event};
 use crate::authority::Authority;
 use crate::authority::keys::KeyStore;
@@ -89,6 +90,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let policies = open_policies(&config, &deps).await?;
     let policy = Policy::new(Lifetimes { x509: config.svid.x509_ttl, jwt: config.svid.jwt_ttl })
         .with_jwt_caps(config.svid.jwt_ttl_caps.clone())
+        .with_credential_ttl(config.entry_rules().max_x509_ttl)
         .with_policies(policies.clone());
     let issuer = Arc::new(Issuer {
         attestation: Attestation::new(
@@ -140,6 +142,14 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
 
     metrics::register_workload_connections(&mut metrics_registry, workload.open_connections());
 
+    let credentials = match &config.listen.credentials {
+        Some(path) => {
+            let units = StartingUnits::of_host(&config.attestation(), &deps.clock, &deps.entropy);
+            let credentials = Arc::new(Credentials::new(issuer.clone(), units));
+            Some((credentials::Listener::bind(path, &issuer)?, credentials))
+        }
+        None => None,
+    };
     let calls = config.calls();
     let readiness = Readiness::waiting(PARTS);
     let introspection = Introspection::new(verifier.clone(), instances.clone(), trust.clone());
@@ -197,6 +207,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     Ok(Bound {
         workload: config.listen.workload.clone(),
         admin: config.listen.admin.clone(),
+        credentials: config.listen.credentials.clone(),
         http: http.address(),
         https: http.tls_address(),
         state,
@@ -213,6 +224,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             admin,
             admin_service,
             admin_gate,
+            credentials,
             http,
             limits: config.server_limits(),
             calls,
@@ -228,7 +240,8 @@ fn prepare_directories(config: &Config) -> Result<(), StartError> {
         durable::private_dir(dir)?;
     }
     durable::private_dir(&config.state_dir)?;
-    for socket in [&config.listen.workload, &config.listen.admin] {
+    let credentials = config.listen.credentials.as_ref();
+    for socket in [&config.listen.workload, &config.listen.admin].into_iter().chain(credentials) {
         if let Some(dir) = socket.parent() {
             durable::socket_dir(dir)?;
         }

@@ -20,9 +20,10 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 
 use crate::api::admin::Reloadable;
+use crate::api::export::ExportApi;
 use crate::api::gate::{RoleLayer, WorkloadGate};
 use crate::api::sessions::{SessionApi, VerifierApi};
-use crate::api::{admin, serve, workload};
+use crate::api::{admin, credentials, sds, serve, workload};
 use crate::audit::{Audit, AuditError};
 use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
 use crate::base::clock::Clock;
@@ -177,6 +178,8 @@ pub struct Bound {
     pub workload: PathBuf,
     /// The admin socket.
     pub admin: PathBuf,
+    /// The socket for systemd credentials.
+    pub credentials: Option<PathBuf>,
     /// The http listener's address.
     pub http: Option<SocketAddr>,
     /// The http listener's address with TLS.
@@ -199,6 +202,7 @@ struct Parts {
     admin: Listener,
     admin_service: admin::Admin,
     admin_gate: RoleLayer,
+    credentials: Option<(credentials::Listener, Arc<credentials::Credentials>)>,
     http: http::Listeners,
     limits: serve::Limits,
     calls: Quota,
@@ -245,19 +249,30 @@ impl Bound {
         duties.spawn(kept::wipe_revoked(issuer.held.clone(), ledger.clone(), watcher.clone()));
 
         let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
+        let exports = ExportApi::new(issuer.clone(), watcher.clone());
         let offered = state.config().sessions.enabled;
         duties.spawn(self.parts.sessions.clone().keep_judging(watcher.clone()));
         let verifier = VerifierApi::new(self.parts.verifier.clone(), watcher.clone());
         let sessions = offered.then(|| (SessionApi::new(self.parts.sessions.clone(), watcher.clone()), verifier));
+        let settings = state.config().sds();
+        let secrets = settings.map(|settings| sds::Secrets::new(issuer.clone(), settings, watcher.clone()));
+        let services = serve::Services { workload, exports, sessions, secrets };
         duties.spawn(self.parts.ends.run(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
         let (limits, stop) = (self.parts.limits, watcher.clone());
         let readiness = state.readiness.clone();
         let listener = self.parts.workload;
-        servers.spawn(serve::workload(listener, workload, sessions, gate, readiness, limits, stop.clone()));
+        servers.spawn(serve::workload(listener, services, gate, readiness, limits, stop.clone()));
         let (admin, service, gate) = (self.parts.admin, self.parts.admin_service, self.parts.admin_gate);
         servers.spawn(serve::admin(admin, service, gate, limits, stop.clone()));
+        if let Some((listener, credentials)) = self.parts.credentials {
+            let stop = stop.clone();
+            servers.spawn(async move {
+                credentials.serve(listener, stop).await;
+                Ok(())
+            });
+        }
         if let Some((listener, https)) = self.parts.http.tls {
             let stop = stop.clone();
             servers.spawn(async move {

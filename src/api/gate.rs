@@ -24,8 +24,54 @@ use crate::peer::PeerConn;
 /// A request that is not whole by then is never going to be.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The service that Envoy calls, whose clients know nothing of a Workload Endpoint.
+const SECRETS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/";
+
+/// Stands beside a call of the Secret Discovery Service.
+#[derive(Clone, Copy, Debug)]
+struct OfSecrets;
+
+/// Finds out which calls are of the Secret Discovery Service, for the layers below.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SecretsLayer;
+
+impl<S> Layer<S> for SecretsLayer {
+    type Service = SecretsService<S>;
+    fn layer(&self, inner: S) -> SecretsService<S> {
+        SecretsService { inner }
+    }
+}
+
+/// The service made by [`SecretsLayer`].
+#[derive(Clone, Debug)]
+pub struct SecretsService<S> {
+    inner: S,
+}
+
+impl<S: Service<Request<B>>, B> Service<Request<B>> for SecretsService<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> S::Future {
+        if request.uri().path().starts_with(SECRETS) {
+            request.extensions_mut().insert(OfSecrets);
+        }
+        self.inner.call(request)
+    }
+}
+
 /// The gate of the Workload Endpoint: its metadata exactly once and with exactly its value (SPIFFE Workload Endpoint,
 /// section 3), whatever is called, services of ours, health and reflection too; then a place for the call.
+///
+/// The Secret Discovery Service is no part of that standard, and Envoy does not send the metadata unless it is told to.
+/// It keeps out requests that a program was tricked into sending. Such a program speaks HTTP/1 to a URL of somebody's
+/// choice; what it would have to send here is HTTP/2 with prior knowledge to a Unix socket, of gRPC's content type,
+/// which no URL says.
 #[derive(Clone, Debug)]
 pub struct WorkloadGate {
     /// The calls that may be open, streams included.
@@ -34,10 +80,19 @@ pub struct WorkloadGate {
 
 impl Interceptor for WorkloadGate {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
-        let mut values = request.metadata().get_all(status::HEADER).iter();
-        let carried = values.next().is_some_and(|value| value == "true") && values.next().is_none();
-        if !carried {
-            return Err(status::missing_header());
+        let metadata = request.metadata();
+        if request.extensions().get::<OfSecrets>().is_some() {
+            let is_grpc = |value: &str| value.starts_with("application/grpc");
+            let content_type = metadata.get("content-type").and_then(|value| value.to_str().ok());
+            if !content_type.is_some_and(is_grpc) {
+                return Err(status::no_grpc());
+            }
+        } else {
+            let mut values = metadata.get_all(status::HEADER).iter();
+            let carried = values.next().is_some_and(|value| value == "true") && values.next().is_none();
+            if !carried {
+                return Err(status::missing_header());
+            }
         }
         let place = take(&self.calls, peer(request.extensions())?)?;
         request.extensions_mut().insert(place);
@@ -57,7 +112,8 @@ pub(super) fn peer(extensions: &http::Extensions) -> Result<&PeerConn, Status> {
     extensions.get::<PeerConn>().ok_or_else(|| Status::internal("BUG: the caller is unknown"))
 }
 
-/// Ends a request that is not whole in time, so that nobody can hold memory with half-sent ones.
+/// Ends a request that is not whole in time, so that nobody can hold memory with half-sent ones. Where a call has many
+/// request messages, that is each of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DeadlineLayer;
 
@@ -84,15 +140,23 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for DeadlineService<S> {
     }
 
     fn call(&mut self, request: Request<Body>) -> S::Future {
-        let timely = |body| Body::new(Timely { body, deadline: Box::pin(tokio::time::sleep(REQUEST_DEADLINE)) });
+        let messages = request.extensions().get::<OfSecrets>().map(|_| Messages::default());
+        let timely = |body| Body::new(Timely { body, deadline: Some(deadline()), messages });
         self.inner.call(request.map(timely))
     }
+}
+
+fn deadline() -> Pin<Box<Sleep>> {
+    Box::pin(tokio::time::sleep(REQUEST_DEADLINE))
 }
 
 /// A body that fails when it is still wanted at its deadline.
 struct Timely {
     body: Body,
-    deadline: Pin<Box<Sleep>>,
+    /// None between the messages of a call that has many.
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// Where in its messages the body is, for such a call.
+    messages: Option<Messages>,
 }
 
 impl HttpBody for Timely {
@@ -101,9 +165,19 @@ impl HttpBody for Timely {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            let this = &mut *self;
+            if let (Some(messages), Some(Ok(frame))) = (&mut this.messages, &frame) {
+                let ended = frame.data_ref().is_some_and(|data| messages.pass(data));
+                if ended {
+                    this.deadline = messages.is_inside_one().then(deadline);
+                } else if this.deadline.is_none() && messages.is_inside_one() {
+                    this.deadline = Some(deadline());
+                }
+            }
             return Poll::Ready(frame);
         }
-        ready!(self.deadline.as_mut().poll(cx));
+        let Some(deadline) = &mut self.deadline else { return Poll::Pending };
+        ready!(deadline.as_mut().poll(cx));
         Poll::Ready(Some(Err(Status::deadline_exceeded("the request was not sent in time"))))
     }
 
@@ -113,6 +187,48 @@ impl HttpBody for Timely {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// Follows the messages of a gRPC body: a flag, four octets of length, and so many octets.
+#[derive(Clone, Copy, Debug, Default)]
+struct Messages {
+    /// Octets of the prefix that have passed, and the length as far as it is known.
+    prefix: usize,
+    length: u32,
+    /// Octets that have passed of the message after it.
+    body: u32,
+}
+
+impl Messages {
+    const PREFIX: usize = 5;
+
+    /// Whether a message ends in `data`.
+    fn pass(&mut self, mut data: &[u8]) -> bool {
+        let mut ended = false;
+        while let Some((octet, rest)) = data.split_first() {
+            if self.prefix < Self::PREFIX {
+                if self.prefix > 0 {
+                    self.length = (self.length << 8) | u32::from(*octet);
+                }
+                self.prefix += 1;
+                data = rest;
+            } else {
+                let left = self.length - self.body;
+                let passing = u32::try_from(data.len()).unwrap_or(u32::MAX).min(left);
+                self.body += passing;
+                data = &data[passing as usize..];
+            }
+            if self.prefix == Self::PREFIX && self.body == self.length {
+                *self = Self::default();
+                ended = true;
+            }
+        }
+        ended
+    }
+
+    fn is_inside_one(&self) -> bool {
+        self.prefix > 0
     }
 }
 
@@ -214,5 +330,39 @@ where
                 Err(status) => Ok(status.into_http()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Messages;
+
+    fn message(length: u32) -> Vec<u8> {
+        [&[0][..], &length.to_be_bytes(), &vec![7; length as usize]].concat()
+    }
+
+    #[test]
+    fn the_ends_of_messages_are_found_wherever_the_wire_cuts_them() {
+        let bytes = [message(0), message(3), message(300)].concat();
+        for cut in 1..bytes.len() {
+            let mut messages = Messages::default();
+            let ends = bytes.chunks(cut).filter(|chunk| messages.pass(chunk)).count();
+            assert!((1..=3).contains(&ends), "cut at {cut}");
+            assert!(!messages.is_inside_one(), "cut at {cut}");
+        }
+        let mut messages = Messages::default();
+        let ends: Vec<usize> = (0..bytes.len()).filter(|at| messages.pass(&bytes[*at..=*at])).collect();
+        assert_eq!(ends, [4, 12, 317]);
+    }
+
+    #[test]
+    fn a_message_that_is_begun_and_not_ended_is_seen() {
+        let mut messages = Messages::default();
+        assert!(!messages.pass(&[0]));
+        assert!(messages.is_inside_one());
+        assert!(!messages.pass(&[0, 0, 0, 2, 1]));
+        assert!(messages.is_inside_one());
+        assert!(messages.pass(&[1, 0]), "and the next one begins");
+        assert!(messages.is_inside_one());
     }
 }

@@ -1,7 +1,10 @@
 //! The sockets: thin, no decisions.
 
 pub mod admin;
+pub mod export;
+pub mod credentials;
 pub mod gate;
+pub mod sds;
 pub mod serve;
 pub mod sessions;
 pub mod status;

@@ -7,7 +7,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::admin::Admin;
-use super::gate::{DeadlineLayer, RoleLayer, WorkloadGate};
+use super::export::ExportApi;
+use super::gate::{DeadlineLayer, RoleLayer, SecretsLayer, WorkloadGate};
+use super::sds::{Plain, Secrets};
 use super::sessions::{SessionApi, VerifierApi};
 use super::workload::Workload;
 use crate::base::drain;
@@ -23,12 +25,18 @@ use crate::proto::admin::credentials_server::CredentialsServer;
 use crate::proto::admin::entries_server::EntriesServer;
 use crate::proto::admin::policies_server::PoliciesServer;
 use crate::proto::admin::session_admin_server::SessionAdminServer;
+use crate::proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
+use crate::proto::export::exports_server::ExportsServer;
 use crate::proto::session::sessions_server::SessionsServer;
 use crate::proto::session::verifier_server::VerifierServer;
 use crate::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 
 const WORKLOAD_API: &str = "SpiffeWorkloadAPI";
+const EXPORTS: &str = "tether.export.v1.Exports";
 const SESSIONS: [&str; 2] = ["tether.session.v1.Sessions", "tether.session.v1.Verifier"];
+const SECRETS: &str = "envoy.service.secret.v3.SecretDiscoveryService";
+/// The largest request for secrets: Envoy tells all about itself in the first one, and what is not needed is not kept.
+const SECRETS_MESSAGE_BYTES: usize = 1024 * 1024;
 /// A request's headers; the wire layer allows no larger ones.
 const HEADER_LIST_BYTES: u32 = 16 * 1024;
 
@@ -43,31 +51,52 @@ pub struct Limits {
     pub admin_message: usize,
 }
 
+/// What the workload socket offers beside health and reflection.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// The Workload API.
+    pub workload: Workload,
+    /// What may be written to files.
+    pub exports: ExportApi,
+    /// Tasks and held keys, and what tools ask, where they are on.
+    pub sessions: Option<(SessionApi, VerifierApi)>,
+    /// Envoy's Secret Discovery Service, where it is on.
+    pub secrets: Option<Secrets>,
+}
+
 /// Serves the Workload Endpoint: the Workload API, our own services where they are on, health and reflection, each
 /// behind the gate.
 pub async fn workload(
     listener: Listener,
-    service: Workload,
-    sessions: Option<(SessionApi, VerifierApi)>,
+    services: Services,
     gate: WorkloadGate,
     readiness: Readiness,
     limits: Limits,
     drain: drain::Watcher,
 ) -> Result<(), (&'static str, Error)> {
-    let api = SpiffeWorkloadApiServer::new(service).max_decoding_message_size(limits.workload_message);
+    let Services { workload, exports, sessions, secrets } = services;
+    let api = SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(limits.workload_message);
     let (health, health_service) = tonic_health::server::health_reporter();
-    let names: Vec<&str> =
-        std::iter::once(WORKLOAD_API).chain(SESSIONS.into_iter().filter(|_| sessions.is_some())).collect();
-    let mut routes = reflection(&names).add_service(api).add_service(health_service);
+    let mut names = vec![WORKLOAD_API, EXPORTS];
+    names.extend(SESSIONS.iter().filter(|_| sessions.is_some()));
+    names.extend(secrets.iter().map(|_| SECRETS));
+    let exports = ExportsServer::new(exports).max_decoding_message_size(limits.workload_message);
+    let mut routes = reflection(&names).add_service(api).add_service(exports).add_service(health_service);
     if let Some((sessions, verifier)) = sessions {
         let (keys, verifier) = (SessionsServer::new(sessions), VerifierServer::new(verifier));
         routes = routes
             .add_service(keys.max_decoding_message_size(limits.workload_message))
             .add_service(verifier.max_decoding_message_size(limits.workload_message));
     }
+    if let Some(secrets) = secrets {
+        let largest = SECRETS_MESSAGE_BYTES.max(limits.workload_message);
+        let secrets = SecretDiscoveryServiceServer::new(secrets).max_decoding_message_size(largest);
+        routes = routes.add_service(Plain(secrets));
+    }
     let server = Server::builder()
         .max_concurrent_streams(limits.streams_per_connection)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
+        .layer(SecretsLayer)
         .layer(InterceptorLayer::new(gate))
         .layer(DeadlineLayer)
         .add_routes(routes);

@@ -27,6 +27,11 @@ pub fn missing_header() -> Status {
     ))
 }
 
+/// A call that does without that metadata is none of gRPC.
+pub fn no_grpc() -> Status {
+    Status::invalid_argument("the content type is not that of gRPC")
+}
+
 /// A mandatory field is empty or malformed.
 pub fn bad_field(field: &str, why: impl std::fmt::Display) -> Status {
     Status::invalid_argument(format!("`{field}` {why}"))
@@ -45,6 +50,7 @@ pub fn too_many(what: &str, full: Full) -> Status {
 pub fn refused(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::NoIdentity { .. } | Refusal::NotGranted(_) | Refusal::Denied(_) => Code::PermissionDenied,
+        Refusal::NoSuchHint(_) | Refusal::NotExportable { .. } => Code::PermissionDenied,
         Refusal::Connection(_) | Refusal::Look(LookError::Ended(_)) => Code::PermissionDenied,
         Refusal::Look(LookError::Unseen(_))
         | Refusal::Attestation(_)

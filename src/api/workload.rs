@@ -211,7 +211,7 @@ fn wit_bundles_response(bundles: &Bundles) -> Result<wire::WitBundlesResponse, S
 }
 
 /// The identity a request is for; all of the caller's when it names none.
-fn wanted(spiffe_id: &str) -> Result<Option<SpiffeId>, Status> {
+pub(super) fn wanted(spiffe_id: &str) -> Result<Option<SpiffeId>, Status> {
     if spiffe_id.is_empty() {
         return Ok(None);
     }
@@ -220,7 +220,7 @@ fn wanted(spiffe_id: &str) -> Result<Option<SpiffeId>, Status> {
 }
 
 /// The audiences of a request: at least one, none of them empty (Workload API, section 6.2.1).
-fn audiences(requested: Vec<String>) -> Result<Vec<String>, Status> {
+pub(super) fn audiences(requested: Vec<String>) -> Result<Vec<String>, Status> {
     if requested.is_empty() {
         return Err(status::bad_field("audience", "is empty: name whom the token is for"));
     }

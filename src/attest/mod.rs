@@ -15,6 +15,7 @@ mod launch;
 mod lsm;
 mod memo;
 mod process;
+mod starting;
 mod subject;
 mod systemd;
 mod unix;
@@ -38,10 +39,11 @@ pub use launch::{
 };
 pub use lsm::Lsm;
 pub use process::{Attestation, AttestationError, Attested};
+pub use starting::{StartingError, StartingUnit, StartingUnits};
 pub use subject::{ExecutableEvidence, Subject};
 pub use systemd::{
-    Bus, Config as SystemdConfig, Systemd, UnitAnswer, UnitChanges, UnitFacts, UnitManager, UnitManagerError,
-    UnitWatcher, unit_path,
+    Bus, Config as SystemdConfig, Systemd, UnitAnswer, UnitChanges, UnitFacts, UnitManager, UnitManagerError, UnitName,
+    UnitUser, UnitUsers, UnitWatcher, unit_path,
 };
 pub(crate) use unix::Names;
 pub use unix::{Config as UnixConfig, NameSource, Nss, Unix};

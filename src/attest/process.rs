@@ -64,6 +64,12 @@ impl Attested {
         self.facts == other.facts && Arc::ptr_eq(&self.evidence, &other.evidence)
     }
 
+    /// What is known of a unit that systemd starts by a process of its own: nothing of a program that does not run yet.
+    pub(super) fn before_it_runs(facts: Facts, evidence: Evidence) -> Self {
+        let executable = Err("no process of the unit runs yet".to_owned());
+        Self { facts, evidence: Arc::new(evidence), executable }
+    }
+
     /// The inode number of its cgroup v2 directory; `None` where it cannot be found out.
     pub fn cgroup_id(&self) -> Option<u64> {
         self.facts.cgroup_id
@@ -247,6 +253,11 @@ fn launched(instance: &Instance, launches: &Launches) -> Result<Result<Vec<Selec
         Err(LookError::Ended(end)) => Err(end.into()),
         Err(LookError::Unseen(error)) => Ok(Err(format!("it cannot be told now what launched the process: {error}"))),
     }
+}
+
+/// A process of systemd's that starts a unit, for asking systemd about it.
+pub(super) fn subject_before_it_runs(instance: &Instance, facts: Facts) -> Result<Subject, AttestationError> {
+    subject(instance, facts, None, Err(NOT_WANTED.to_owned()))
 }
 
 fn subject(

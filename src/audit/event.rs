@@ -125,6 +125,23 @@ events! {
             /// How many credentials.
             count: usize,
         }
+        /// A unit that systemd starts got a credential. Written before it leaves the agent. Who has the file has the key.
+        "credential_given": CredentialGiven {
+            /// The process of systemd's that asked.
+            caller: Caller,
+            /// The unit.
+            unit: String,
+            /// Which start of it.
+            invocation: String,
+            /// The credential's name.
+            credential: String,
+            /// The identity.
+            spiffe_id: String,
+            /// The registration entry it came from.
+            entry: String,
+            /// The serial number of the certificate it goes with, or the token's `jti`.
+            serial: String,
+        }
         /// A connection was refused or cut.
         "connection_refused": ConnectionRefused {
             /// Who.

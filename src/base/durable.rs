@@ -9,6 +9,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, openat, readlinkat, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, symlinkat, unlinkat};
 use thiserror::Error;
 
 /// A file operation that failed, with the path and what to do about it.
@@ -33,6 +38,14 @@ pub enum DurableError {
         /// The owner it must have.
         uid: u32,
         /// What is wrong with it.
+        what: String,
+    },
+    /// A directory that files for others cannot be put into.
+    #[error("no files are put into `{}`: {what}", path.display())]
+    NotForFiles {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
         what: String,
     },
     /// Whoever can write to the directory of a socket can put another one in its place.
@@ -249,90 +262,218 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DurableError> {
     Ok(content)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A file for a [`Delivery`].
+#[derive(Debug)]
+pub struct Delivered<'a> {
+    /// Its name in the directory: one component that does not begin with `..`.
+    pub name: &'a str,
+    /// All that is in it.
+    pub content: &'a [u8],
+    /// Its mode, whatever the umask is.
+    pub mode: u32,
+}
 
-    #[test]
-    fn a_replacement_is_whole_has_its_mode_and_leaves_nothing_else_behind() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("svid.pem");
-        replace(&path, b"old", 0o600).expect("first");
-        replace(&path, b"new", 0o644).expect("second");
-        assert_eq!(fs::read(&path).expect("there"), b"new");
-        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o7777, 0o644);
-        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 1);
-    }
+/// A directory into which files are put for others to read, by one writer at a time.
+///
+/// All is done through a handle of the directory: whoever may change it cannot lead what is written elsewhere.
+#[derive(Debug)]
+pub struct Delivery {
+    dir: Flock<File>,
+    path: PathBuf,
+    uid: Option<Uid>,
+    gid: Option<Gid>,
+}
 
-    #[test]
-    fn a_directory_open_to_others_is_refused_with_its_mode() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("state");
-        private_dir(&path).expect("created");
-        private_dir(&path).expect("accepted when it is ours");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
-        let error = private_dir(&path).expect_err("refused").to_string();
-        assert!(error.contains("0755"), "{error}");
-    }
+/// What points to the set of files that is in force.
+const CURRENT: &str = "..data";
+/// What the directories of sets begin with; a number follows.
+const SET: &str = "..set-";
 
-    #[test]
-    fn a_socket_directory_is_made_with_what_is_missing_above_it() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("run/tether/workload");
-        socket_dir(&path).expect("created");
-        for made in path.ancestors().take(3) {
-            assert_eq!(fs::metadata(made).expect("there").mode() & 0o7777, 0o755, "{}", made.display());
+impl Delivery {
+    /// Takes the directory, for files that are given to `uid` and `gid`; the last part of its path is made when it is
+    /// missing. Nobody but us, root and `uid` may be able to change what is in it.
+    pub fn open(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<Self, DurableError> {
+        match DirBuilder::new().mode(0o755).create(path) {
+            Ok(()) => sync_parent(path)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(io_error("create the directory", path)(error)),
         }
-        socket_dir(&path).expect("accepted when it is ours");
-    }
-
-    #[test]
-    fn a_socket_directory_that_others_could_change_is_refused_with_what_is_wrong() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let make = |name: &str, mode| {
-            let path = dir.path().join(name);
-            fs::create_dir(&path).expect("created");
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
-            path
+        let refused = |what: String| DurableError::NotForFiles { path: path.to_owned(), what };
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let dir = match nix::fcntl::open(path, flags, Mode::empty()) {
+            Ok(dir) => File::from(dir),
+            Err(Errno::ENOTDIR | Errno::ELOOP) => {
+                return Err(refused("it is a symbolic link or no directory: name the directory itself".to_owned()));
+            }
+            Err(error) => return Err(io_error("open", path)(error.into())),
         };
-        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
-        std::os::unix::fs::symlink(make("target", 0o755), &link).expect("linked");
-        fs::write(&file, "").expect("written");
-        let cases = [
-            (link, "symbolic link"),
-            (file, "not a directory"),
-            (make("everybody", 0o777), "0777"),
-            (make("sticky", 0o1777), "1777"),
-            (make("group", 0o775), "0775"),
-        ];
-        for (path, expected) in cases {
-            let error = socket_dir(&path).expect_err("refused").to_string();
-            assert!(error.contains(expected) && error.contains("choose another"), "{error}");
+        let meta = dir.metadata().map_err(io_error("look at", path))?;
+        let ours = [nix::unistd::geteuid().as_raw(), 0];
+        if !ours.contains(&meta.uid()) && uid != Some(meta.uid()) {
+            let whose = meta.uid();
+            return Err(refused(format!(
+                "it belongs to uid {whose}, which is neither ours nor the one the files are for"
+            )));
         }
-        let foreign = make("foreign", 0o755);
-        // Only root can give a directory away.
-        if std::os::unix::fs::chown(&foreign, Some(12_345), None).is_ok() {
-            assert!(socket_dir(&foreign).expect_err("refused").to_string().contains("uid 12345"));
+        if meta.mode() & 0o022 != 0 && meta.mode() & 0o1000 == 0 {
+            let mode = meta.mode() & 0o7777;
+            return Err(refused(format!("others may change what is in it (mode {mode:04o}): run chmod go-w on it")));
+        }
+        let dir = Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+            Errno::EWOULDBLOCK => refused("another writer has it: two would take each other's files away".to_owned()),
+            error => io_error("lock", path)(error.into()),
+        })?;
+        Ok(Self { dir, path: path.to_owned(), uid: uid.map(Uid::from_raw), gid: gid.map(Gid::from_raw) })
+    }
+
+    /// Puts all of `files` in force in one step, as directories of ConfigMaps do: each name is a link to `..data/NAME`, and
+    /// `..data` is a link to a directory that has all of them, pointed elsewhere by one rename. Whatever dies meanwhile,
+    /// what is in force are files of one set. The set before this one stays, for those who are reading it.
+    pub fn swap(&self, files: &[Delivered<'_>]) -> Result<(), DurableError> {
+        self.swap_in_steps(files, || Ok(()))
+    }
+
+    /// `step` is called before each step, and may fail as that could.
+    fn swap_in_steps(
+        &self,
+        files: &[Delivered<'_>],
+        mut step: impl FnMut() -> Result<(), DurableError>,
+    ) -> Result<(), DurableError> {
+        let current = readlinkat(&*self.dir, CURRENT).ok().and_then(|target| set_number(target.to_str()?));
+        let number = current.map_or(1, |number| number.wrapping_add(1));
+        let set = format!("{SET}{number}");
+        self.remove_set(&set)?;
+        step()?;
+        mkdirat(&*self.dir, set.as_str(), Mode::S_IRWXU).map_err(self.failed("create", &set))?;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let inside = openat(&*self.dir, set.as_str(), flags, Mode::empty()).map_err(self.failed("open", &set))?;
+        let inside = File::from(inside);
+        for file in files {
+            step()?;
+            self.write_at(&inside, file.name, file)?;
+        }
+        step()?;
+        self.give(&inside, 0o755, &set)?;
+        inside.sync_all().map_err(io_error("sync", &self.path.join(&set)))?;
+        step()?;
+        self.link(&set, CURRENT)?;
+        for file in files {
+            step()?;
+            self.link(&format!("{CURRENT}/{}", file.name), file.name)?;
+        }
+        step()?;
+        self.tidy(&|name| files.iter().any(|file| file.name == name), &[Some(number), current])?;
+        self.sync()
+    }
+
+    /// Replaces each of `files` by itself, in this order, all of them written before the first is replaced. Whoever reads
+    /// two of them in between may find one from before and one from after; so may whoever comes after a crash there.
+    pub fn replace_each(&self, files: &[Delivered<'_>]) -> Result<(), DurableError> {
+        let temporary = |file: &Delivered<'_>| format!(".{}.{}.tmp", file.name, std::process::id());
+        let written = files.iter().try_for_each(|file| {
+            self.unlink(&temporary(file))?;
+            self.write_at(&self.dir, &temporary(file), file)
+        });
+        let replaced = written.and_then(|()| {
+            let replace = |file: &Delivered<'_>| renameat(&*self.dir, &*temporary(file), &*self.dir, file.name);
+            files.iter().try_for_each(|file| replace(file).map_err(self.failed("rename into place", file.name)))
+        });
+        if replaced.is_err() {
+            // What was not put in its place would only confuse.
+            files.iter().for_each(|file| drop(self.unlink(&temporary(file))));
+        }
+        replaced?;
+        self.tidy(&|_| false, &[])?;
+        self.sync()
+    }
+
+    fn write_at(&self, dir: &File, name: &str, file: &Delivered<'_>) -> Result<(), DurableError> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let opened = openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(self.failed("create", name))?;
+        let mut opened = File::from(opened);
+        opened.write_all(file.content).map_err(io_error("write", &self.path.join(name)))?;
+        self.give(&opened, file.mode, name)?;
+        opened.sync_all().map_err(io_error("sync", &self.path.join(name)))
+    }
+
+    /// Owner first: giving a file away may take bits of its mode.
+    fn give(&self, file: &File, mode: u32, name: &str) -> Result<(), DurableError> {
+        if self.uid.is_some() || self.gid.is_some() {
+            fchown(file, self.uid, self.gid).map_err(self.failed("give to its owner", name))?;
+        }
+        let mode = fs::Permissions::from_mode(mode);
+        file.set_permissions(mode).map_err(io_error("set the mode of", &self.path.join(name)))
+    }
+
+    /// Makes `name` a link to `target`, in one step where it is something else.
+    fn link(&self, target: &str, name: &str) -> Result<(), DurableError> {
+        if readlinkat(&*self.dir, name).is_ok_and(|found| found == target) {
+            return Ok(());
+        }
+        let temporary = format!("{name}.tmp");
+        self.unlink(&temporary)?;
+        symlinkat(target, &*self.dir, &*temporary).map_err(self.failed("create", &temporary))?;
+        renameat(&*self.dir, &*temporary, &*self.dir, name).map_err(self.failed("rename into place", name))?;
+        self.sync()
+    }
+
+    /// Removes our links that are not `wanted`, and sets that are not `kept`.
+    fn tidy(&self, wanted: &dyn Fn(&str) -> bool, kept: &[Option<u64>]) -> Result<(), DurableError> {
+        let handle = self.dir.try_clone().map_err(io_error("open", &self.path))?;
+        let listed = Dir::from_fd(handle.into()).and_then(|mut dir| dir.iter().collect::<nix::Result<Vec<_>>>());
+        for entry in listed.map_err(self.failed("list", "."))? {
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if let Some(number) = set_number(name) {
+                if !kept.contains(&Some(number)) {
+                    self.remove_set(name)?;
+                }
+                continue;
+            }
+            let is_ours = readlinkat(&*self.dir, name).is_ok_and(|target| {
+                let target = target.to_string_lossy();
+                target == format!("{CURRENT}/{name}") || (name == CURRENT && set_number(&target).is_some())
+            });
+            if is_ours && !wanted(name) && (name != CURRENT || kept.is_empty()) {
+                self.unlink(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_set(&self, set: &str) -> Result<(), DurableError> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut inside = match Dir::openat(&*self.dir, set, flags, Mode::empty()) {
+            Ok(inside) => inside,
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(self.failed("open", set)(error)),
+        };
+        let names: Vec<_> = inside.iter().filter_map(Result::ok).map(|entry| entry.file_name().to_owned()).collect();
+        for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
+            unlinkat(&inside, name.as_c_str(), UnlinkatFlags::NoRemoveDir).map_err(self.failed("empty", set))?;
+        }
+        unlinkat(&*self.dir, set, UnlinkatFlags::RemoveDir).map_err(self.failed("remove", set))
+    }
+
+    fn unlink(&self, name: &str) -> Result<(), DurableError> {
+        match unlinkat(&*self.dir, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(error) => Err(self.failed("remove", name)(error)),
         }
     }
 
-    #[test]
-    fn a_link_in_place_of_the_target_is_replaced_and_not_followed() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (victim, path) = (dir.path().join("victim"), dir.path().join("key"));
-        fs::write(&victim, "keep").expect("written");
-        std::os::unix::fs::symlink(&victim, &path).expect("linked");
-        replace(&path, b"secret", 0o600).expect("replaced");
-        assert_eq!(fs::read(&victim).expect("there"), b"keep");
-        assert!(!fs::symlink_metadata(&path).expect("there").is_symlink());
+    fn sync(&self) -> Result<(), DurableError> {
+        self.dir.sync_all().map_err(io_error("sync", &self.path))
     }
 
-    #[test]
-    fn a_file_over_the_limit_is_refused() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("big");
-        fs::write(&path, [0; 11]).expect("written");
-        assert_eq!(read(&path, 11).expect("fits").len(), 11);
-        assert!(read(&path, 10).is_err());
+    fn failed(&self, action: &'static str, name: &str) -> impl FnOnce(Errno) -> DurableError {
+        let path = self.path.join(name);
+        move |error| DurableError::Io { action, path, source: error.into() }
     }
 }
+
+fn set_number(name: &str) -> Option<u64> {
+    name.strip_prefix(SET)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::libc;
 use thiserror::Error;
 
-pub use tie::{CgroupPath, InvalidTie, Tie};
+pub use tie::{CgroupPath, InvalidTie, LINGER, Tie};
 
 use self::unit::{Running, Units};
 use crate::attest::{
@@ -213,11 +213,15 @@ impl Bonds {
         if tie.boot().is_some_and(|boot| boot != self.0.instances.boot()) {
             return Err(End::Rebooted.into());
         }
-        let held = match tie {
+        let of = match tie {
+            Tie::Exported(of) => of,
+            of => of,
+        };
+        let held = match of {
             Tie::Process { instance, pid } => Held::Process(self.hold_process(instance, *pid)?),
             Tie::Cgroup { id, path, .. } => Held::Cgroup(self.hold_cgroup(*id, path).await?),
             Tie::Unit { name, invocation, .. } => Held::Unit(self.0.units.hold(name, invocation).await?),
-            Tie::Session(_) | Tie::Node => Held::Nothing,
+            Tie::Session(_) | Tie::Node | Tie::Exported(_) => Held::Nothing,
         };
         Ok(Hold { tie: tie.clone(), held, bonds: self.clone() })
     }
@@ -412,7 +416,11 @@ impl Hold {
 
     /// Waits for the end, and returns at once if it has ended already. Never polls. Dropping the future loses nothing.
     pub async fn ended(&self) -> End {
-        match (&self.held, &self.tie) {
+        let of = match &self.tie {
+            Tie::Exported(of) => of,
+            of => of,
+        };
+        match (&self.held, of) {
             (Held::Process(instance), _) => instance.ended().await.into(),
             (Held::Cgroup(watched), Tie::Cgroup { path, .. }) => self.bonds.group_ended(path, watched).await,
             (Held::Cgroup(watched), _) => {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -12,7 +13,7 @@ use crate::sys::BootId;
 /// Whose end revokes a credential.
 ///
 /// Its text is stable: `process:PID:INSTANCE`, `cgroup:BOOT:ID:PATH`, `unit:BOOT:INVOCATION:NAME`, `session:ID`
-/// or `node`. What has a boot in it belongs to that boot.
+/// or `node`; before one of a cgroup, a unit or the node `exported:`. What has a boot in it belongs to that boot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Tie {
@@ -45,7 +46,13 @@ pub enum Tie {
     Session(String),
     /// The node: nothing that happens on it ends this.
     Node,
+    /// A cgroup, a unit or the node, for what was handed out to be written to files. When that ends, files are still in
+    /// use: it goes on for [`LINGER`], for one that is started again to put others in their place.
+    Exported(Box<Tie>),
 }
+
+/// How long what may be in files stands after the end of the unit that it was handed out to.
+pub const LINGER: Duration = Duration::from_secs(60);
 
 impl Tie {
     /// The boot it belongs to; `None` for the node, and for sessions, whose members have one.
@@ -53,8 +60,23 @@ impl Tie {
         match self {
             Self::Process { instance, .. } => Some(instance.boot()),
             Self::Cgroup { boot, .. } | Self::Unit { boot, .. } => Some(*boot),
+            Self::Exported(of) => of.boot(),
             Self::Session(_) | Self::Node => None,
         }
+    }
+
+    /// The same for what is handed out to be written to files. A process and a session have no files that outlive them:
+    /// theirs stays what it is.
+    pub fn exported(self) -> Self {
+        match self {
+            Self::Cgroup { .. } | Self::Unit { .. } | Self::Node => Self::Exported(Box::new(self)),
+            Self::Process { .. } | Self::Session(_) | Self::Exported(_) => self,
+        }
+    }
+
+    /// Whether what is tied to it may be in files.
+    pub fn is_exported(&self) -> bool {
+        matches!(self, Self::Exported(_))
     }
 }
 
@@ -91,6 +113,7 @@ impl fmt::Display for Tie {
             Self::Unit { boot, name, invocation } => write!(f, "unit:{boot}:{invocation}:{name}"),
             Self::Session(id) => write!(f, "session:{id}"),
             Self::Node => f.write_str("node"),
+            Self::Exported(of) => write!(f, "exported:{of}"),
         }
     }
 }
@@ -130,6 +153,9 @@ fn parse(text: &str) -> Option<Tie> {
         return Some(Tie::Node);
     }
     let (kind, rest) = text.split_once(':')?;
+    if kind == "exported" {
+        return parse(rest).map(Tie::exported).filter(Tie::is_exported);
+    }
     if kind == "session" {
         return (!rest.is_empty() && !rest.contains(char::is_whitespace)).then(|| Tie::Session(rest.to_owned()));
     }
@@ -168,6 +194,8 @@ mod tests {
             format!("cgroup:{BOOT}:18446744073709551615:/a:b/c d"),
             format!("cgroup:{BOOT}:12:/"),
             format!("unit:{BOOT}:{invocation}:a:b@c.service"),
+            "exported:node".to_owned(),
+            format!("exported:cgroup:{BOOT}:5440:/system.slice/a.service"),
         ] {
             let tie: Tie = text.parse().expect(&text);
             assert_eq!(tie.to_string(), text);
@@ -182,6 +210,10 @@ mod tests {
             String::new(),
             "nodes".into(),
             "node:".into(),
+            "exported:".into(),
+            "exported:exported:node".into(),
+            "exported:session:x".into(),
+            format!("exported:process:17:{BOOT}/pidfd-4242/exe-64769-5551"),
             format!("process:017:{BOOT}/pidfd-4242/exe-64769-5551"),
             format!("process:17:{BOOT}/pidfd-4242"),
             format!("cgroup:{BOOT}:5440:system.slice"),

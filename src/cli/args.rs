@@ -9,6 +9,7 @@ mod proxy;
 mod run;
 mod session;
 mod verify;
+mod write;
 
 use std::path::PathBuf;
 
@@ -22,10 +23,11 @@ pub use audit::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
 pub use credential::{CredentialCommand, RevokeArgs};
 pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 pub use prove::{EffectName, ProveArgs, SchemeName};
-pub use proxy::{CustodyName, InboundArgs, LogArgs, LogFormatName, ProxyCommand};
+pub use proxy::{ActAsName, CustodyName, InboundArgs, LogArgs, LogFormatName, OutboundArgs, ProofName, ProxyCommand};
 pub use run::RunArgs;
 pub use session::{BoundaryName, EndArgs, MembersName, MintArgs, SessionCommand, StartArgs, TokenKind, UserName};
 pub use verify::VerifyArgs;
+pub use write::WriteArgs;
 
 /// The commit of the SPIFFE specification that is implemented.
 pub const SPIFFE_COMMIT: &str = "665a28f";
@@ -132,6 +134,13 @@ pub enum Command {
     /// One of this caller's registration entries must list the URI under `serves`. Checking uses the proof up. Exit code 0:
     /// the request is good; 5: it is not, and `reason` says why.
     Verify(VerifyArgs),
+    /// Keep SVIDs in files fresh, for programs that read files, and tell those programs.
+    ///
+    /// All files of an output are put in force at once, with owner and mode, and only when something has changed. Then the
+    /// program is told, and again until that worked. The registration entry must say `exportable = true`: a key in a file
+    /// works for whoever reads it, until it expires. SIGHUP writes and tells anew; SIGTERM ends it, and revokes nothing.
+    /// Prints `ready` when the first files are in place.
+    Write(Box<WriteArgs>),
     /// What waits for a person's word.
     #[command(subcommand)]
     Approval(ApprovalCommand),
@@ -378,6 +387,9 @@ pub struct EntryFields {
     /// The lifetime of JWT-SVIDs, for example 5m.
     #[arg(long, value_name = "DURATION")]
     pub jwt_ttl: Option<String>,
+    /// The lifetime of X509-SVIDs given as credentials of a systemd unit, for example 12h.
+    #[arg(long, value_name = "DURATION")]
+    pub credential_ttl: Option<String>,
     /// An audience JWT-SVIDs may have; * for any.
     #[arg(long = "audience", value_name = "AUDIENCE", id = "audiences")]
     pub audiences: Vec<String>,
@@ -411,7 +423,7 @@ pub struct EntryFields {
 }
 
 impl EntryFields {
-    const NAMES: [&'static str; 18] = [
+    const NAMES: [&'static str; 19] = [
         "entry_id",
         "spiffe_id",
         "match",
@@ -420,6 +432,7 @@ impl EntryFields {
         "hint",
         "x509_ttl",
         "jwt_ttl",
+        "credential_ttl",
         "audiences",
         "serves",
         "may_act_for",

@@ -16,6 +16,8 @@ use super::output::{Tone, relative};
 
 /// So much of an id is shown in a list: 40 bits of a random number. Two that begin alike are told apart by more of it.
 const SHORT_ID: usize = 10;
+/// The custody of what was handed out to be written to files.
+const IN_FILES: &str = "file";
 
 pub(super) async fn run(command: CredentialCommand, context: &mut Context) -> Result<(), Failure> {
     match command {
@@ -88,7 +90,7 @@ fn table(views: &[CredentialView], context: &mut Context) -> Result<(), Failure>
     let row = |view: &CredentialView| {
         vec![
             short(&view.id).to_owned(),
-            view.kind.clone(),
+            if view.custody == IN_FILES { format!("{} in files", view.kind) } else { view.kind.clone() },
             view.spiffe_id.clone(),
             view.pid.to_string(),
             view.entry.clone(),
@@ -133,7 +135,11 @@ fn show(view: &CredentialView, context: &mut Context) -> Result<(), Failure> {
         other => format!("{}; it was valid until {}", output.toned(Tone::Bad, other), when(&view.not_after)),
     };
     let (level, meaning) = view.binding.as_ref().map_or((0, ""), |binding| (binding.level, binding.meaning.as_str()));
-    let custody = if view.exportable { format!("{}, perhaps in files", view.custody) } else { view.custody.clone() };
+    let custody = if view.exportable && view.custody != IN_FILES {
+        format!("{}, perhaps in files", view.custody)
+    } else {
+        view.custody.clone()
+    };
     let once = if view.single_use { ", once" } else { "" };
     let none = BlastRadius::default();
     let radius = view.blast_radius.as_ref().unwrap_or(&none);

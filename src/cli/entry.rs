@@ -124,6 +124,7 @@ fn fields(given: &EntryFields) -> Table {
         ("hint", &given.hint),
         ("x509_ttl", &given.x509_ttl),
         ("jwt_ttl", &given.jwt_ttl),
+        ("credential_ttl", &given.credential_ttl),
         ("bind", &given.bind),
         ("expires_at", &given.expires_at),
     ];

@@ -28,6 +28,7 @@ mod status;
 mod trace;
 mod validate;
 mod verify;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -174,6 +175,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Run(args) => context.wait(async |context| run::run(args, context).await),
         Command::Prove(args) => context.wait(async |context| prove::run(args, context).await),
         Command::Verify(args) => context.wait(async |context| verify::run(args, context).await),
+        Command::Write(args) => context.wait(async |context| write::run(*args, context).await),
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
         Command::Policy(command) => policy::run(command, context),
         Command::Audit(command) => context.wait(async |context| audit::run(command, context).await),

@@ -1,6 +1,7 @@
 //! `tether proxy`: what both proxies have in common as programs.
 
 mod inbound;
+mod outbound;
 
 use std::future::Future;
 use std::io;
@@ -16,6 +17,7 @@ use crate::telemetry;
 pub(super) fn run(command: ProxyCommand, context: &mut Context) -> Result<(), Failure> {
     match command {
         ProxyCommand::Inbound(args) => inbound::run(args, context),
+        ProxyCommand::Outbound(args) => outbound::run(args, context),
     }
 }
 

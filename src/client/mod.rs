@@ -12,6 +12,8 @@ mod act_for;
 mod channel;
 mod endpoint;
 mod error;
+#[cfg(feature = "agent")]
+pub(crate) mod export;
 pub mod session;
 pub mod tls;
 pub mod verifier;

@@ -192,7 +192,7 @@ impl WorkloadApi {
     pub fn watch_jwt_bundles(&self) -> JwtBundleWatch {
         let open =
             |mut client: Client| Box::pin(async move { client.fetch_jwt_bundles(JwtBundlesRequest {}).await }) as _;
-        Watch::new(self, open, read_jwt_bundles)
+        Watch::new(self, open, |message: JwtBundlesResponse| read_jwt_bundles(message.bundles))
     }
 
     /// JWT-SVIDs for `audiences`: of one identity, or of all when `id` is `None` (Workload API, section 6.2.1).
@@ -252,11 +252,11 @@ pub(super) fn read_x509(message: X509svidResponse) -> Result<X509Context, Client
     })
 }
 
-fn read_crls(lists: &[Bytes]) -> Result<Vec<Crl>, ClientError> {
+pub(super) fn read_crls(lists: &[Bytes]) -> Result<Vec<Crl>, ClientError> {
     lists.iter().map(|der| Crl::from_der(der).map_err(|error| malformed("a revocation list", error))).collect()
 }
 
-fn read_x509_svid(svid: wire::X509svid) -> Result<X509Svid, ClientError> {
+pub(super) fn read_x509_svid(svid: wire::X509svid) -> Result<X509Svid, ClientError> {
     let id = read_id(&svid.spiffe_id)?;
     let about = |error: &dyn std::fmt::Display| malformed(&format!("the X509-SVID of `{id}`"), error);
     let chain = Chain::from_der(&svid.x509_svid).map_err(|error| about(&error))?;
@@ -274,7 +274,9 @@ fn read_x509_svid(svid: wire::X509svid) -> Result<X509Svid, ClientError> {
     Ok(X509Svid { id, hint: read_hint(svid.hint), chain, key, bundle })
 }
 
-fn read_x509_bundles(bundles: HashMap<String, Bytes>) -> Result<BTreeMap<TrustDomain, X509Authorities>, ClientError> {
+pub(super) fn read_x509_bundles(
+    bundles: HashMap<String, Bytes>,
+) -> Result<BTreeMap<TrustDomain, X509Authorities>, ClientError> {
     bundles
         .iter()
         .map(|(id, der)| {
@@ -286,12 +288,13 @@ fn read_x509_bundles(bundles: HashMap<String, Bytes>) -> Result<BTreeMap<TrustDo
         .collect()
 }
 
-fn read_jwt_bundles(message: JwtBundlesResponse) -> Result<BTreeMap<TrustDomain, JwtAuthorities>, ClientError> {
-    if message.bundles.is_empty() {
+pub(super) fn read_jwt_bundles(
+    bundles: HashMap<String, Bytes>,
+) -> Result<BTreeMap<TrustDomain, JwtAuthorities>, ClientError> {
+    if bundles.is_empty() {
         return Err(no_bundle());
     }
-    message
-        .bundles
+    bundles
         .iter()
         .map(|(id, json)| {
             let domain = read_domain(id)?;

@@ -29,6 +29,7 @@ pub(super) fn mistakes(config: &Config, is_set: &dyn Fn(&str) -> bool) -> Vec<(&
     lifetimes(config, &mut rule);
     sockets(config, &mut rule);
     limits(config, &mut rule);
+    secrets(config, &mut rule);
     issuers(config, &mut rule);
     audit(config, &mut rule);
     rule(
@@ -96,11 +97,35 @@ fn sockets(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
     let too_long = "a socket's path has at most 107 bytes";
     rule(fits(&config.listen.workload), "listen.workload", too_long);
     rule(fits(&config.listen.admin), "listen.admin", too_long);
+    if let Some(credentials) = &config.listen.credentials {
+        rule(fits(credentials), "listen.credentials", too_long);
+        rule(credentials.is_absolute(), "listen.credentials", "systemd takes an absolute path alone for a socket");
+        rule(
+            config.listen.workload.parent() != credentials.parent(),
+            "listen.credentials",
+            "it shares a directory with listen.workload, which containers mount; put it into another one",
+        );
+    }
     rule(
         config.listen.workload.parent() != config.listen.admin.parent(),
         "listen.admin",
         "it shares a directory with listen.workload, which containers mount; put it into another one",
     );
+}
+
+fn secrets(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
+    let section = &config.sds;
+    let names = [
+        ("sds.default_svid_name", &section.default_svid_name),
+        ("sds.default_bundle_name", &section.default_bundle_name),
+        ("sds.default_all_bundles_name", &section.default_all_bundles_name),
+    ];
+    for (number, (path, name)) in names.iter().enumerate() {
+        rule(!name.is_empty(), path, "it is empty, which names nothing");
+        rule(!name.starts_with("spiffe://"), path, "SPIFFE IDs have a meaning of their own");
+        let is_taken = names[..number].iter().any(|(_, other)| other == name);
+        rule(!is_taken, path, "another of these names is the same");
+    }
 }
 
 fn issuers(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {

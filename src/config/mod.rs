@@ -28,7 +28,7 @@ mod tests;
 
 pub use example::{Shown, example, show};
 pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source, fuzz_file};
-pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter, OnAuditFailure, duration};
+pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter, OnAuditFailure, SdsCrl, duration};
 
 use settings::settings;
 
@@ -61,6 +61,7 @@ settings! {
         section authority: Authority;
         section svid: Svid;
         section wit: Wit;
+        section sds: Sds;
         section sessions: Sessions;
         section listen: Listen;
         section http: Http;
@@ -167,6 +168,26 @@ settings! {
 }
 
 settings! {
+    /// Envoy's Secret Discovery Service on the workload socket, see docs/envoy.md. Beside the names below, a SPIFFE ID
+    /// names the certificate of that identity, and a trust domain its authorities.
+    pub struct Sds {
+        /// Whether it is offered.
+        enabled: bool = true;
+        /// The name of the certificate of a process's default identity.
+        default_svid_name: String = "default".to_owned();
+        /// The name of the authorities of this trust domain.
+        default_bundle_name: String = "ROOTCA".to_owned();
+        /// The name of the authorities of this trust domain and those that the process's entries federate with.
+        default_all_bundles_name: String = "ALL".to_owned();
+        /// Whether revocation lists go along with the authorities of this trust domain. With any, Envoy refuses every peer
+        /// whose CA has none, and an agent has the lists of its own CAs alone. "auto": when no other node issues in the
+        /// trust domain, as far as its bundle tells: with authority.kind "embedded" and no further authority set. "always":
+        /// also with kind "disk", for a trust domain of one node. "never".
+        crl: SdsCrl = SdsCrl::Auto;
+    }
+}
+
+settings! {
     /// The Unix sockets.
     pub struct Listen {
         /// The SPIFFE Workload API, open to everyone on this host: who may have what is decided by attestation.
@@ -174,6 +195,9 @@ settings! {
         workload: PathBuf = PathBuf::from("/run/tether/workload/workload.sock");
         /// Administration. Who may do what is decided by the [admin] groups.
         admin: PathBuf = PathBuf::from("/run/tether/admin/admin.sock");
+        /// SVIDs as systemd credentials: what units name in LoadCredential=, usually "/run/tether/credentials.sock".
+        /// Only systemd itself is answered, see docs/systemd-credentials.md. Absent: nowhere.
+        credentials: Option<PathBuf> = None;
     }
 }
 

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::api::serve;
+use crate::api::{sds, serve};
 use crate::audit;
 use crate::authority::{self, DiskFiles};
 use crate::base::quota::{Quota, Turns};
 use crate::sys::Kernel;
 use crate::{attest, ledger, peer, registry, session, user};
 
-use super::{AuthorityKind, Config, KernelInterfaces, OnAuditFailure};
+use super::{AuthorityKind, Config, KernelInterfaces, OnAuditFailure, SdsCrl};
 
 /// The longest JWT-SVID an entry may ask for, unless the default lifetime is longer: whoever holds it can use it.
 const LONGEST_JWT: Duration = Duration::from_secs(60 * 60);
@@ -146,6 +146,23 @@ impl Config {
                 OnAuditFailure::Alarm => audit::OnFailure::Alarm,
             },
         }
+    }
+
+    /// How secrets are served to Envoy; `None` when they are not.
+    pub fn sds(&self) -> Option<sds::Settings> {
+        let section = &self.sds;
+        section.enabled.then(|| sds::Settings {
+            names: sds::Names {
+                svid: section.default_svid_name.clone(),
+                bundle: section.default_bundle_name.clone(),
+                all_bundles: section.default_all_bundles_name.clone(),
+            },
+            crl: match section.crl {
+                SdsCrl::Auto => sds::SendCrl::Auto,
+                SdsCrl::Always => sds::SendCrl::Always,
+                SdsCrl::Never => sds::SendCrl::Never,
+            },
+        })
     }
 
     /// How many calls on the workload socket may be open.

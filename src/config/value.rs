@@ -525,6 +525,19 @@ words! {
     }
 }
 
+words! {
+    /// When revocation lists go to Envoy.
+    pub enum SdsCrl {
+        /// When this agent has the list of every CA of the trust domain.
+        #[default]
+        Auto = "auto",
+        /// Always.
+        Always = "always",
+        /// Never.
+        Never = "never",
+    }
+}
+
 /// What a TOML value is, for errors.
 pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
     match value {

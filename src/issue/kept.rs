@@ -14,6 +14,7 @@ use super::{Entitled, Issuer, KEY_IN_WORKLOAD, Refusal};
 use crate::attest::Attested;
 use crate::authority::{SignedWit, Signers, X509Svid};
 use crate::base::secret::Secret;
+use crate::bond::Tie;
 use crate::id::SpiffeId;
 use crate::jwt::{Jwk, private_jwk};
 use crate::ledger::{self, Standing};
@@ -80,6 +81,16 @@ pub trait Document: Sized + Send + Sync + 'static {
 
     /// Whether two versions of an entry ask for the same document.
     fn same_terms(a: &Entry, b: &Entry) -> bool;
+
+    /// Whether an entry gives such documents at all.
+    fn given_by(_entry: &Entry) -> bool {
+        true
+    }
+
+    /// What such a document is tied to, where others of the same identity are tied to this.
+    fn tied_to(tie: Tie) -> Tie {
+        tie
+    }
 }
 
 impl Document for X509Svid {
@@ -183,6 +194,7 @@ impl Issuer {
         // What policy refuses to this connection another connection of the same process may have.
         kept.retain(|(entry, id), _| entitled.identities.iter().any(|i| i.entry.id() == entry && i.spiffe_id == *id));
         entitled.narrow_to(wanted)?;
+        entitled.identities.retain(|identity| D::given_by(&identity.entry));
         let mut svids = Vec::with_capacity(entitled.identities.len());
         let mut denied = None;
         for identity in &entitled.identities {
@@ -199,7 +211,7 @@ impl Issuer {
                 Some(svid) => svid,
                 None => {
                     let svid = D::make(self, entitled.trust.signers(), grant, entitled.now).await?;
-                    let tie = self.tie(peer, entitled, identity).await?;
+                    let tie = D::tied_to(self.tie(peer, entitled, identity).await?);
                     let issued = ledger::Issued {
                         id: svid.id(),
                         kind: D::KIND,

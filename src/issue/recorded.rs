@@ -2,7 +2,8 @@
 
 use super::{Issuer, Refusal};
 use crate::audit::Event;
-use crate::ledger::Reason;
+use crate::ledger::{self, Reason};
+use crate::metrics::Kind;
 
 impl Issuer {
     /// Records that a credential is about to be released; what cannot be recorded is not.
@@ -18,6 +19,17 @@ impl Issuer {
     pub(crate) fn record_ended(&self, what: String, reason: Reason, count: usize) {
         if count > 0 {
             self.audit.record(Event::CredentialsEnded { what, reason: reason.as_str(), count });
+        }
+    }
+}
+
+/// The kind, as metrics name it.
+impl From<ledger::Kind> for Kind {
+    fn from(kind: ledger::Kind) -> Self {
+        match kind {
+            ledger::Kind::X509 => Self::X509,
+            ledger::Kind::Jwt => Self::Jwt,
+            ledger::Kind::Wit => Self::Wit,
         }
     }
 }

@@ -177,7 +177,7 @@ pub struct Issued<'a> {
     pub authority: &'a str,
     /// The binding level: 0 bearer, 1 key in the workload, 2 key held by tether, 3 also checked at each use.
     pub binding: u8,
-    /// Whether tether holds the key. Then it is on no CRL: nobody can use it without tether.
+    /// Whether tether holds the key: nobody can use it without tether.
     pub held: bool,
     /// Since when.
     pub issued_at: OffsetDateTime,

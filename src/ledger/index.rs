@@ -58,9 +58,17 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Whether it is on a CRL once it has ended: nobody can use a key that tether holds.
+    /// Whether it can come to stand on a CRL.
+    fn is_certificate(&self) -> bool {
+        self.kind == Kind::X509
+    }
+
+    /// Whether it is on a CRL, now that it has ended. One whose key tether holds identifies nobody any more, but the
+    /// connections it opened go on until their other end is told: all but those that ended without anybody's wrong.
     fn is_on_crl(&self) -> bool {
-        self.kind == Kind::X509 && !self.held
+        let Some((reason, _)) = self.ended else { return false };
+        let is_harmless = matches!(reason, Reason::AgentRestart | Reason::Rebooted | Reason::NotRecorded);
+        self.is_certificate() && !(self.held && is_harmless)
     }
 }
 
@@ -178,7 +186,7 @@ pub(super) struct Index {
     pub(super) words: Table<Vec<String>>,
     by_uid: HashMap<u32, Share>,
     by_end: BTreeMap<i64, Vec<Key>>,
-    /// Ended certificates whose keys are not held, for CRLs.
+    /// Ended certificates, for CRLs.
     revoked: HashSet<Key>,
 }
 
@@ -218,13 +226,13 @@ impl Index {
         self.authorities.link(row.authority);
         let share = self.by_uid.entry(row.uid).or_default();
         share.all += 1;
-        share.certificates += usize::from(row.is_on_crl());
+        share.certificates += usize::from(row.is_certificate());
         self.words.link(row.audience);
         if let Some(delegate) = row.delegate {
             self.words.link(delegate);
         }
         self.by_end.entry((row.not_after + GRACE).div_euclid(BUCKET)).or_default().push(key);
-        if row.ended.is_some() && row.is_on_crl() {
+        if row.is_on_crl() {
             self.revoked.insert(key);
         }
         // Last: what both name must not be forgotten in between.
@@ -249,7 +257,7 @@ impl Index {
         self.authorities.release(row.authority);
         if let Some(share) = self.by_uid.get_mut(&row.uid) {
             share.all = share.all.saturating_sub(1);
-            share.certificates = share.certificates.saturating_sub(usize::from(row.is_on_crl()));
+            share.certificates = share.certificates.saturating_sub(usize::from(row.is_certificate()));
             if share.all == 0 {
                 self.by_uid.remove(&row.uid);
             }

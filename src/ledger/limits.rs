@@ -20,7 +20,7 @@ impl Limits {
             let (limit, what, setting) = (self.credentials_per_uid, "credentials", "credentials_per_uid");
             return Err(LedgerError::Full { uid, limit, what, setting });
         }
-        if issued.kind == Kind::X509 && !issued.held && share.certificates >= self.certificates_per_uid {
+        if issued.kind == Kind::X509 && share.certificates >= self.certificates_per_uid {
             let (limit, what, setting) = (self.certificates_per_uid, "certificates", "certificates_per_uid");
             return Err(LedgerError::Full { uid, limit, what, setting });
         }

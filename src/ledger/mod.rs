@@ -363,7 +363,7 @@ impl Ledger {
         self.0.revocations.subscribe()
     }
 
-    /// The ended certificates of an authority that are not over, for its CRL: only those whose keys are not held.
+    /// The ended certificates of an authority that are not over, for its CRL.
     pub fn revoked(&self, authority: &str) -> Vec<RevokedCertificate> {
         let now = self.now();
         let state = self.lock();

@@ -11,6 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::conn::{ConnId, PeerConn};
 use super::instances::Instances;
 use super::limits::Limits;
+use super::plain::PlainStream;
 use super::refusal::{Observer, PeerInfo, Refusal};
 use super::stream::PeerStream;
 use super::wire::Outbound;
@@ -76,12 +77,29 @@ impl Listener {
     /// The next connection that is served. Those that are refused are told why, reported to the observer and closed
     /// on the way; want of descriptors is waited out. An error means that the listener itself is broken.
     pub async fn accept(&self) -> io::Result<PeerStream> {
+        let half_open = self.config.limits.half_open;
+        self.accept_as(goaway, |socket, conn, place| {
+            PeerStream::new(socket, conn, self.config.entropy.bytes(), half_open, place)
+        })
+        .await
+    }
+
+    /// The same for callers that do not speak HTTP/2, or not to tether: nobody is asked anything.
+    pub async fn accept_plain(&self) -> io::Result<PlainStream> {
+        self.accept_as(|refusal| format!("HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-type: text/plain\r\n\r\n{refusal}\n").into_bytes(), PlainStream::new).await
+    }
+
+    async fn accept_as<T>(
+        &self,
+        parting: fn(&Refusal) -> Vec<u8>,
+        made: impl Fn(UnixStream, PeerConn, Place) -> T,
+    ) -> io::Result<T> {
         loop {
             match self.listener.accept().await {
                 Ok((socket, _)) => {
                     self.exhaustion.over();
-                    if let Some(stream) = self.receive(socket) {
-                        return Ok(stream);
+                    if let Some((socket, conn, place)) = self.receive(socket, parting) {
+                        return Ok(made(socket, conn, place));
                     }
                 }
                 Err(error) if Exhaustion::is_meant(&error) => self.exhaustion.wait_out("socket", &error).await,
@@ -104,16 +122,15 @@ impl Listener {
     }
 
     /// What a caller costs grows from line to line, so each line comes only after the one before let it through.
-    fn receive(&self, socket: UnixStream) -> Option<PeerStream> {
+    fn receive(&self, socket: UnixStream, parting: fn(&Refusal) -> Vec<u8>) -> Option<(UnixStream, PeerConn, Place)> {
         let connection = ConnId(self.next.fetch_add(1, Ordering::Relaxed));
         let mut info = PeerInfo { connection, pid: 0, uid: u32::MAX, gid: u32::MAX, instance: None };
         match self.admit(&socket, &mut info) {
-            Ok((conn, place)) => {
-                let challenge = self.config.entropy.bytes();
-                Some(PeerStream::new(socket, conn, challenge, self.config.limits.half_open, place))
-            }
+            Ok((conn, place)) => Some((socket, conn, place)),
             Err(refusal) => {
-                self.refuse(socket, &refusal, &info);
+                (self.config.observer)(&refusal, &info);
+                // Best effort: a new socket has room for it, unless the caller is gone.
+                let _ = socket.try_write(&parting(&refusal));
                 None
             }
         }
@@ -132,16 +149,13 @@ impl Listener {
         let conn = PeerConn::new(info.connection, instance, caller, socket, observer.clone()).map_err(unidentified)?;
         Ok((conn, place))
     }
+}
 
-    /// Says why in the least HTTP/2 that a client understands, and closes.
-    fn refuse(&self, socket: UnixStream, refusal: &Refusal, info: &PeerInfo) {
-        (self.config.observer)(refusal, info);
-        let mut outbound = Outbound::new([0; 8]);
-        if outbound.goaway(0, refusal.code(), &refusal.to_string()) {
-            // Best effort: a new socket has room for it, unless the caller is gone.
-            let _ = socket.try_write(outbound.pending());
-        }
-    }
+/// Why, in the least HTTP/2 that a client understands.
+fn goaway(refusal: &Refusal) -> Vec<u8> {
+    let mut outbound = Outbound::new([0; 8]);
+    outbound.goaway(0, refusal.code(), &refusal.to_string());
+    outbound.pending().to_vec()
 }
 
 impl std::fmt::Debug for Listener {

@@ -26,8 +26,10 @@ mod instances;
 mod limits;
 mod listener;
 mod loopback;
+mod plain;
 mod refusal;
 mod stream;
+mod systemd;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -39,5 +41,7 @@ pub use instances::{InstanceError, Instances};
 pub use limits::Limits;
 pub use listener::{Listener, ListenerConfig};
 pub use loopback::{LoopbackError, LoopbackPeer, LoopbackSocket};
+pub use plain::PlainStream;
 pub use refusal::{Observer, PeerInfo, Refusal};
 pub use stream::PeerStream;
+pub use systemd::{NotSystemd, SystemdCaller};

@@ -66,6 +66,9 @@ pub enum Denial {
         /// Why the executable is no evidence on this connection.
         why: String,
     },
+    /// The entry's keys and tokens may not be written to files.
+    #[error("the registration entry `{0}` lets no key or token into files: it is not `exportable = true`")]
+    NotExportable(EntryId),
     /// No entry of the asking process lets it act for the other.
     #[error("no registration entry of the calling process lets it act for that process: see `may_act_for`")]
     NotDelegate,
@@ -118,6 +121,7 @@ impl Denial {
             Self::EntryExpired(_) => "entry_expired",
             Self::Audience { .. } => "audience",
             Self::Executable { .. } => "executable",
+            Self::NotExportable(_) => "not_exportable",
             Self::NotDelegate => "not_delegate",
             Self::NotServed(_) => "not_served",
             Self::Policy { .. } => "policy_denied",
@@ -179,13 +183,15 @@ impl FromIterator<(String, Duration)> for AudienceCaps {
 pub struct Policy {
     lifetimes: Lifetimes,
     jwt_caps: Arc<AudienceCaps>,
+    credential_ttl: Duration,
     policies: Policies,
 }
 
 impl Policy {
     /// The policy that permits issuing what a registration entry gives, and nothing else.
     pub fn new(lifetimes: Lifetimes) -> Self {
-        Self { lifetimes, jwt_caps: Arc::default(), policies: Policies::built_in(BuiltIn::Issue) }
+        let policies = Policies::built_in(BuiltIn::Issue);
+        Self { lifetimes, jwt_caps: Arc::default(), credential_ttl: lifetimes.x509, policies }
     }
 
     /// The same, with these policies.
@@ -266,6 +272,11 @@ impl Policy {
         Self { jwt_caps: Arc::new(caps), ..self }
     }
 
+    /// The same, with this lifetime for X.509-SVIDs that are credentials of systemd units, for entries that name none.
+    pub fn with_credential_ttl(self, credential_ttl: Duration) -> Self {
+        Self { credential_ttl, ..self }
+    }
+
     /// Whether the attested process may have an X.509-SVID of this binding level for an identity that matched it.
     pub fn issue_x509(
         &self,
@@ -282,6 +293,32 @@ impl Policy {
             ttl: identity.entry.x509_ttl().unwrap_or(self.lifetimes.x509),
             ends: identity.entry.expires_at(),
         })
+    }
+
+    /// Whether a unit that systemd starts may have an X.509-SVID and its key as credentials, which are files.
+    pub fn issue_credential(
+        &self,
+        attested: &Attested,
+        identity: &Identity,
+        binding: u8,
+        now: OffsetDateTime,
+    ) -> Result<X509Grant, Denial> {
+        exportable(identity)?;
+        let ttl = identity.entry.credential_ttl().unwrap_or(self.credential_ttl);
+        Ok(X509Grant { ttl, ..self.issue_x509(attested, identity, binding, now)? })
+    }
+
+    /// Whether a unit that systemd starts may have a JWT-SVID for exactly this audience as a credential, which is a file.
+    /// It lives no longer than any other of its entry: whoever reads it can use it.
+    pub fn issue_credential_jwt(
+        &self,
+        attested: &Attested,
+        identity: &Identity,
+        audience: &[String],
+        now: OffsetDateTime,
+    ) -> Result<JwtGrant, Denial> {
+        exportable(identity)?;
+        self.issue_jwt(attested, identity, audience, now)
     }
 
     /// Whether the attested process may have a JWT-SVID for exactly these audiences. It lives no longer than the smallest
@@ -419,6 +456,12 @@ fn first_standing<'a>(
     let mut denial = None;
     let found = identities.find(|identity| standing(attested, identity, now).map_err(|why| denial = Some(why)).is_ok());
     found.ok_or_else(|| denial.unwrap_or_else(none))
+}
+
+/// Whether the entry lets keys and tokens into files.
+fn exportable(identity: &Identity) -> Result<(), Denial> {
+    let entry = &identity.entry;
+    if entry.is_exportable() { Ok(()) } else { Err(Denial::NotExportable(entry.id().clone())) }
 }
 
 /// What must hold for every kind of SVID, at the moment of signing and not only when the entry was matched.

@@ -15,6 +15,10 @@ pub enum CutReason {
     SessionSuspended,
     /// Whether the session goes on could not be found out again after the agent was away.
     SessionUnknown,
+    /// The process that was acted for has exited, or runs another program.
+    ProgramEnded,
+    /// The process that was acted for has no identity any more, or another one.
+    IdentityLost,
     /// It did not finish in time when the proxy was told to stop.
     Stopped,
 }
@@ -27,6 +31,8 @@ impl CutReason {
             Self::SessionEnded => "session_ended",
             Self::SessionSuspended => "session_suspended",
             Self::SessionUnknown => "session_unknown",
+            Self::ProgramEnded => "program_ended",
+            Self::IdentityLost => "identity_lost",
             Self::Stopped => "stopped",
         }
     }

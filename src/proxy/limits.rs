@@ -26,6 +26,9 @@ pub struct Limits {
     pub streams: u32,
     /// From a request's last byte to the first of the answer.
     pub upstream: Duration,
+    /// An idle connection to what is behind is not used again after this: servers close theirs after two seconds and more,
+    /// and a request that meets its end on the way is lost.
+    pub upstream_idle: Duration,
     /// What is open when the proxy is told to stop has this long to finish.
     pub drain: Duration,
 }
@@ -42,6 +45,7 @@ impl Default for Limits {
             headers: 100,
             streams: 256,
             upstream: Duration::from_secs(60),
+            upstream_idle: Duration::from_secs(1),
             drain: Duration::from_secs(10),
         }
     }

@@ -20,6 +20,7 @@ mod limits;
 mod listener;
 pub mod mcp;
 pub mod metrics;
+pub mod outbound;
 mod serve;
 mod upgrade;
 mod upstream;

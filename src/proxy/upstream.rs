@@ -25,9 +25,6 @@ use super::limits::Limits;
 use super::listener::{Io, Socket};
 use crate::base::clock::Clock;
 
-/// An idle connection is not used again after this: servers close theirs after two seconds and more, and a request that
-/// meets its end on the way is lost.
-const IDLE: Duration = Duration::from_secs(1);
 /// Idle connections that are kept.
 const MAX_IDLE: usize = 256;
 
@@ -179,7 +176,7 @@ impl Upstream {
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
+            .pool_idle_timeout(limits.upstream_idle)
             .pool_max_idle_per_host(MAX_IDLE)
             .set_host(false)
             .http2_only(http2)

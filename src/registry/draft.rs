@@ -32,6 +32,9 @@ pub struct EntryDraft {
     /// The lifetime of JWT-SVIDs, as `5m`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwt_ttl: Option<String>,
+    /// The lifetime of X.509-SVIDs given as credentials of a systemd unit, as `12h`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_ttl: Option<String>,
     /// The audiences JWT-SVIDs may have.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub audiences: Vec<String>,
@@ -94,6 +97,7 @@ impl From<&Entry> for EntryDraft {
             hint: entry.hint().map(str::to_owned),
             x509_ttl: entry.x509_ttl().map(lifetime::show),
             jwt_ttl: entry.jwt_ttl().map(lifetime::show),
+            credential_ttl: entry.credential_ttl().map(lifetime::show),
             audiences: texts(entry.audiences()),
             serves: texts(entry.serves()),
             may_act_for: texts(entry.may_act_for()),

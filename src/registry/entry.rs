@@ -161,6 +161,7 @@ pub(super) struct Rare {
     pub(super) may_act_for: Box<[Box<str>]>,
     pub(super) dns_names: Box<[Box<str>]>,
     pub(super) federates_with: Box<[TrustDomain]>,
+    pub(super) credential_ttl: Option<Duration>,
     pub(super) expires_at: Option<OffsetDateTime>,
 }
 
@@ -213,6 +214,11 @@ impl Entry {
     /// The lifetime of its JWT-SVIDs; `None` for the default.
     pub fn jwt_ttl(&self) -> Option<Duration> {
         self.0.common.jwt_ttl
+    }
+
+    /// The lifetime of X.509-SVIDs given as credentials of a systemd unit; `None` for the default.
+    pub fn credential_ttl(&self) -> Option<Duration> {
+        self.0.rare.as_ref()?.credential_ttl
     }
 
     /// The audiences its JWT-SVIDs may have; `*` alone for any.

@@ -30,7 +30,7 @@ pub struct Rules {
     pub trust_domain: TrustDomain,
     /// Whether every entry needs an owner; not in `--dev`.
     pub owner_required: bool,
-    /// The longest `x509_ttl`.
+    /// The longest `x509_ttl` and `credential_ttl`.
     pub max_x509_ttl: Duration,
     /// The longest `jwt_ttl`.
     pub max_jwt_ttl: Duration,
@@ -152,6 +152,7 @@ const FIELDS: &[&str] = &[
     "hint",
     "x509_ttl",
     "jwt_ttl",
+    "credential_ttl",
     "audiences",
     "serves",
     "may_act_for",
@@ -250,6 +251,7 @@ impl<'a> Parser<'a> {
                 "hint" => rare.hint = self.one(key, value, fields::hint),
                 "x509_ttl" => x509_ttl = self.lifetime(key, value, rules.max_x509_ttl),
                 "jwt_ttl" => jwt_ttl = self.lifetime(key, value, rules.max_jwt_ttl),
+                "credential_ttl" => rare.credential_ttl = self.lifetime(key, value, rules.max_x509_ttl),
                 "audiences" => {
                     audiences = self.several(key, value, fields::audience);
                     self.any_stands_alone(key, value, &audiences);
@@ -297,6 +299,11 @@ impl<'a> Parser<'a> {
                 &at,
                 "files outlive a process: an exportable entry needs `bind = \"unit\"` or `bind = \"node\"`",
             );
+        }
+        if exportable != Some(true)
+            && let Some(at) = span_of(table, "credential_ttl")
+        {
+            self.mistake(&at, "a credential of a systemd unit is a key in a file: it needs `exportable = true`");
         }
         let is_empty_list = |value: &Value<'a>| value.get_ref().as_array().is_some_and(|list| list.is_empty());
         if single_use == Some(true) && table.get("audiences").is_none_or(is_empty_list) {

@@ -138,7 +138,7 @@ impl CrlSet {
 /// The lists as one stream sends them: those of the moment at first, then what is announced.
 ///
 /// A stream may look again for many reasons, and often: that alone neither signs lists nor shows new ones before they
-/// are announced.
+/// are announced. Another CA is a reason: what it signs is refused by those who have no list of it and look for one.
 #[derive(Debug)]
 pub struct CrlFeed {
     crls: Crls,
@@ -154,7 +154,9 @@ impl CrlFeed {
             Some(shown) => {
                 let announced = self.crls.0.announced.borrow().clone();
                 // At first a stream may have been ahead of the announcements.
-                if announced.number > shown.number { announced } else { shown }
+                let newest = if announced.number > shown.number { announced } else { shown };
+                let is_of_these_cas = newest.made_from.signers == self.crls.state().signers;
+                if is_of_these_cas { newest } else { self.crls.current().await }
             }
         };
         *self.shown() = Some(lists.clone());

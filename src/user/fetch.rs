@@ -311,8 +311,11 @@ async fn connect(endpoint: &Endpoint) -> io::Result<TcpStream> {
     TcpStream::connect(addresses.as_slice()).await
 }
 
-/// The TLS that trusts these roots. Files are read off the async threads.
-async fn tls(roots: Roots) -> Result<Arc<ClientConfig>, String> {
+/// The TLS that trusts these roots, for HTTP/1.1 and without a certificate of ours. Files are read off the async threads.
+///
+/// # Errors
+/// The roots cannot be read, or there are none.
+pub async fn tls(roots: Roots) -> Result<Arc<ClientConfig>, String> {
     let load: Box<dyn FnOnce() -> Result<RootCertStore, String> + Send> = match roots {
         Roots::Tls(config) => return Ok(config),
         Roots::Host => Box::new(host_roots),

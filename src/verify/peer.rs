@@ -68,6 +68,10 @@ impl Verifier {
             Err(inactive) => return Ok(Err(inactive)),
         };
         let row = self.issuer.issued_as(&shown.serial, Kind::X509, &shown.spiffe_id);
+        // A serial of ours that is not in the ledger does not stand.
+        if row.is_none() && self.is_signed_here(chain) {
+            return Ok(Err(Inactive::PeerRevoked(None)));
+        }
         if let Some(row) = row.as_ref().filter(|row| row.standing == Standing::Stands) {
             match self.issuer.look_at_holder(row).await {
                 Err(Refusal::Holder(_)) => return Ok(Err(Inactive::Unseen)),
@@ -90,6 +94,12 @@ impl Verifier {
             Standing::Ended { reason, .. } => Err(Inactive::PeerRevoked(Some(reason))),
             Standing::Used | Standing::Unknown => Err(Inactive::PeerRevoked(None)),
         }
+    }
+
+    /// Whether a signing CA of this node signed the leaf: each node has its own, whoever shares the root.
+    fn is_signed_here(&self, chain: &Chain) -> bool {
+        let signer = chain.intermediates().first().map(|certificate| certificate.serial().to_string());
+        signer.is_some_and(|id| self.issuer.trust.current().signers().slots().iter().any(|slot| slot.id == id))
     }
 
     fn shown(&self, asker: &Asker, chain: &Chain) -> Result<Shown, Inactive> {

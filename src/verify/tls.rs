@@ -6,23 +6,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::client::ResolvesClientCert;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::time_provider::TimeProvider;
-use rustls::version::TLS13;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, Error, OtherError, ServerConfig, SignatureScheme};
 use thiserror::Error as ThisError;
 use tokio::sync::watch;
 
@@ -30,9 +20,8 @@ use crate::authority::X509Svid;
 use crate::base::clock::Clock;
 use crate::id::SpiffeId;
 use crate::trust::{Crls, Trust};
+use crate::x509::tls::{self, Judge, certificate_error};
 use crate::x509::{Chain, Crl, X509Error, verify};
-
-const PROVIDER_IS_WHOLE: &str = "the provider has cipher suites and key exchanges of TLS 1.3";
 
 /// Why a peer was refused.
 #[derive(Debug, ThisError)]
@@ -122,38 +111,24 @@ pub struct Tls {
 impl Tls {
     /// A server that talks to whoever has an X509-SVID of our trust domain.
     pub fn server(&self) -> ServerConfig {
-        let mut config = ServerConfig::builder_with_details(provider(), Arc::new(TlsTime(self.clock.clone())))
-            .with_protocol_versions(&[&TLS13])
-            .expect(PROVIDER_IS_WHOLE)
-            .with_client_cert_verifier(Arc::new(PeerVerifier { tls: self.clone(), meant: None }))
-            .with_cert_resolver(Arc::new(self.own.clone()));
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        config
+        tls::server(&self.clock, Own { tls: self.clone(), meant: None }, Arc::new(self.own.clone()))
     }
 
     /// A client that talks to `meant` and to nobody else.
     pub fn client(&self, meant: SpiffeId) -> ClientConfig {
-        let mut config = ClientConfig::builder_with_details(provider(), Arc::new(TlsTime(self.clock.clone())))
-            .with_protocol_versions(&[&TLS13])
-            .expect(PROVIDER_IS_WHOLE)
-            .dangerous() // which means: with a verifier of our own
-            .with_custom_certificate_verifier(Arc::new(PeerVerifier { tls: self.clone(), meant: Some(meant) }))
-            .with_client_cert_resolver(Arc::new(self.own.clone()));
-        config.resumption = Resumption::disabled();
-        config
+        tls::client(&self.clock, Own { tls: self.clone(), meant: Some(meant) }, Arc::new(self.own.clone()))
     }
 }
 
-/// Judges the peer's certificate, on both sides by the same straight path.
+/// Judges the peer as one of our own trust domain.
 #[derive(Debug)]
-struct PeerVerifier {
+struct Own {
     tls: Tls,
     /// The only one that is talked to; `None` for everybody of our trust domain.
     meant: Option<SpiffeId>,
 }
 
-impl PeerVerifier {
+impl Own {
     fn judge(&self, certificates: &[CertificateDer<'_>]) -> Result<(), PeerError> {
         let chain = Chain::from_certificates(certificates)?;
         let trust = self.tls.trust.current();
@@ -167,125 +142,16 @@ impl PeerVerifier {
             _ => Ok(()),
         }
     }
+}
 
-    fn check(&self, end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
-        let certificates: Vec<CertificateDer<'_>> =
-            std::iter::once(end_entity).chain(intermediates).map(|der| CertificateDer::from(der.as_ref())).collect();
-        self.judge(&certificates).map_err(|error| {
+impl Judge for Own {
+    fn admit(&self, certificates: &[CertificateDer<'_>], _: UnixTime) -> Result<(), CertificateError> {
+        self.judge(certificates).map_err(|error| {
             tracing::info!(error = &error as &dyn std::error::Error, "a peer of the agent was refused");
-            Error::InvalidCertificate(match error {
-                PeerError::Certificate(X509Error::Revoked) => CertificateError::Revoked,
-                PeerError::Certificate(X509Error::Expired(_)) => CertificateError::Expired,
-                PeerError::Certificate(error) => CertificateError::Other(OtherError(Arc::new(error))),
+            match error {
+                PeerError::Certificate(error) => certificate_error(error),
                 PeerError::Another { .. } => CertificateError::ApplicationVerificationFailure,
-            })
+            }
         })
-    }
-}
-
-fn only_tls13() -> Error {
-    Error::General("SVIDs are exchanged in TLS 1.3 and no older version".to_owned())
-}
-
-fn is_signed(
-    message: &[u8],
-    certificate: &CertificateDer<'_>,
-    signature: &DigitallySignedStruct,
-) -> Result<HandshakeSignatureValid, Error> {
-    verify_tls13_signature(message, certificate, signature, &default_provider().signature_verification_algorithms)
-}
-
-impl ServerCertVerifier for PeerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.check(end_entity, intermediates).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        is_signed(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for PeerVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.check(end_entity, intermediates).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        is_signed(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// TLS 1.3 alone; the hybrid key exchange first.
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ],
-        kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
-        ..default_provider()
-    })
-}
-
-#[derive(Debug)]
-struct TlsTime(Clock);
-
-impl TimeProvider for TlsTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        let seconds = u64::try_from(self.0.now().unix_timestamp()).ok()?;
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
     }
 }

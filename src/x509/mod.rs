@@ -16,7 +16,10 @@ mod encode;
 mod key;
 mod pem;
 #[cfg(feature = "agent")]
+pub mod pkcs12;
+#[cfg(feature = "agent")]
 mod profile;
+pub mod tls;
 #[cfg(test)]
 #[cfg(feature = "agent")]
 mod tests;

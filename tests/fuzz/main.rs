@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mutate::fuzz;
 use serde_json::json;
+use tether::api::credentials::fuzz_credential_address;
 use tether::audit::{self, Audit, Event};
 use tether::base::clock::Clock;
 use tether::bundle::{Bundle, fuzz_bundle};
@@ -60,6 +61,16 @@ fn authority_and_chain() -> (X509Authorities, Chain) {
     });
     let authorities = X509Authorities::new(domain(), [root.certificate().clone()]).unwrap();
     (authorities, Chain::from_certificates(&[leaf.unwrap(), signing.der().clone()]).unwrap())
+}
+
+#[test]
+fn addresses_that_ask_for_credentials() {
+    let corpus = texts(&[
+        "adf9d86b6eda275e/unit/foobar.service/svid.pem",
+        "0/unit/a@b.socket/jwt-https%3A%2F%2Fa.example%2F%25",
+        r"1f/unit/a\x2db.mount/jwt-a%20b",
+    ]);
+    fuzz(&corpus, fuzz_credential_address);
 }
 
 #[test]
@@ -314,6 +325,7 @@ owner = "team@fuzz.test"
 hint = "internal"
 x509_ttl = "15m"
 jwt_ttl = "5m"
+credential_ttl = "1h"
 audiences = ["https://api.fuzz.test", "*"]
 serves = ["https://tool.fuzz.test/"]
 may_act_for = ["spiffe://fuzz.test/agent/*"]
@@ -321,7 +333,7 @@ dns_names = ["billing.fuzz.test"]
 federates_with = ["partner.test"]
 bind = "unit"
 single_use = true
-exportable = false
+exportable = true
 expires_at = "2027-03-01T00:00:00Z"
 
 [[entry]]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::Receiver;
 
+use tether::proto::APPROVAL_METADATA;
 use tether::proto::session::sessions_client::SessionsClient;
 use tether::proto::session::{EndRequest, GetRequest, HoldWitRequest, MintRequest, OnBehalfOf, ProveRequest};
 use tether::sys::PidFd;
@@ -143,6 +144,23 @@ async fn these_tests_play_another_process() {
                 match sessions.prove(request).await {
                     Ok(proven) => serde_json::to_string(&proven.get_ref().headers).unwrap(),
                     Err(status) => failed(status),
+                }
+            }
+            ["tool", session, tool, method, uri] => {
+                let request = ProveRequest {
+                    session: session.to_owned(),
+                    method: method.to_owned(),
+                    uri: uri.to_owned(),
+                    tool: tool.to_owned(),
+                    rpc: "tools/call".to_owned(),
+                    ..ProveRequest::default()
+                };
+                match sessions.prove(request).await {
+                    Ok(proven) => serde_json::to_string(&proven.get_ref().headers).unwrap(),
+                    Err(status) => match status.metadata().get(APPROVAL_METADATA) {
+                        Some(approval) => format!("approval:{}", approval.to_str().unwrap()),
+                        None => failed(status),
+                    },
                 }
             }
             ["mint", session, target] => {

@@ -330,6 +330,7 @@ fn view(credential: Credential) -> wire::CredentialView {
         Standing::Unknown => ("unknown", "", String::new()),
     };
     let custody = match (credential.kind, credential.held) {
+        _ if credential.tie.is_exported() => "file",
         (Kind::Jwt, _) => "bearer",
         (_, true) => "tether",
         (_, false) => "workload",

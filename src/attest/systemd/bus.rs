@@ -17,6 +17,7 @@ use crate::attest::Subject;
 use crate::attest::dbus::{self, Link, decode};
 use crate::base::entropy::hex;
 
+mod users;
 mod watch;
 
 const SERVICE: &str = "org.freedesktop.systemd1";

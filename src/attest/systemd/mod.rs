@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use thiserror::Error;
 
-use self::placement::{Placement, UnitName};
+use self::placement::Placement;
 use super::cgroup::{self, Place};
 use super::guard::{Guard, Outage};
 use super::{AttestError, Attestor, Findings, Subject, Wanted};
@@ -30,7 +30,7 @@ use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 
 pub use self::bus::Bus;
-pub use self::placement::unit_path;
+pub use self::placement::{UnitName, unit_path};
 
 const KIND: &str = "systemd";
 const MEANWHILE: &str = "units are taken from control groups until systemd answers";
@@ -118,6 +118,21 @@ impl<T: UnitManager + ?Sized> UnitManager for Arc<T> {
     }
 }
 
+/// As whom systemd runs a unit, as far as it says. What it does not say is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnitUser {
+    /// The user id: that of `User=` or of `DynamicUser=`, which systemd has looked up, or root where there is neither.
+    pub uid: Option<u32>,
+    /// The group id.
+    pub gid: Option<u32>,
+}
+
+/// Who can say as whom a unit runs.
+pub trait UnitUsers: Send + Sync {
+    /// The user and the group of a unit that is loaded. May take for ever.
+    fn user_of<'a>(&'a self, unit: &'a UnitName) -> BoxFuture<'a, Result<UnitUser, UnitManagerError>>;
+}
+
 /// Signals of systemd after which a unit may stand differently. It ends when systemd is no longer heard.
 pub type UnitChanges = BoxStream<'static, ()>;
 
@@ -163,6 +178,25 @@ impl Systemd {
         }
         // A slice has no processes of its own: whoever is found in one is in no unit.
         Ok(answer.unit.filter(|facts| UnitName::parse(&facts.id).is_some()))
+    }
+
+    /// The unit of the process in systemd's own word, with everything that makes it a selector; `None` as in
+    /// [`Self::unit_of`]. The word of a user's own manager is not asked for.
+    pub(super) async fn findings_of_unit(
+        &self,
+        subject: &Subject,
+    ) -> Result<Option<(UnitFacts, Findings)>, UnitManagerError> {
+        let Some(facts) = self.unit_of(subject).await? else { return Ok(None) };
+        let placement = match cgroup::read(&subject.proc_dir) {
+            Ok(Place::At(path)) => Ok(Placement::of(&path)),
+            Ok(Place::Outside(path)) => Err(cgroup::outside(&path)),
+            Ok(Place::Nowhere) => Err("the process is in no cgroup hierarchy that systemd uses".to_owned()),
+            Err(AttestError::Gone) => return Err(UnitManagerError::Gone),
+            Err(error) => Err(error.words()),
+        };
+        // (uid_t)-1 stands for no user.
+        let findings = from_systemd(&facts, placement, u32::MAX);
+        Ok(Some((facts, findings)))
     }
 
     /// Whether systemd started the host (sd_booted(3)).

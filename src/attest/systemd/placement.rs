@@ -12,8 +12,8 @@ const KINDS_WITH_PROCESSES: &[&str] = &["service", "scope", "socket", "mount", "
 const ROOT_SLICE: &str = "-.slice";
 
 /// The name of a unit that can have processes: `billing.service`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct UnitName(String);
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UnitName(String);
 
 impl UnitName {
     /// Checks a name by the rules of systemd.unit(5).
@@ -31,6 +31,11 @@ impl UnitName {
     /// The whole name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The kind of unit: `service`.
+    pub fn kind(&self) -> &str {
+        self.0.rsplit_once('.').map_or("", |(_, kind)| kind)
     }
 
     /// The name without the kind of unit: `billing`, `getty@tty1`. Escapes stay as systemd writes them (`\x2d`).

@@ -1,12 +1,14 @@
 //! `tether proxy`.
 
 mod inbound;
+mod outbound;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::config::LogFilter;
 
 pub use inbound::{CustodyName, InboundArgs};
+pub use outbound::{ActAsName, OutboundArgs, ProofName};
 
 /// `tether proxy`.
 #[derive(Debug, Subcommand)]
@@ -19,6 +21,12 @@ pub enum ProxyCommand {
     /// revoked client is cut at once; what is open for a session ends with it. One process serves one tool. Prints where
     /// it listens, then `ready`.
     Inbound(InboundArgs),
+    /// Beside a program: plain HTTP in, mutual TLS and proofs out, in the name of the program that asks.
+    ///
+    /// Programs connect to a Unix socket, or to a port on the loopback interface, and need to know nothing of SPIFFE. The
+    /// proxy knows each by its process and acts for it; for that the proxy's own registration entry lists their identities
+    /// under `may_act_for`. Requests go to one target and nowhere else. Prints where it listens, then `ready`.
+    Outbound(OutboundArgs),
 }
 
 /// What a proxy logs, and how.

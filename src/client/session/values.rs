@@ -213,6 +213,9 @@ pub struct Call {
     pub arguments: Option<Digest>,
     /// What it does.
     pub effect: Effect,
+    /// The method of the one JSON-RPC call inside, such as `tools/call`: then the effect is that call's, and not the request's.
+    /// Empty for none, or several.
+    pub rpc: String,
     /// The transaction it is part of; `None` for one of its own.
     pub txn: Option<String>,
     /// How it is proven.
@@ -259,6 +262,7 @@ impl Call {
             tool: self.tool.clone(),
             arguments_sha256: Digest::to_wire(self.arguments),
             effect: self.effect.to_wire(),
+            rpc: self.rpc.clone(),
             txn: self.txn.clone().unwrap_or_default(),
             ..wire::ProveRequest::default()
         }

@@ -85,15 +85,8 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustls::client::Resumption;
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
-use rustls::pki_types::{ServerName, UnixTime};
-use rustls::server::NoServerSessionStorage;
-use rustls::time_provider::TimeProvider;
-use rustls::version::TLS13;
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 
 pub use authorize::Authorize;
@@ -102,26 +95,17 @@ pub use resolver::SvidResolver;
 pub use signer::SignError;
 pub use source::{Changes, Custody, SourceError, Standing, X509Source};
 pub use state::{X509Identity, X509State};
-pub use verifier::{PeerError, PeerVerifier};
+pub use verifier::{Believing, PeerError, PeerVerifier};
 
-use crate::base::clock::Clock;
 use crate::id::SpiffeId;
-use crate::x509::Certificate;
+use crate::x509::{Certificate, tls};
 
 /// A client that presents the identity of `source` and talks to the servers that `authorize` names.
 ///
 /// What else a program wants, such as ALPN, it sets on the result. Resumption stays off: a resumed session skips the
 /// judgement of the certificate, so it would outlive a revocation.
 pub fn client_config(source: &X509Source, authorize: Authorize) -> ClientConfig {
-    let builder = ClientConfig::builder_with_details(provider(), Arc::new(SourceTime(source.clock().clone())));
-    let mut config = builder
-        .with_protocol_versions(&[&TLS13])
-        .expect(PROVIDER_IS_WHOLE)
-        .dangerous() // which means: with a verifier of our own
-        .with_custom_certificate_verifier(Arc::new(PeerVerifier::new(source, authorize)))
-        .with_client_cert_resolver(Arc::new(SvidResolver::new(source)));
-    config.resumption = Resumption::disabled();
-    config
+    tls::client(source.clock(), Believing::new(source, authorize), Arc::new(SvidResolver::new(source)))
 }
 
 /// A server that presents the identity of `source` and talks to the clients that `authorize` names. A client without a
@@ -130,15 +114,7 @@ pub fn client_config(source: &X509Source, authorize: Authorize) -> ClientConfig 
 /// What else a program wants, such as ALPN, it sets on the result. Tickets stay off: a resumed session skips the
 /// judgement of the certificate, so it would outlive a revocation.
 pub fn server_config(source: &X509Source, authorize: Authorize) -> ServerConfig {
-    let builder = ServerConfig::builder_with_details(provider(), Arc::new(SourceTime(source.clock().clone())));
-    let mut config = builder
-        .with_protocol_versions(&[&TLS13])
-        .expect(PROVIDER_IS_WHOLE)
-        .with_client_cert_verifier(Arc::new(PeerVerifier::new(source, authorize)))
-        .with_cert_resolver(Arc::new(SvidResolver::new(source)));
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config
+    tls::server(source.clock(), Believing::new(source, authorize), Arc::new(SvidResolver::new(source)))
 }
 
 /// The server name for a connection to a server that is known by its SPIFFE ID alone: nothing is sent for it.
@@ -151,30 +127,4 @@ pub fn unnamed() -> ServerName<'static> {
 pub fn peer_id(connection: &CommonState) -> Option<SpiffeId> {
     let leaf = connection.peer_certificates().filter(|_| !connection.is_handshaking())?.first()?;
     Certificate::from_der(leaf).ok()?.svid_id().ok()
-}
-
-const PROVIDER_IS_WHOLE: &str = "the provider has cipher suites and key exchanges of TLS 1.3";
-
-/// TLS 1.3 alone, also when another crate switches older versions on in rustls; the hybrid key exchange first.
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ],
-        kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
-        ..default_provider()
-    })
-}
-
-/// The source's clock as rustls asks for it.
-#[derive(Debug)]
-struct SourceTime(Clock);
-
-impl TimeProvider for SourceTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        let seconds = u64::try_from(self.0.now().unix_timestamp()).ok()?;
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
-    }
 }

@@ -38,6 +38,11 @@ impl X509State {
         }
     }
 
+    /// Whether nothing has changed since `other`.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.identities, &other.identities) && Arc::ptr_eq(&self.bundles, &other.bundles)
+    }
+
     /// What peers are judged by: the authorities of each trust domain, and the revocation lists.
     pub fn bundles(&self) -> &X509Bundles {
         &self.bundles

@@ -2,6 +2,8 @@
 //! a signature that needed that thread would never come.
 
 mod agent;
+mod delegated;
+mod guard;
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::*;
-use crate::base::clock::ManualClock;
+use crate::base::clock::{Clock, ManualClock};
 use crate::client::fake::{Documents, NOW, Served};
 use crate::client::{ClientError, Endpoint};
 use crate::id::TrustDomain;
@@ -198,12 +200,13 @@ async fn a_peer_that_is_not_authorised_is_refused_by_either_side_with_access_den
 #[tokio::test]
 async fn a_client_without_a_certificate_is_refused() {
     let (_site, _, server, _) = two_held().await;
-    let anonymous = ClientConfig::builder_with_details(provider(), Arc::new(SourceTime(server.clock().clone())))
-        .with_protocol_versions(&[&TLS13])
-        .expect(PROVIDER_IS_WHOLE)
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PeerVerifier::new(&server, Authorize::Anyone)))
-        .with_no_client_auth();
+    let anonymous =
+        ClientConfig::builder_with_details(tls::provider(), Arc::new(tls::ClockTime(server.clock().clone())))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect(tls::PROVIDER_IS_WHOLE)
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(PeerVerifier::new(&server, Authorize::Anyone)))
+            .with_no_client_auth();
     let server = Arc::new(server_config(&server, Authorize::Anyone));
     let [at_client, by_server] = refusals(connect(&Arc::new(anonymous), &server).await);
     assert_eq!(by_server, Some(Error::NoCertificatesPresented));

@@ -227,21 +227,15 @@ impl Follower {
                 Some(next) = self.identities.next() => match next {
                     Ok(identities) => {
                         (self.last, self.trouble) = (Some(identities), None);
-                        self.accept()
+                        self.tell()
                     }
+                    Err(error) if self.acts_for.is_some() && is_final(&error) => self.end(Arc::new(error)),
                     Err(error) => {
-                        let error = Arc::new(error);
-                        self.trouble = Some(error.clone());
-                        if self.acts_for.is_some() && is_final(&error) { self.end(error) } else { self.miss(error) }
+                        self.trouble = Some(Arc::new(error));
+                        self.tell()
                     }
                 },
-                Ok(()) = self.believed.changed() => {
-                    let trouble = self.believed.borrow_and_update().trouble.clone();
-                    match trouble {
-                        None => self.accept(),
-                        Some(error) => self.miss(error),
-                    }
-                }
+                Ok(()) = self.believed.changed() => self.tell(),
             };
             if !going_on {
                 return;
@@ -249,50 +243,34 @@ impl Follower {
         }
     }
 
-    /// Something new came.
-    fn accept(&mut self) -> bool {
-        let believed = self.believed.borrow();
-        let (Some(identities), Some(bundles)) = (&self.last, &believed.bundles) else { return true };
-        let state = X509State { identities: identities.clone(), bundles: bundles.clone() };
-        let live = self.trouble.is_none() && believed.trouble.is_none();
-        let own = self.acts_for.is_none();
+    /// Publishes what there is now, and whether both streams give it; `false` when they never will.
+    fn tell(&mut self) -> bool {
+        let (bundles, trouble) = {
+            let believed = self.believed.borrow_and_update();
+            (believed.bundles.clone(), self.trouble.clone().or_else(|| believed.trouble.clone()))
+        };
+        let state = self.last.clone().zip(bundles).map(|(identities, bundles)| X509State { identities, bundles });
+        let (own, now) = (self.acts_for.is_none(), self.clock.now());
         self.publish.send_modify(|view| {
-            if own && view.complete && live && view.standing != Standing::Live {
-                tracing::info!("the agent is back");
+            let was_complete = view.complete;
+            if let Some(state) = state.filter(|state| !(view.complete && view.state.is(state))) {
+                view.state = state;
+                view.complete = true;
+                view.revision += 1;
             }
-            view.state = state;
-            view.complete = true;
-            view.revision += 1;
-            if live {
-                view.standing = Standing::Live;
+            match trouble {
+                None if !view.complete => {}
+                None => {
+                    if own && was_complete && view.standing != Standing::Live {
+                        tracing::info!("the agent is back");
+                    }
+                    view.standing = Standing::Live;
+                }
+                Some(error) if !error.is_retryable() && !view.complete => view.refused = Some(error),
+                Some(error) => miss(view, own, now, error.to_string()),
             }
         });
-        true
-    }
-
-    /// A stream failed, and is tried again if that can help.
-    fn miss(&self, error: Arc<ClientError>) -> bool {
-        if !error.is_retryable() && !self.publish.borrow().complete {
-            self.publish.send_modify(|view| view.refused = Some(error));
-            return false;
-        }
-        let (reason, now) = (error.to_string(), self.clock.now());
-        let own = self.acts_for.is_none();
-        self.publish.send_modify(|view| {
-            let since = match &view.standing {
-                Standing::Away { since, .. } => *since,
-                Standing::Live | Standing::Ended { .. } => now,
-            };
-            // Once for each absence, and once for all processes: the attempts that follow say the same.
-            if own && view.standing == Standing::Live {
-                let until = first_end(&view.state);
-                tracing::warn!(reason, until, "the agent is away: what it gave is used until it expires");
-            } else if own && !view.complete {
-                tracing::warn!(reason, "no identity yet");
-            }
-            view.standing = Standing::Away { since, reason };
-        });
-        true
+        self.publish.borrow().refused.is_none()
     }
 
     /// The process is gone, or is not acted for any more: nothing of it is presented from now on.
@@ -308,6 +286,22 @@ impl Follower {
         });
         false
     }
+}
+
+/// A stream failed, and is tried again.
+fn miss(view: &mut View, own: bool, now: OffsetDateTime, reason: String) {
+    let since = match &view.standing {
+        Standing::Away { since, .. } => *since,
+        Standing::Live | Standing::Ended { .. } => now,
+    };
+    // Once for each absence, and once for all processes: the attempts that follow say the same.
+    if own && view.standing == Standing::Live {
+        let until = first_end(&view.state);
+        tracing::warn!(reason, until, "the agent is away: what it gave is used until it expires");
+    } else if own && !view.complete {
+        tracing::warn!(reason, "no identity yet");
+    }
+    view.standing = Standing::Away { since, reason };
 }
 
 /// Whether the agent has said for good that it gives nothing for another process. For this program itself it never is: an

@@ -63,7 +63,7 @@ fn a_case_that_cannot_be_asked_says_where_and_why() {
         ),
         (
             format!("{agent}action = \"go\""),
-            "c.toml:1:1: `action` is issue, start, delegate, mint, call, read, write or irreversible, not `go`",
+            "c.toml:1:1: `action` is issue, start, delegate, mint, call, read, write, irreversible, reach or classify, not `go`",
         ),
         (format!("{agent}action = \"start\""), "c.toml:1:1: `start` needs `session = { purpose = .. }`"),
         (format!("{agent}action = \"read\"\nsession = {{}}"), "c.toml:1:1: `read` needs `tool = { uri = .. }`"),
@@ -73,7 +73,7 @@ fn a_case_that_cannot_be_asked_says_where_and_why() {
         ),
         (
             format!("{agent}action = \"start\"\nsession = {{}}\neffect = \"read\""),
-            "c.toml:1:1: `effect` goes with action = \"call\" alone",
+            "c.toml:1:1: `effect` goes with action = \"call\" or \"reach\" alone",
         ),
         (
             format!("{agent}action = \"start\"\nsession = {{ lifetime = \"long\" }}"),
@@ -89,7 +89,7 @@ fn a_case_that_cannot_be_asked_says_where_and_why() {
         ),
         (
             format!("{agent}action = \"start\"\nsesion = {{}}"),
-            "c.toml:4:1: unknown field `sesion`, expected one of `name`, `agent`, `entry`, `owner`, `user`, `session`, `action`, `effect`, `tool`, `issue`, `approved`, `time`, `expect`, `policies`",
+            "c.toml:4:1: unknown field `sesion`, expected one of `name`, `agent`, `entry`, `owner`, `user`, `session`, `action`, `effect`, `tool`, `issue`, `reach`, `approved`, `time`, `expect`, `policies`",
         ),
     ];
     let mut wrong = Vec::new();

@@ -77,7 +77,7 @@ fn every_mistake_has_its_place_and_says_what_to_do() {
         (
             "permit(principal, action == Action::\"classify\", resource);",
             &[
-                "a.cedar:1:37: says what a call does and permits nothing: write @effect(\"read\") permit (principal, action == Action::\"classify\", resource), and permit the call by a policy of its own",
+                "a.cedar:1:38: says what a call does and permits nothing: write @effect(\"read\") permit (principal, action == Action::\"classify\", resource), and permit the call by a policy of its own",
             ],
         ),
         (
@@ -92,7 +92,11 @@ fn every_mistake_has_its_place_and_says_what_to_do() {
         ),
         (
             "permit(principal, action, resource) when { context.purpose == \"x\" };",
-            &["a.cedar:1:44: attribute `purpose` in context for Action::\"issue\" not found; did you mean `audience`?"],
+            &[
+                "a.cedar:1:44: attribute `purpose` in context for Action::\"classify\" not found; did you mean `rpc`?",
+                "a.cedar:1:44: attribute `purpose` in context for Action::\"issue\" not found; did you mean `audience`?",
+                "a.cedar:1:44: attribute `purpose` in context for Action::\"reach\" not found; did you mean `proof`?",
+            ],
         ),
         (
             "permit(principal == ?principal, action, resource);",
@@ -103,7 +107,7 @@ fn every_mistake_has_its_place_and_says_what_to_do() {
         (
             "@stepup(\"why\") permit(principal, action == Action::\"start\", resource);",
             &[
-                "a.cedar:1:1: unknown annotation `@stepup`: known are @id, @step_up, @one_use, @redact and @stale; write a comment for anything else",
+                "a.cedar:1:1: unknown annotation `@stepup`: known are @id, @step_up, @one_use, @redact, @stale and @effect; write a comment for anything else",
             ],
         ),
         (

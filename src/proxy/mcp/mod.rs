@@ -33,7 +33,7 @@ pub use message::{Message, Next};
 pub const MAX_BODY: usize = 4 << 20;
 
 /// Whether requests of this method carry messages. `GET` opens the server's own stream and `DELETE` ends an MCP session
-/// (both up to 2025-11-25): these are decided as the requests they are.
+/// (both up to 2025-11-25): these are decided as the requests they are, by their methods.
 pub fn is_message(method: &http::Method) -> bool {
     method == http::Method::POST
 }

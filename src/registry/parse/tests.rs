@@ -30,6 +30,7 @@ owner = "team-billing@example.org"
 hint = "internal"
 x509_ttl = "15m"
 jwt_ttl = "5m"
+credential_ttl = "12h"
 audiences = ["https://api.example.com"]
 serves = ["https://tool.example.com/"]
 may_act_for = ["spiffe://td/agent/*"]
@@ -55,6 +56,7 @@ fn every_field_is_read() {
     assert_eq!(entry.hint(), Some("internal"));
     assert_eq!(entry.x509_ttl(), Some(Duration::from_secs(900)));
     assert_eq!(entry.jwt_ttl(), Some(Duration::from_secs(300)));
+    assert_eq!(entry.credential_ttl(), Some(Duration::from_secs(12 * 3600)));
     assert_eq!(texts(entry.audiences()), ["https://api.example.com"]);
     assert!(entry.allows_audience("https://api.example.com") && !entry.allows_audience("https://api.example.com/"));
     assert_eq!(texts(entry.serves()), ["https://tool.example.com/"]);
@@ -138,6 +140,10 @@ fn every_kind_of_mistake_is_found_at_its_place() {
         ("x509_ttl = '0s'", "5:12: a lifetime of zero is no lifetime: leave the key out to get the default"),
         ("x509_ttl = '25h'", "5:12: the longest lifetime allowed here is `1d`, not `25h`"),
         ("jwt_ttl = '61m'", "5:11: the longest lifetime allowed here is `1h`, not `61m`"),
+        (
+            "credential_ttl = '1h'",
+            "5:18: a credential of a systemd unit is a key in a file: it needs `exportable = true`",
+        ),
         ("audiences = 'a'", "5:13: `audiences` must be a list of texts, for example `[\"a\", \"b\"]`, not a string"),
         ("audiences = ['a', '']", "5:19: an audience is empty: write the audience, or `[\"*\"]` for any"),
         ("audiences = ['a', '*']", "5:13: `*` in `audiences` already stands for all: leave the others out"),
@@ -198,8 +204,8 @@ fn every_kind_of_mistake_is_found_at_its_place() {
         (
             "selectors = []",
             "5:1: unknown key `selectors`: an entry has id, spiffe_id, match, unless, owner, hint, x509_ttl, jwt_ttl, \
-             audiences, serves, may_act_for, dns_names, federates_with, bind, single_use, exportable, disabled, \
-             expires_at",
+             credential_ttl, audiences, serves, may_act_for, dns_names, federates_with, bind, single_use, exportable, \
+             disabled, expires_at",
         ),
     ];
     for (line, expected) in cases {

@@ -79,7 +79,7 @@ fn runs(active: &str, sub: &str) -> bool {
 }
 
 /// The object of a unit: systemd escapes all but letters and digits, and a digit in front.
-fn unit_object(unit: &str) -> String {
+pub(super) fn unit_object(unit: &str) -> String {
     let mut path = UNIT_PATHS.to_owned();
     for (at, byte) in unit.bytes().enumerate() {
         if byte.is_ascii_alphabetic() || (at > 0 && byte.is_ascii_digit()) {

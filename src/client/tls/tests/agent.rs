@@ -25,6 +25,8 @@ pub(super) struct FakeAgent(Arc<Inner>);
 
 struct Inner {
     hold: watch::Sender<Option<HoldX509Response>>,
+    /// What it says of other processes, by their numbers.
+    others: Mutex<HashMap<i32, watch::Sender<Option<Result<HoldX509Response, Status>>>>>,
     fetch: watch::Sender<Option<X509svidResponse>>,
     bundles: watch::Sender<Option<X509BundlesResponse>>,
     keys: Mutex<HashMap<String, PrivateKey>>,
@@ -35,6 +37,7 @@ impl FakeAgent {
     pub(super) fn new() -> Self {
         Self(Arc::new(Inner {
             hold: watch::Sender::new(None),
+            others: Mutex::default(),
             fetch: watch::Sender::new(None),
             bundles: watch::Sender::new(None),
             keys: Mutex::default(),
@@ -48,13 +51,38 @@ impl FakeAgent {
 
     /// Gives, from now on, these identities with new held keys: path and serial number.
     pub(super) fn hold(&self, documents: &Documents, identities: &[(&str, u8)]) {
+        self.hold_exactly(self.held_now(documents, identities));
+    }
+
+    /// The same to whoever acts for the process of this number.
+    pub(super) fn hold_for(&self, pid: i32, documents: &Documents, identities: &[(&str, u8)]) {
+        let svids = self.held_now(documents, identities);
+        self.other(pid).send_replace(Some(Ok(HoldX509Response { svids, ..HoldX509Response::default() })));
+    }
+
+    /// Refuses, from now on, whoever acts for the process of this number.
+    pub(super) fn refuse(&self, pid: i32, status: Status) {
+        self.other(pid).send_replace(Some(Err(status)));
+    }
+
+    /// Returns when nobody asks for the process of this number.
+    pub(super) async fn is_not_asked_for(&self, pid: i32) {
+        self.other(pid).closed().await;
+    }
+
+    fn other(&self, pid: i32) -> watch::Sender<Option<Result<HoldX509Response, Status>>> {
+        let mut others = self.0.others.lock().expect("no test panicked with the lock");
+        others.entry(pid).or_insert_with(|| watch::Sender::new(None)).clone()
+    }
+
+    fn held_now(&self, documents: &Documents, identities: &[(&str, u8)]) -> Vec<HeldX509> {
         let svids = identities.iter().map(|(path, serial)| {
             let (name, key) = (format!("key-{serial}"), PrivateKey::generate(KeyType::EcP256).expect("a key"));
             let x509_svid = documents.leaf(path, &key, *serial).into();
             self.keys().insert(name.clone(), key);
             HeldX509 { spiffe_id: documents.id(path).to_string(), key: name, x509_svid, ..HeldX509::default() }
         });
-        self.hold_exactly(svids.collect());
+        svids.collect()
     }
 
     pub(super) fn hold_exactly(&self, svids: Vec<HeldX509>) {
@@ -114,8 +142,10 @@ impl Sessions for FakeAgent {
     type HoldX509Stream = Stream<HoldX509Response>;
     type WatchStream = Stream<Session>;
 
-    async fn hold_x509(&self, _: Request<HoldX509Request>) -> Result<Response<Self::HoldX509Stream>, Status> {
-        Ok(states(&self.0.hold))
+    async fn hold_x509(&self, request: Request<HoldX509Request>) -> Result<Response<Self::HoldX509Stream>, Status> {
+        let Some(other) = request.into_inner().on_behalf_of else { return Ok(states(&self.0.hold)) };
+        let said = WatchStream::new(self.other(other.pid).subscribe()).filter_map(async |said| said);
+        Ok(Response::new(said.boxed()))
     }
 
     async fn sign_tls(&self, request: Request<SignTlsRequest>) -> Result<Response<SignTlsResponse>, Status> {
