@@ -27,6 +27,7 @@ mod policy;
 mod program;
 mod prove;
 mod proxy_inbound;
+mod proxy_outbound;
 mod raw;
 mod reach;
 mod revocation;
