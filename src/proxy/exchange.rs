@@ -34,8 +34,8 @@ pub async fn forward<K: Clone + Send + 'static>(
     cuts: Cuts,
     kept: K,
 ) -> Result<Response<Body>, UpstreamError> {
-    let asked_to_switch = request.version() == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE);
-    let switches = asked_to_switch && wants_websocket(request.headers()) && !upstream.is_http2();
+    let may_switch = request.version() == Version::HTTP_11 && !upstream.is_http2();
+    let switches = may_switch && wants_websocket(request.headers());
     let client = switches.then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     address(&mut head, to);
@@ -64,10 +64,6 @@ pub async fn forward<K: Clone + Send + 'static>(
     }
     let (mut head, body) = answer.into_parts();
     remove_hop_by_hop(&mut head.headers);
-    if asked_to_switch {
-        // What comes next on this connection was not read as HTTP (`Gate`).
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
     Ok(Response::from_parts(head, guarded(passing(body), cuts.request, kept)))
 }
 

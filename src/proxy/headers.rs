@@ -30,6 +30,17 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes what `Connection` names, and leaves of it what a WebSocket needs. A proxy does this before it says anything of
+/// its own: whoever sends a request could name the proxy's words there, and they would be removed after they were said.
+pub fn forget_named(headers: &mut HeaderMap) {
+    let upgrade = wants_websocket(headers).then(|| headers.remove(header::UPGRADE)).flatten();
+    remove_hop_by_hop(headers);
+    if let Some(upgrade) = upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, upgrade);
+    }
+}
+
 /// The elements of a list header, of all its lines (RFC 9110, section 5.6.1).
 pub fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
@@ -73,6 +84,16 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut seen);
         assert_eq!(seen, headers(&[("content-length", "3"), ("host", "tool"), ("accept", "*/*"), ("te", "trailers")]));
+    }
+
+    #[test]
+    fn of_a_websocket_stays_what_it_needs_and_nothing_that_was_named_with_it() {
+        let mut seen = headers(&[("connection", "upgrade, x"), ("upgrade", "websocket"), ("x", "1"), ("y", "2")]);
+        forget_named(&mut seen);
+        assert_eq!(seen, headers(&[("connection", "upgrade"), ("upgrade", "websocket"), ("y", "2")]));
+        let mut seen = headers(&[("connection", "upgrade, x"), ("upgrade", "h2c"), ("x", "1"), ("y", "2")]);
+        forget_named(&mut seen);
+        assert_eq!(seen, headers(&[("y", "2")]));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::rt::bounds::Http2ServerConnExec;
 use hyper::rt::{Read, Write};
@@ -91,8 +92,16 @@ where
     let counted = busy.clone();
     let handle = move |request| {
         let place = counted.enter();
+        // What comes after it was not read as HTTP (`Gate`), unless the other protocol has begun.
+        let last = request.version() == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE);
         let answer = handle(request);
-        async move { answer.await.map(|body| guarded(body, None, place)) }
+        async move {
+            let mut answer = answer.await.map(|body| guarded(body, None, place));
+            if last && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            answer
+        }
     };
     let watched = Watched { limits, clock, busy, cut, drain };
     let connection = match protocol {

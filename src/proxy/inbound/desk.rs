@@ -1,18 +1,20 @@
 //! Where each request is decided.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::body::{Body, full};
 use super::super::mcp::{self, Merge, Message, Next};
 use super::refusal::Refusal;
 use crate::base::clock::Clock;
 use crate::client::ClientError;
-use crate::client::session::{Digest, Effect};
+use crate::client::session::Digest;
 use crate::client::tls::PeerCertificates;
 use crate::client::verifier::{Check, CheckError, Verified, VerifierClient};
 
@@ -20,6 +22,17 @@ use crate::client::verifier::{Check, CheckError, Verified, VerifierClient};
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts to ask it.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a body that is read whole may take.
+const WHOLE_BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// What all bodies that are held whole may take together, and in what it is counted.
+const WHOLE_BODIES: usize = 256 << 20;
+const BLOCK: usize = 1024;
+
+/// Room for them.
+pub(super) fn room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(WHOLE_BODIES / BLOCK))
+}
 
 /// What every request must have, whatever policy says.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,6 +54,8 @@ pub(super) struct Desk {
     pub(super) demands: Demands,
     /// Whether what is behind speaks MCP.
     pub(super) mcp: bool,
+    /// What bodies that are held whole may take together, in blocks.
+    pub(super) room: Arc<Semaphore>,
     pub(super) clock: Clock,
 }
 
@@ -53,7 +68,12 @@ pub(super) struct Admitted {
     pub(super) whole: Option<usize>,
     /// Errors for what was left out of it, to go with the answer.
     pub(super) merge: Option<Merge>,
+    /// The memory that it has, to be kept until it has passed.
+    pub(super) held: Option<Held>,
 }
+
+/// Room for a body that is held whole.
+pub(super) type Held = OwnedSemaphorePermit;
 
 impl Desk {
     /// Asks whether a request may go on, and how much of it.
@@ -65,7 +85,7 @@ impl Desk {
         body: Body,
     ) -> Result<Admitted, Refusal> {
         let Some(verifier) = &self.verifier else {
-            return Ok(Admitted { verified: None, body, whole: None, merge: None });
+            return Ok(Admitted { verified: None, body, whole: None, merge: None, held: None });
         };
         let check = Check::from_peer(&head.method, uri, &head.headers, peer);
         let mut check = check.map_err(Refusal::Refused)?;
@@ -77,10 +97,6 @@ impl Desk {
         check.min_binding = self.demands.min_binding;
         check.require_session = self.demands.session;
         let has_message = self.mcp && mcp::is_message(&head.method);
-        if self.mcp && !has_message {
-            // A stream of messages, or the end of an MCP session: nothing changes behind it.
-            check.effect = Effect::Read;
-        }
         let limit = match (self.demands.covered_body, has_message) {
             (Some(limit), true) => Some(limit.min(mcp::MAX_BODY)),
             (None, true) => Some(mcp::MAX_BODY),
@@ -88,15 +104,19 @@ impl Desk {
         };
         let Some(limit) = limit else {
             let verified = self.ask(verifier, &check).await?;
-            return Ok(Admitted { verified: Some(verified), body, whole: None, merge: None });
+            return Ok(Admitted { verified: Some(verified), body, whole: None, merge: None, held: None });
         };
-        let whole = read(body, limit).await?;
+        let held = self.room_for(&body, limit)?;
+        let whole = tokio::select! {
+            whole = read(body, limit) => whole?,
+            () = self.clock.pause(WHOLE_BODY_PATIENCE) => return Err(Refusal::Incomplete),
+        };
         if self.demands.covered_body.is_some() {
             check.body = Some(Digest::of(&whole));
         }
         if !has_message {
             let verified = self.ask(verifier, &check).await?;
-            return Ok(Admitted::whole(verified, whole, None));
+            return Ok(Admitted::whole(verified, whole, None, held));
         }
         let message = Message::read(&head.headers, whole).map_err(|wrong| {
             tracing::debug!(%wrong, "not a message of MCP");
@@ -108,10 +128,21 @@ impl Desk {
             Err(refusal) => return Err(refusal.to(&message)),
         };
         match message.after(&verified.rpcs) {
-            Next::Forward(bytes) => Ok(Admitted::whole(verified, bytes, None)),
-            Next::Part(bytes, merge) => Ok(Admitted::whole(verified, bytes, Some(merge))),
+            Next::Forward(bytes) => Ok(Admitted::whole(verified, bytes, None, held)),
+            Next::Part(bytes, merge) => Ok(Admitted::whole(verified, bytes, Some(merge), held)),
             Next::Answer(answer) => Err(Refusal::Answered { outcome: "rpc_refused", answer }),
         }
+    }
+
+    /// Room for a body of at most `limit` bytes: what it says it has, or all of that.
+    fn room_for(&self, body: &Body, limit: usize) -> Result<Held, Refusal> {
+        let size = body.size_hint();
+        if size.lower() > limit as u64 {
+            return Err(Refusal::TooLarge);
+        }
+        let bytes = size.exact().unwrap_or(limit as u64);
+        let blocks = u32::try_from(bytes / BLOCK as u64 + 1).unwrap_or(u32::MAX);
+        self.room.clone().try_acquire_many_owned(blocks).map_err(|_| Refusal::Busy)
     }
 
     /// Asks until there is a word, for as long as a restart of the agent takes.
@@ -152,16 +183,14 @@ impl Desk {
 }
 
 impl Admitted {
-    fn whole(verified: Verified, bytes: Bytes, merge: Option<Merge>) -> Self {
-        Self { verified: Some(verified), whole: Some(bytes.len()), body: full(bytes), merge }
+    fn whole(verified: Verified, bytes: Bytes, merge: Option<Merge>, held: Held) -> Self {
+        let (verified, whole) = (Some(verified), Some(bytes.len()));
+        Self { verified, whole, body: full(bytes), merge, held: Some(held) }
     }
 }
 
 /// The whole of a body.
 async fn read(mut body: Body, limit: usize) -> Result<Bytes, Refusal> {
-    if body.size_hint().lower() > limit as u64 {
-        return Err(Refusal::TooLarge);
-    }
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Refusal::Incomplete)?.into_data() else { break };

@@ -17,14 +17,23 @@ const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const WIT: HeaderName = HeaderName::from_static("workload-identity-token");
 /// Whatever a client sends under a name that begins so is removed.
 const OURS: [&str; 3] = ["tether-", "x-forwarded-", "x-envoy-"];
-/// And under these names.
-const OURS_TOO: [&str; 3] = ["forwarded", "x-real-ip", "workload-identity-token"];
+/// And under these names: the last ones make some frameworks act on another path or method than the one that was decided on.
+const OURS_TOO: [&str; 8] = [
+    "forwarded",
+    "x-real-ip",
+    "workload-identity-token",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+];
 
-/// Removes what a client may not say, from headers and from trailers. Programs behind CGI and WSGI see `Tether_User` as
-/// `Tether-User`, so both are the same here.
+/// Removes what a client may not say, from headers and from trailers. Programs behind CGI and WSGI see `Tether_User` and
+/// `Tether.User` as `Tether-User`, so they are the same here.
 pub(super) fn remove_claims(headers: &mut HeaderMap) {
     let is_ours = |name: &HeaderName| {
-        let name = name.as_str().replace('_', "-");
+        let name = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         OURS.iter().any(|prefix| name.starts_with(prefix)) || OURS_TOO.contains(&name.as_str())
     };
     let found: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
@@ -165,6 +174,10 @@ mod tests {
             "X-Real-IP",
             "Workload-Identity-Token",
             "workload_identity_token",
+            "Tether.User",
+            "tether!user",
+            "X-Original-URL",
+            "X-HTTP-Method-Override",
         ];
         for name in claimed.into_iter().chain(["tethered", "accept"]) {
             headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("x"));

@@ -263,7 +263,7 @@ pub async fn build(settings: Inbound) -> Result<Bound, StartError> {
         with_certificate: settings.with_certificate,
         public: public.clone(),
         encoded_slashes: settings.encoded_slashes,
-        desk: Desk { verifier, demands: settings.demands, mcp: settings.mcp, clock: clock.clone() },
+        desk: Desk { verifier, demands: settings.demands, mcp: settings.mcp, room: desk::room(), clock: clock.clone() },
         tasks: Tasks::default(),
         upstream,
         limits,

@@ -37,7 +37,9 @@ pub(super) enum Refusal {
     Unchecked,
     /// The body is larger than the part of it that must be read.
     TooLarge,
-    /// The client stopped sending.
+    /// There is no room to read it.
+    Busy,
+    /// The client stopped sending, or took too long.
     Incomplete,
     /// The upstream gives no answer.
     Upstream(UpstreamError),
@@ -76,7 +78,7 @@ impl Refusal {
         match self {
             Self::Misdirected(_) => "misdirected",
             Self::Refused(refused) => refused.class.as_str(),
-            Self::Unchecked => Class::Unavailable.as_str(),
+            Self::Unchecked | Self::Busy => Class::Unavailable.as_str(),
             Self::TooLarge => "too_large",
             Self::Incomplete => "incomplete",
             Self::Upstream(error) => error.as_str(),
@@ -90,6 +92,7 @@ impl Refusal {
             Self::Misdirected(why) => why.as_str(),
             Self::Refused(refused) => &refused.reason,
             Self::Unchecked => "agent_away",
+            Self::Busy => "busy",
             Self::TooLarge | Self::Incomplete | Self::Upstream(_) | Self::Answered { .. } => self.as_str(),
         }
     }
@@ -102,7 +105,7 @@ impl Refusal {
                 Class::Forbidden | Class::StepUp => StatusCode::FORBIDDEN,
                 Class::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             },
-            Self::Unchecked => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unchecked | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Incomplete => StatusCode::BAD_REQUEST,
             Self::Upstream(error) => error.status(),

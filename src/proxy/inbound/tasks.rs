@@ -4,7 +4,7 @@
 //! heard. So what was open then goes on while the agent is away, and is cut once the agent is back, unless the same session
 //! has shown since that it stands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ use crate::client::verifier::VerifierClient;
 /// How long the agent is given to take up its work before it is listened to again.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Sessions that are remembered as over. Only those matter whose last request was answered by the agent just before.
+const MAX_OVER: usize = 16_384;
+
 /// The sessions that something is open for. Clones are of the same.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tasks(Arc<Mutex<Open>>);
@@ -23,6 +26,10 @@ pub(super) struct Tasks(Arc<Mutex<Open>>);
 #[derive(Debug, Default)]
 struct Open {
     sessions: HashMap<String, Session>,
+    /// Sessions that do not stand: what the agent said of them may come before what it said of their last request.
+    over: HashMap<String, CutReason>,
+    /// The same, the oldest first.
+    order: VecDeque<String>,
     /// Grows each time the agent could not be heard.
     silences: u64,
 }
@@ -67,24 +74,43 @@ impl Tasks {
     /// A request of `session`, which the agent has just said stands.
     pub(super) fn enter(&self, session: &str) -> OpenTask {
         let mut open = lock(&self.0);
-        let seen = open.silences;
+        let (seen, over) = (open.silences, open.over.get(session).copied());
         let known = open.sessions.entry(session.to_owned());
         let known = known.or_insert_with(|| Session { lifeline: Lifeline::default(), open: 0, seen });
         // What was cut before, and is still on its way out, stays cut.
         if known.lifeline.phase() != Phase::Open {
             known.lifeline = Lifeline::default();
         }
+        if let Some(reason) = over {
+            known.lifeline.cut(reason);
+        }
         known.open += 1;
         known.seen = seen;
         OpenTask { tasks: Arc::downgrade(&self.0), session: session.to_owned(), lifeline: known.lifeline.clone() }
     }
 
-    /// Cuts what is open for `session`. What begins afterwards is not: the agent was asked about that.
+    /// Cuts what is open for `session`, and what was allowed before and has not begun.
     fn cut(&self, session: &str, reason: CutReason) -> usize {
-        let open = lock(&self.0);
+        let mut open = lock(&self.0);
+        if open.over.insert(session.to_owned(), reason).is_none() {
+            open.order.push_back(session.to_owned());
+        }
+        if open.order.len() > MAX_OVER
+            && let Some(oldest) = open.order.pop_front()
+        {
+            open.over.remove(&oldest);
+        }
         let Some(session) = open.sessions.get(session) else { return 0 };
         session.lifeline.cut(reason);
         session.open
+    }
+
+    /// An operator lets it go on.
+    fn resumed(&self, session: &str) {
+        let mut open = lock(&self.0);
+        if open.over.remove(session).is_some() {
+            open.order.retain(|over| over != session);
+        }
     }
 
     fn silence(&self) {
@@ -113,7 +139,10 @@ impl Tasks {
                         let reason = match change.state {
                             State::Ended { .. } => CutReason::SessionEnded,
                             State::Suspended => CutReason::SessionSuspended,
-                            State::Active | State::PendingApproval { .. } => continue,
+                            State::Active | State::PendingApproval { .. } => {
+                                self.resumed(&change.session);
+                                continue;
+                            }
                         };
                         cut(reason, self.cut(&change.session, reason));
                     }
@@ -145,6 +174,8 @@ mod tests {
         assert_eq!(tasks.cut("a", CutReason::SessionEnded), 2);
         assert_eq!(mine.cut().phase(), Phase::Cut(CutReason::SessionEnded));
         assert_eq!(other.cut().phase(), Phase::Open);
+        assert_eq!(tasks.enter("a").cut().phase(), Phase::Cut(CutReason::SessionEnded), "allowed before, and late");
+        tasks.resumed("a");
         assert_eq!(tasks.enter("a").cut().phase(), Phase::Open, "it was resumed");
         drop((mine, too, other));
         assert!(lock(&tasks.0).sessions.is_empty());
