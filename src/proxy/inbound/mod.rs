@@ -287,8 +287,10 @@ impl Bound {
             let cut = move |reason, how_many| metrics.cut(reason, how_many);
             duties.spawn(tasks.follow(verifier, source, cut));
         }
+        // Probes are answered until the end.
+        let (_probed, probes) = drain::channel();
         if let Some((listener, http)) = http {
-            duties.spawn(http.serve(listener, drain::channel().1));
+            duties.spawn(http.serve(listener, probes));
         }
         duties.spawn(report_agent(shared.source.clone(), readiness.clone()));
         readiness.set("proxy", Ok(()));
