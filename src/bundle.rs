@@ -6,6 +6,7 @@
 //!
 //! Does not: fetch, store or schedule anything, and does not read bundle maps (section 5).
 
+pub mod oidc;
 #[cfg(test)]
 #[cfg(feature = "agent")]
 mod tests;

@@ -240,19 +240,27 @@ async fn watch_ties(
 }
 
 /// Waits for the end of a tie and revokes what is tied to it, or stops when nothing is any more.
-async fn watch(issuer: Arc<Issuer>, tie: Tie, hold: Option<Hold>) {
-    let hold = match hold {
-        Some(hold) => Ok(hold),
-        None => take_hold(&issuer, &tie).await,
-    };
-    let reason = match hold {
-        Ok(hold) => until_the_end(&issuer, &tie, hold).await,
-        Err(ended) => ended,
-    };
-    let Some(reason) = reason else { return };
-    if tie.is_exported() {
+async fn watch(issuer: Arc<Issuer>, tie: Tie, mut hold: Option<Hold>) {
+    let reason = loop {
+        let held = match hold.take() {
+            Some(hold) => Ok(hold),
+            None => take_hold(&issuer, &tie).await,
+        };
+        let reason = match held {
+            Ok(hold) => until_the_end(&issuer, &tie, hold).await,
+            Err(ended) => ended,
+        };
+        let Some(reason) = reason else { return };
+        if !tie.is_exported() {
+            break reason;
+        }
         issuer.clock.pause(LINGER).await;
-    }
+        // A cgroup that is in use again goes on, and what was handed out to it meanwhile with it.
+        hold = issuer.bonds.hold(&tie).await.ok();
+        if hold.is_none() {
+            break reason;
+        }
+    };
     if let Err(error) = revoke_tied(&issuer, &tie, reason) {
         tracing::error!(%error, %tie, "the end of credentials cannot be written; it is found out again at the next start");
     }

@@ -117,6 +117,13 @@ pub struct Domain {
     pub trust_domain: String,
 }
 
+/// A label with another node's id, of which there are as many as an operator configured.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NodeLabel {
+    /// The node's id.
+    pub node: String,
+}
+
 /// Every metric of the agent.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -156,6 +163,8 @@ pub struct Metrics {
     pub crl_size: Gauge,
     /// 1 while the revocation lists are too large to go with X.509-SVIDs.
     pub crl_left_out: Gauge,
+    /// 1 for each configured node that tells what it revokes and ends, 0 for one that is silent.
+    pub node_heard: Family<NodeLabel, Gauge>,
 }
 
 impl Metrics {
@@ -180,6 +189,7 @@ impl Metrics {
             crl_revoked: Gauge::default(),
             crl_size: Gauge::default(),
             crl_left_out: Gauge::default(),
+            node_heard: Family::default(),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("commit", env!("TETHER_COMMIT"))]);
         let tether = registry.sub_registry_with_prefix(PREFIX);
@@ -241,6 +251,11 @@ impl Metrics {
             "crl_left_out",
             "Whether the revocation lists are too large to go with X.509-SVIDs",
             metrics.crl_left_out.clone(),
+        );
+        tether.register(
+            "node_heard",
+            "Whether a configured node tells what it revokes and ends",
+            metrics.node_heard.clone(),
         );
         metrics
     }

@@ -164,6 +164,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         policies: policies.clone(),
         trust: trust.clone(),
         crls: crls.clone(),
+        heard: verifier.heard_nodes(),
         instances: instances.clone(),
         connections: workload.open_connections(),
         calls: calls.clone(),

@@ -7,8 +7,9 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::net::TcpListener;
 
 use super::StartError;
+use crate::bundle::oidc::IssuerUrl;
 use crate::config::Config;
-use crate::http::{Health, Http, Https, Introspection};
+use crate::http::{Health, Http, Https, Introspection, Oidc};
 use crate::verify::tls::Tls;
 
 /// What is bound; each with its address.
@@ -30,10 +31,13 @@ impl Listeners {
         let offered = config.sessions.enabled;
         if let Some(address) = config.http.address {
             let introspection = offered.then(|| introspection.clone());
-            listeners.plain = Some((bind(address).await?, Http { health, introspection }));
+            // It was checked when it was read.
+            let issuer = config.authority.jwt_issuer.as_deref().and_then(|url| IssuerUrl::parse(url).ok());
+            let oidc = issuer.map(|issuer| Oidc::new(issuer, tls.trust.clone()));
+            listeners.plain = Some((bind(address).await?, Http { health, introspection, oidc }));
         }
         if let Some(address) = config.http.tls_address.filter(|_| offered) {
-            let https = Https { introspection, tls: Arc::new(tls.server()) };
+            let https = Https { introspection, tls: tls.clone() };
             listeners.tls = Some((bind(address).await?, https));
         }
         Ok(listeners)

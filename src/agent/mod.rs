@@ -258,6 +258,7 @@ impl Bound {
         let secrets = settings.map(|settings| sds::Secrets::new(issuer.clone(), settings, watcher.clone()));
         let services = serve::Services { workload, exports, sessions, secrets };
         duties.spawn(self.parts.ends.run(watcher.clone()));
+        duties.spawn(self.parts.verifier.clone().follow_nodes(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
         let (limits, stop) = (self.parts.limits, watcher.clone());

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
 
 use crate::api::admin::StatusSource;
 use crate::audit::{Audit, Event};
@@ -19,6 +20,7 @@ use crate::peer::Instances;
 use crate::policy::{Policies, PolicySet};
 use crate::registry::{Index, LoadState, Registry};
 use crate::trust::{CrlSet, Crls, Trust};
+use crate::verify::HeardNodes;
 use crate::verify::tls::OwnSvid;
 
 /// What [`AgentState`] is made of.
@@ -30,6 +32,7 @@ pub(super) struct Parts {
     pub(super) policies: Policies,
     pub(super) trust: Arc<Trust>,
     pub(super) crls: Crls,
+    pub(super) heard: watch::Receiver<HeardNodes>,
     pub(super) instances: Instances,
     pub(super) connections: Quota,
     pub(super) calls: Quota,
@@ -51,6 +54,7 @@ pub struct AgentState {
     policies: Policies,
     trust: Arc<Trust>,
     crls: Crls,
+    heard: watch::Receiver<HeardNodes>,
     instances: Instances,
     connections: Quota,
     calls: Quota,
@@ -84,6 +88,7 @@ impl AgentState {
             policies: parts.policies,
             trust: parts.trust,
             crls: parts.crls,
+            heard: parts.heard,
             instances: parts.instances,
             connections: parts.connections,
             calls: parts.calls,
@@ -122,6 +127,11 @@ impl AgentState {
     /// The revocation lists.
     pub fn crls(&self) -> &Crls {
         &self.crls
+    }
+
+    /// Whether each configured node is heard, as that changes.
+    pub fn heard_nodes(&self) -> watch::Receiver<HeardNodes> {
+        self.heard.clone()
     }
 
     /// How many connections are open on the workload socket.
@@ -246,8 +256,10 @@ impl StatusSource for AgentState {
         let parts = self.readiness.parts();
         let own = self.own_svid();
         let crls = self.crls.latest();
+        let heard = self.heard.borrow().clone();
         let changing = self.changing();
-        let weaker: Vec<_> = changing.weaknesses.iter().cloned().chain(crls_left_out(&crls)).collect();
+        let weaker = changing.weaknesses.iter().cloned().chain(crls_left_out(&crls)).chain(silent_nodes(&heard));
+        let weaker: Vec<_> = weaker.collect();
         json!({
             "version": 1,
             "agent_version": env!("CARGO_PKG_VERSION"),
@@ -266,7 +278,18 @@ impl StatusSource for AgentState {
             "admin_socket": self.config.listen.admin,
             "authorities": self.authorities(),
             "bundle_sequence": trust.own().sequence(),
-            "crl": {"lists": crls.der().len(), "revoked": crls.revoked(), "bytes": crls.bytes()},
+            "crl": {
+                "lists": crls.der().len(),
+                "of_other_nodes": crls.of_others(),
+                "revoked": crls.revoked(),
+                "bytes": crls.bytes(),
+            },
+            "nodes": heard.iter().map(|(node, heard)| json!({
+                "node": node,
+                "heard": heard.silent.is_none(),
+                "since": rfc3339(heard.since),
+                "reason": heard.silent,
+            })).collect::<Vec<_>>(),
             "federated": trust.foreign().map(|(domain, _)| domain.to_string()).collect::<Vec<_>>(),
             "entries": {
                 "count": index.entries().len(),
@@ -303,6 +326,15 @@ fn crls_left_out(crls: &CrlSet) -> Option<String> {
              FetchX509Bundles do not learn what is revoked; shorter svid.x509_ttl makes the lists shorter",
             crls.bytes()
         )
+    })
+}
+
+/// What it means that nodes are silent.
+fn silent_nodes(heard: &HeardNodes) -> impl Iterator<Item = String> {
+    heard.iter().filter_map(|(node, heard)| {
+        let why = heard.silent.as_ref()?;
+        let since = rfc3339(heard.since);
+        Some(format!("node `{node}` is silent since {since}, so what it revokes and ends is not known here: {why}"))
     })
 }
 

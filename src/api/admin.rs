@@ -34,7 +34,7 @@ use crate::registry::{Registry, Rules, Verdict};
 use crate::session::Sessions;
 use crate::store::Store;
 use crate::telemetry::LogLevel;
-use crate::trust::{CrlSet, Trust};
+use crate::trust::{CrlSet, Snapshot, Trust};
 
 pub(crate) use self::credentials::meaning as binding_meaning;
 pub use self::entries::stored_entries;
@@ -203,13 +203,13 @@ impl wire::bundles_server::Bundles for Admin {
         let trust = self.parts.trust.current();
         let all = std::iter::once(trust.own()).chain(trust.foreign().map(|(_, bundle)| bundle));
         if wanted.is_empty() {
-            let bundles = all.map(|bundle| bundle_view(bundle, trust.domain(), &crls)).collect::<Result<_, _>>()?;
+            let bundles = all.map(|bundle| bundle_view(bundle, &trust, &crls)).collect::<Result<_, _>>()?;
             return Ok(Response::new(wire::ShowBundlesResponse { bundles }));
         }
         let domain = domain(&wanted)?;
         let bundle =
             trust.bundle(&domain).ok_or_else(|| Status::not_found(format!("there is no bundle of `{domain}`")))?;
-        Ok(Response::new(wire::ShowBundlesResponse { bundles: vec![bundle_view(bundle, trust.domain(), &crls)?] }))
+        Ok(Response::new(wire::ShowBundlesResponse { bundles: vec![bundle_view(bundle, &trust, &crls)?] }))
     }
 
     async fn set(&self, request: Request<wire::SetBundleRequest>) -> Result<Response<wire::BundleView>, Status> {
@@ -220,7 +220,7 @@ impl wire::bundles_server::Bundles for Admin {
         let set = self.parts.trust.set(domain, request.content.as_bytes()).await;
         let set = set.map_err(|error| status::trust(&error))?;
         let crls = self.parts.issuer.crls.current().await;
-        Ok(Response::new(bundle_view(&set, self.parts.trust.current().domain(), &crls)?))
+        Ok(Response::new(bundle_view(&set, &self.parts.trust.current(), &crls)?))
     }
 
     async fn delete(
@@ -390,14 +390,16 @@ fn authority_view(slot: &Slot) -> wire::AuthorityView {
     }
 }
 
-fn bundle_view(bundle: &Bundle, own: &TrustDomain, crls: &CrlSet) -> Result<wire::BundleView, Status> {
-    let own = bundle.trust_domain() == own;
+fn bundle_view(bundle: &Bundle, snapshot: &Snapshot, crls: &CrlSet) -> Result<wire::BundleView, Status> {
+    let own = bundle.trust_domain() == snapshot.domain();
+    let jwt_issuer = snapshot.signers().jwt_issuer().filter(|_| own);
     Ok(wire::BundleView {
         trust_domain: bundle.trust_domain().to_string(),
         jwks: bundle.to_json().map_err(|error| Status::internal(status::chain(&error)))?,
         pem: bundle.x509().to_pem(),
         own,
         crl_pem: if own { crls.to_pem() } else { Vec::new() },
+        jwt_issuer: jwt_issuer.unwrap_or_default().to_owned(),
     })
 }
 

@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use super::AuthorityError;
 use super::signers::BACKDATE;
 use super::slot::Slot;
-use crate::x509::{Issuer, Revoked, Validity};
+use crate::x509::{Certificate, Issuer, Revoked, Validity};
 
 /// How long a list is good for when its CA lives that long. It is replaced at half of that, and whenever it changes: a
 /// verifier that lost its agent goes on for at least the other half.
@@ -25,6 +25,7 @@ const LIFE: Duration = Duration::from_secs(24 * 3600);
 pub struct CrlAuthority {
     id: Arc<str>,
     issuer: Arc<Issuer>,
+    chain: Bytes,
     pub(super) not_after: OffsetDateTime,
 }
 
@@ -35,6 +36,8 @@ pub struct SignedCrl {
     pub authority: Arc<str>,
     /// The list.
     pub der: Bytes,
+    /// The authority's certificate, and what leads from it towards the bundle, in DER: for those who have never seen it.
+    pub issuer: Bytes,
     /// Its nextUpdate: nobody should go by it after that.
     pub next_update: OffsetDateTime,
     /// When it is to be signed again though nothing has changed; `None` when it lasts to the end of its CA.
@@ -42,13 +45,20 @@ pub struct SignedCrl {
 }
 
 impl CrlAuthority {
-    pub(super) fn new(slot: &Slot, issuer: Arc<Issuer>) -> Self {
-        Self { id: slot.id.as_str().into(), issuer, not_after: slot.not_after }
+    /// `above` leads from the CA towards the bundle, in DER.
+    pub(super) fn new(slot: &Slot, issuer: Arc<Issuer>, above: &[u8]) -> Self {
+        let chain = Bytes::from([issuer.certificate().der(), above].concat());
+        Self { id: slot.id.as_str().into(), issuer, chain, not_after: slot.not_after }
     }
 
     /// The authority's id, as the ledger names it.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The certificate of the CA.
+    pub fn certificate(&self) -> &Certificate {
+        self.issuer.certificate()
     }
 
     pub(super) fn issuer(&self) -> &Arc<Issuer> {
@@ -66,6 +76,7 @@ impl CrlAuthority {
         Ok(SignedCrl {
             authority: self.id.clone(),
             der: Bytes::copy_from_slice(&self.issuer.sign_crl(revoked, validity, number)?),
+            issuer: self.chain.clone(),
             next_update,
             renew_at: (next_update == full).then(|| now + LIFE / 2),
         })

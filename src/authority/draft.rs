@@ -74,7 +74,8 @@ impl Draft {
     pub(super) fn settle(&mut self, maker: &Maker) -> Result<OffsetDateTime, AuthorityError> {
         self.leave_other_roots();
         for _ in 0..MOST_STEPS {
-            match slot::plan(&self.slots, self.managed(), maker.clock.now(), maker.config.propagation) {
+            let propagation = |kind| maker.config.propagation_of(kind);
+            match slot::plan(&self.slots, self.managed(), maker.clock.now(), propagation) {
                 Plan::At(next) => return Ok(next),
                 Plan::Now(Step::Prepare(kind, activates_at)) => self.succeed(maker, kind, activates_at)?,
                 Plan::Now(Step::Activate(id)) => self.activate(maker, &id),
@@ -237,9 +238,10 @@ impl Draft {
         // The same order after a restart: otherwise it would look like a change of the bundle.
         in_order(&mut slots);
         let mut above_leaf = signing.certificate.clone();
+        let above_signing = self.disk.as_ref().map(|disk| disk.intermediates()).unwrap_or_default();
         let mut roots = Vec::new();
+        above_leaf.extend_from_slice(above_signing);
         if let Some(disk) = &self.disk {
-            above_leaf.extend_from_slice(disk.intermediates());
             roots.extend(disk.roots().iter().cloned());
         }
         let (mut jwt_keys, mut wit_keys) = (Vec::new(), Vec::new());
@@ -251,7 +253,7 @@ impl Draft {
                     if slot.kind == Kind::X509Root {
                         roots.push(issuer.certificate().clone());
                     }
-                    crl_authorities.push(CrlAuthority::new(slot, issuer));
+                    crl_authorities.push(CrlAuthority::new(slot, issuer, above_signing));
                 }
                 Kind::Jwt => {
                     let signer = JwtSigner::new(&self.key(maker, &slot.id)?)?;

@@ -77,8 +77,22 @@ pub struct Config {
     pub jwt_key_ttl: Duration,
     /// How long a new root, JWT or WIT key is published before an operator's rotation lets it sign.
     pub propagation: Duration,
+    /// The same for a JWT key, which services outside keep for a while.
+    pub jwt_propagation: Duration,
     /// The longest life of a JWT-SVID or WIT-SVID: a retired key stays published that long.
     pub longest_jwt: Duration,
+}
+
+impl Config {
+    /// How long verifiers may take to learn a new authority of this kind.
+    fn propagation_of(&self, kind: Kind) -> Duration {
+        match kind {
+            // It is in no bundle: nobody has to learn it.
+            Kind::X509Signing => Duration::ZERO,
+            Kind::Jwt => self.jwt_propagation,
+            Kind::X509Root | Kind::Wit => self.propagation,
+        }
+    }
 }
 
 /// Why the authority could not do what was asked.
@@ -196,8 +210,7 @@ impl Authority {
         if !draft.managed().contains(&kind) {
             return Err(AuthorityError::RootOnDisk);
         }
-        // A signing CA is not in any bundle: nobody has to learn it first.
-        let wait = if now || kind == Kind::X509Signing { Duration::ZERO } else { self.maker.config.propagation };
+        let wait = if now { Duration::ZERO } else { self.maker.config.propagation_of(kind) };
         draft.settle(&self.maker)?;
         draft.succeed(&self.maker, kind, self.maker.clock.now() + wait)?;
         draft.settle(&self.maker)?;

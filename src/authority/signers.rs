@@ -210,6 +210,11 @@ impl Signers {
         &self.jwt_keys
     }
 
+    /// The `iss` of JWT-SVIDs.
+    pub fn jwt_issuer(&self) -> Option<&str> {
+        self.jwt_issuer.as_deref()
+    }
+
     /// The keys of this node's own WIT-SVIDs. They are here whether or not the bundle has them: this node believes its
     /// own.
     pub fn wit_keys(&self) -> &WitAuthorities {

@@ -136,9 +136,9 @@ pub enum Plan {
     At(OffsetDateTime),
 }
 
-/// Plans for the kinds this authority manages itself; others only end. Verifiers learn what is published within
-/// `propagation`.
-pub fn plan(slots: &[Slot], managed: &[Kind], now: OffsetDateTime, propagation: Duration) -> Plan {
+/// Plans for the kinds this authority manages itself; others only end. Verifiers learn what is published within the
+/// `propagation` of its kind.
+pub fn plan(slots: &[Slot], managed: &[Kind], now: OffsetDateTime, propagation: impl Fn(Kind) -> Duration) -> Plan {
     let mut wake = now + Duration::from_secs(3600);
     for slot in slots {
         let end = match slot.state {
@@ -164,8 +164,7 @@ pub fn plan(slots: &[Slot], managed: &[Kind], now: OffsetDateTime, propagation: 
             (Some(active), None) => {
                 if active.prepare_next_at() <= now {
                     // A host that slept past the hand-over gives verifiers their time too, as far as there is any.
-                    // A signing CA is in no bundle: nobody has to learn it.
-                    let learnt = if kind == Kind::X509Signing { now } else { now + propagation };
+                    let learnt = now + propagation(kind);
                     return Plan::Now(Step::Prepare(kind, active.hand_over_at().max(learnt).min(active.not_after)));
                 }
                 active.prepare_next_at()
@@ -221,7 +220,7 @@ mod tests {
     /// Carries out every step that is due at `now`, as the authority does.
     fn run(slots: &mut Vec<Slot>, now: OffsetDateTime) -> OffsetDateTime {
         for _ in 0..20 {
-            match plan(slots, &[Kind::Jwt], now, PROPAGATION) {
+            match plan(slots, &[Kind::Jwt], now, |_| PROPAGATION) {
                 Plan::At(next) => return next,
                 Plan::Now(Step::Prepare(kind, activates_at)) => slots.push(Slot {
                     id: format!("{}", now.unix_timestamp()),

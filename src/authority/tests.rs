@@ -44,6 +44,7 @@ impl Bench {
             ca_ttl: DAY,
             jwt_key_ttl: DAY * 30,
             propagation: Duration::from_secs(10),
+            jwt_propagation: Duration::from_secs(10),
             longest_jwt: HOUR,
         };
         Self { dir, config, clock, hand }
@@ -433,4 +434,21 @@ async fn every_token_id_begins_with_the_node_and_occurs_once() {
     assert_eq!(ids.len(), 100_000);
     let is_hex = |text: &str| text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     assert!(ids.iter().all(|id| id.strip_prefix(NODE).and_then(|id| id.strip_prefix('.')).is_some_and(is_hex)));
+}
+
+#[tokio::test]
+async fn a_new_jwt_key_is_published_as_long_as_outside_services_keep_keys_before_a_rotation_lets_it_sign() {
+    let mut bench = Bench::embedded();
+    bench.config.jwt_propagation = DAY;
+    let (authority, first) = bench.open().await.unwrap();
+    let rotated = authority.rotate(Kind::Jwt, false).await.unwrap();
+    assert_eq!((rotated.jwt_keys().len(), &*rotated.jwt.id), (2, &*first.jwt.id));
+    bench.hand.advance(DAY - Duration::from_secs(1));
+    let (waiting, next) = authority.advance().await.unwrap();
+    assert_eq!(&*waiting.jwt.id, &*first.jwt.id, "it signs before everybody knows it");
+    assert!(next <= bench.hand.now() + Duration::from_secs(1));
+    bench.hand.advance(Duration::from_secs(1));
+    let (active, _) = authority.advance().await.unwrap();
+    assert_ne!(&*active.jwt.id, &*first.jwt.id);
+    assert!(active.jwt_keys().iter().any(|(id, _)| *id == *first.jwt.id), "its last tokens are still out");
 }

@@ -566,6 +566,10 @@ pub enum BundleCommand {
         /// In which form.
         #[arg(long, value_enum, default_value_t = BundleFormat::Spiffe)]
         format: BundleFormat,
+        /// Instead of printing: write what services outside that speak OpenID Connect want, the discovery document and
+        /// the keys of JWT-SVIDs, below this directory. Put it on a web server under authority.jwt_issuer.
+        #[arg(long, value_name = "DIR", conflicts_with_all = ["format", "trust_domain"])]
+        oidc: Option<PathBuf>,
     },
 }
 

@@ -1,15 +1,23 @@
 //! `tether bundle`: what the agent believes each trust domain by.
 
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::base::durable;
 use crate::bundle::Bundle;
+use crate::bundle::oidc::{self, IssuerUrl};
 use crate::id::TrustDomain;
 use crate::proto::admin::{BundleView, DeleteBundleRequest, SetBundleRequest, ShowBundlesRequest};
 
 use super::args::{BundleCommand, BundleFormat};
 use super::failure::{Exit, Failure, chain};
 use super::{Admin, Context};
+
+/// The modes of what is published.
+const DIRECTORY: u32 = 0o755;
+const PUBLIC: u32 = 0o644;
 
 pub(super) async fn run(command: BundleCommand, context: &mut Context) -> Result<(), Failure> {
     let admin = context.admin()?;
@@ -30,7 +38,12 @@ pub(super) async fn run(command: BundleCommand, context: &mut Context) -> Result
             context.output.note(&format!("deleted what was set for `{trust_domain}`"));
             Ok(())
         }
-        BundleCommand::Export { trust_domain, format } => {
+        BundleCommand::Export { oidc: Some(dir), .. } => {
+            let own = fetch(&admin, None).await?.into_iter().find(|view| view.own);
+            let own = own.ok_or_else(|| Failure::new(Exit::Failure, "the agent has no bundle of its own"))?;
+            write_oidc(&own, &dir, context)
+        }
+        BundleCommand::Export { trust_domain, format, oidc: None } => {
             let bundles = fetch(&admin, trust_domain.as_ref()).await?;
             let wanted =
                 |view: &&BundleView| trust_domain.as_ref().map_or(view.own, |of| of.as_str() == view.trust_domain);
@@ -49,6 +62,35 @@ pub(super) async fn run(command: BundleCommand, context: &mut Context) -> Result
             Ok(context.output.text(&format!("{}\n", text.trim_end()))?)
         }
     }
+}
+
+/// Writes the keys, and then the document that names them. What is published below the issuer's URL is never without
+/// the keys, nor half written.
+fn write_oidc(own: &BundleView, dir: &Path, context: &mut Context) -> Result<(), Failure> {
+    if own.jwt_issuer.is_empty() {
+        let message = "the agent's JWT-SVIDs have no issuer: set authority.jwt_issuer to the URL under which these files \
+                       will be published";
+        return Err(Failure::new(Exit::Failure, message));
+    }
+    let issuer = IssuerUrl::parse(&own.jwt_issuer)
+        .map_err(|invalid| Failure::new(Exit::Failure, format!("the agent's jwt_issuer: {invalid}")))?;
+    let bundle = parsed(own)?;
+    let (keys, document) = (dir.join(oidc::JWKS_PATH), dir.join(oidc::DISCOVERY_PATH));
+    durable::shared_dir(dir, DIRECTORY)?;
+    if let Some(directory) = document.parent() {
+        durable::shared_dir(directory, DIRECTORY)?;
+    }
+    durable::replace(&keys, oidc::jwks(&bundle).as_bytes(), PUBLIC)?;
+    durable::replace(&document, oidc::discovery(&issuer, &bundle).as_bytes(), PUBLIC)?;
+    context.output.note(&format!(
+        "wrote {} and {}: publish them as {}/{} and {}, and write them again whenever keys change",
+        oidc::DISCOVERY_PATH,
+        oidc::JWKS_PATH,
+        issuer,
+        oidc::DISCOVERY_PATH,
+        issuer.jwks_uri(),
+    ));
+    Ok(())
 }
 
 /// The bundles the agent has: of one trust domain, or all.
@@ -95,12 +137,17 @@ fn show(bundles: &[BundleView], context: &mut Context) -> Result<(), Failure> {
     Ok(context.output.table(&["TRUST DOMAIN", "", "X.509 AUTHORITIES", "JWT AUTHORITIES", "WIT AUTHORITIES"], &rows)?)
 }
 
-fn row(view: &BundleView) -> Result<Vec<String>, Failure> {
+fn parsed(view: &BundleView) -> Result<Bundle, Failure> {
     let unusable = |error: &dyn std::error::Error| {
         Failure::new(Exit::Failure, format!("the agent's bundle of `{}`: {}", view.trust_domain, chain(error)))
     };
     let domain = TrustDomain::parse(&view.trust_domain).map_err(|error| unusable(&error))?;
-    let bundle = Bundle::parse(&domain, view.jwks.as_bytes()).map_err(|error| unusable(&error))?.bundle;
+    Ok(Bundle::parse(&domain, view.jwks.as_bytes()).map_err(|error| unusable(&error))?.bundle)
+}
+
+fn row(view: &BundleView) -> Result<Vec<String>, Failure> {
+    let bundle = parsed(view)?;
+    let domain = bundle.trust_domain().clone();
     let whose = if view.own { "own" } else { "foreign" };
     let x509 = bundle.x509().certificates().len().to_string();
     let (jwt, wit) = (bundle.jwt().iter().count().to_string(), bundle.wit().iter().count().to_string());

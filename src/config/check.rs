@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{AuthorityKind, Config};
+use crate::bundle::oidc::IssuerUrl;
 use crate::user::fetch::Endpoint;
 use crate::user::{IssuerSettings, KeySource};
 
@@ -66,8 +67,9 @@ fn authority(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
             rule(authority.bundle_file.is_none(), "authority.bundle_file", unread);
         }
     }
-    let issuer_is_url = authority.jwt_issuer.as_deref().is_none_or(|url| url.starts_with("https://"));
-    rule(issuer_is_url, "authority.jwt_issuer", "verifiers look for keys below it, so it begins with `https://`");
+    if let Some(Err(invalid)) = authority.jwt_issuer.as_deref().map(IssuerUrl::parse) {
+        rule(false, "authority.jwt_issuer", &invalid.to_string());
+    }
 }
 
 fn lifetimes(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
@@ -89,6 +91,11 @@ fn lifetimes(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
         authority.propagation <= shortest / 6,
         "authority.propagation",
         "it is at most a sixth of authority.ca_ttl and of authority.jwt_key_ttl",
+    );
+    rule(
+        config.jwt_propagation() <= authority.jwt_key_ttl / 6,
+        "authority.jwt_propagation",
+        "it is at most a sixth of authority.jwt_key_ttl",
     );
 }
 

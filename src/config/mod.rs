@@ -85,7 +85,8 @@ settings! {
         key_type: KeyType = KeyType::EcP256;
         /// The kind of key that signs JWT-SVIDs and WIT-SVIDs. Absent: as key_type.
         jwt_key_type: Option<KeyType> = None;
-        /// The `iss` claim of JWT-SVIDs, a URL for verifiers that speak OpenID Connect. Absent: no `iss`.
+        /// The `iss` claim of JWT-SVIDs, a URL for verifiers that speak OpenID Connect: https://, and no slash at its end.
+        /// They look for the keys below it, see docs/outside-services.md. Absent: no `iss`.
         jwt_issuer: Option<String> = None;
         /// How long the embedded root is valid.
         root_ttl: Duration = 365 * DAY;
@@ -95,6 +96,9 @@ settings! {
         jwt_key_ttl: Duration = 30 * DAY;
         /// How long a new authority is published in every bundle before it signs.
         propagation: Duration = Duration::from_secs(10);
+        /// The same for keys that sign JWT-SVIDs, which outside services keep for hours. Absent: a day with jwt_issuer (a
+        /// sixth of jwt_key_ttl, if that is less), else as propagation.
+        jwt_propagation: Option<Duration> = None;
         /// With kind "disk": the CA certificate in PEM, followed by those that lead to the root when it is an
         /// intermediate.
         cert_file: Option<PathBuf> = None;

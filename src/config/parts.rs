@@ -15,6 +15,9 @@ use super::{AuthorityKind, Config, KernelInterfaces, OnAuditFailure, SdsCrl};
 /// The longest JWT-SVID an entry may ask for, unless the default lifetime is longer: whoever holds it can use it.
 const LONGEST_JWT: Duration = Duration::from_secs(60 * 60);
 
+/// Outside services look for new keys at least as often as this.
+const OUTSIDE_CACHES: Duration = Duration::from_secs(24 * 60 * 60);
+
 impl Config {
     /// What registration entries must obey.
     pub fn entry_rules(&self) -> registry::Rules {
@@ -24,6 +27,13 @@ impl Config {
             max_x509_ttl: self.authority.ca_ttl / 2,
             max_jwt_ttl: self.longest_jwt(),
         }
+    }
+
+    /// How long a new key is published before it signs JWT-SVIDs.
+    pub(super) fn jwt_propagation(&self) -> Duration {
+        let section = &self.authority;
+        let usual = section.jwt_issuer.as_ref().map(|_| OUTSIDE_CACHES.min(section.jwt_key_ttl / 6));
+        section.jwt_propagation.or(usual).unwrap_or(section.propagation).max(section.propagation)
     }
 
     fn longest_jwt(&self) -> Duration {
@@ -52,6 +62,7 @@ impl Config {
             ca_ttl: section.ca_ttl,
             jwt_key_ttl: section.jwt_key_ttl,
             propagation: section.propagation,
+            jwt_propagation: self.jwt_propagation(),
             longest_jwt: self.longest_jwt(),
         })
     }

@@ -1,24 +1,23 @@
 //! Telling a program that its files are others: by a signal, a command, or its systemd unit.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
 
 use super::systemd;
 use crate::base::durable;
+use crate::base::files::aside;
 use crate::base::text::is_hidden;
-use crate::sys::PidFd;
 use crate::sys::procfs::ProcDir;
+use crate::sys::{PidFd, WatchedPidFd};
 
 /// The longest file with a number in it. PostgreSQL has more lines below it.
 const MAX_PID_FILE: u64 = 4096;
@@ -149,7 +148,7 @@ pub enum ReloadError {
 #[derive(Debug)]
 pub(super) struct Teller {
     how: Reload,
-    child: Option<Child>,
+    child: Option<Started>,
 }
 
 impl Teller {
@@ -163,52 +162,93 @@ impl Teller {
             Reload::Signal { signal, pid_file, process } => send(*signal, pid_file, process.as_deref()),
             Reload::Exec { argv, timeout } => run(argv, *timeout).await,
             Reload::Unit(unit) => Ok(systemd::reload(unit, None).await?),
-            Reload::Child { argv, signal } => {
-                let running = match &mut self.child {
-                    Some(child) => child.try_wait().is_ok_and(|ended| ended.is_none()).then_some(child),
-                    None => None,
-                };
-                match running {
-                    Some(child) => signal_child(child, *signal, argv),
-                    None => {
-                        let program = shown(argv);
-                        let mut command = command(argv)?;
-                        let started = command.spawn();
-                        self.child =
-                            Some(started.map_err(|source| ReloadError::Start { program: program.clone(), source })?);
-                        Ok(format!("started `{program}`"))
-                    }
+            Reload::Child { argv, signal } => match self.child.as_ref().filter(|child| child.runs()) {
+                Some(child) => child.signal(*signal),
+                None => {
+                    let child = Started::new(argv, command(argv)?)?;
+                    let told = format!("started `{}`", child.program);
+                    self.child = Some(child);
+                    Ok(told)
                 }
-            }
+            },
         }
     }
 
-    /// Waits for the end of what was started; for ever, where nothing was.
+    /// Waits for the end of what was started; for ever, where nothing was. Dropping the future loses nothing.
     pub(super) async fn ended(&mut self) -> String {
         let Some(child) = &mut self.child else { return std::future::pending().await };
-        let how = match child.wait().await {
-            Ok(status) => describe(status),
-            Err(error) => format!("can no longer be waited for: {error}"),
-        };
+        let how = child.ended().await;
+        let program = std::mem::take(&mut child.program);
         self.child = None;
-        let program = match &self.how {
-            Reload::Child { argv, .. } => shown(argv),
-            _ => String::new(),
-        };
         format!("`{program}` {how}; it is started again with the next files")
     }
 
     /// Ends what was started.
     pub(super) async fn stop(&mut self) {
-        let Some(child) = &mut self.child else { return };
-        if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
-            // One that is gone needs no telling.
-            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGTERM);
+        let Some(mut child) = self.child.take() else { return };
+        // One that is gone needs no telling; one that does not go is stopped by being dropped.
+        let _ = child.handle.pidfd().signal(Signal::SIGTERM);
+        let _ = tokio::time::timeout(GRACE, child.ended()).await;
+    }
+}
+
+/// A command that was started; dropped, it is killed with what it has started in its process group.
+#[derive(Debug)]
+struct Started {
+    program: String,
+    child: Child,
+    handle: WatchedPidFd,
+    group: bool,
+}
+
+impl Started {
+    fn new(argv: &[OsString], mut command: Command) -> Result<Self, ReloadError> {
+        let program = shown(argv);
+        let failed = |source| ReloadError::Start { program: program.clone(), source };
+        let mut child = command.spawn().map_err(failed)?;
+        // It is our child and not waited for: nobody else has its number.
+        let handle = PidFd::open(child.id().cast_signed()).and_then(WatchedPidFd::new).map_err(|error| {
+            let _ = child.kill();
+            let _ = child.wait();
+            failed(error)
+        })?;
+        Ok(Self { program, child, handle, group: false })
+    }
+
+    fn runs(&self) -> bool {
+        self.handle.pidfd().is_alive()
+    }
+
+    fn signal(&self, signal: Option<Signal>) -> Result<String, ReloadError> {
+        let Some(signal) = signal else { return Err(ReloadError::NoSignal(self.program.clone())) };
+        let pid = self.child.id().cast_signed();
+        self.handle.pidfd().signal(signal).map_err(|source| ReloadError::Send { pid, source })?;
+        Ok(format!("sent {signal} to `{}`", self.program))
+    }
+
+    async fn status(&mut self) -> io::Result<ExitStatus> {
+        self.handle.exited().await;
+        self.child.wait()
+    }
+
+    async fn ended(&mut self) -> String {
+        match self.status().await {
+            Ok(status) => describe(status),
+            Err(error) => format!("can no longer be waited for: {error}"),
         }
-        if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
-            let _ = child.kill().await;
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if self.group {
+            // None of them may be left.
+            let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
         }
-        self.child = None;
+        if self.runs() {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
     }
 }
 
@@ -288,31 +328,30 @@ fn command(argv: &[OsString]) -> Result<Command, ReloadError> {
         return Err(ReloadError::Start { program: String::new(), source: io::ErrorKind::InvalidInput.into() });
     };
     let mut command = Command::new(program);
-    command.args(arguments).kill_on_drop(true);
+    command.args(arguments);
     for name in OURS {
         command.env_remove(name);
     }
     Ok(command)
 }
 
-/// Runs a command to its end. All that it started is stopped with it when it takes too long.
+/// Runs a command to its end. All that it started is stopped with it when it takes too long, or is no longer waited for.
 async fn run(argv: &[OsString], timeout: Duration) -> Result<String, ReloadError> {
-    let program = shown(argv);
     let mut command = command(argv)?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let started = command.spawn();
-    let mut child = started.map_err(|source| ReloadError::Start { program: program.clone(), source })?;
-    let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let all = async { tokio::join!(child.wait(), tail(out), tail(err)) };
-    let Ok((status, out, err)) = tokio::time::timeout(timeout, all).await else {
-        if let Some(group) = group {
-            // One that is gone needs no stopping.
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-        return Err(ReloadError::Late { program, timeout });
+    let mut started = Started::new(argv, command)?;
+    started.group = true;
+    let (out, err) = (started.child.stdout.take(), started.child.stderr.take());
+    let all = async {
+        let read = futures_util::future::join(aside(|| tail(out)), aside(|| tail(err)));
+        futures_util::future::join(started.status(), read).await
     };
-    let printed = printed(&[out, err]);
+    let Ok((status, (out, err))) = tokio::time::timeout(timeout, all).await else {
+        return Err(ReloadError::Late { program: started.program.clone(), timeout });
+    };
+    // It is collected: from here on its number may be another's. What it has left behind goes on.
+    started.group = false;
+    let (program, printed) = (started.program.clone(), printed(&[out, err]));
     match status {
         Ok(status) if status.success() => Ok(format!("ran `{program}`{printed}")),
         Ok(status) => Err(ReloadError::Failed { program, how: describe(status), printed }),
@@ -328,11 +367,11 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The end of what comes, all of which is read.
-async fn tail(pipe: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+/// The end of what comes, all of which is read. Blocks.
+fn tail(pipe: Option<impl Read>) -> Vec<u8> {
     let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
     let Some(mut pipe) = pipe else { return kept };
-    while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+    while let Ok(read @ 1..) = pipe.read(&mut buffer) {
         kept.extend_from_slice(&buffer[..read]);
         let superfluous = kept.len().saturating_sub(MAX_PRINTED);
         kept.drain(..superfluous);
@@ -351,16 +390,6 @@ fn printed(outputs: &[Vec<u8>]) -> String {
         })
         .collect();
     if lines.is_empty() { String::new() } else { format!(": {}", lines.join("; ")) }
-}
-
-fn signal_child(child: &Child, signal: Option<Signal>, argv: &[OsString]) -> Result<String, ReloadError> {
-    let program = shown(argv);
-    let Some(signal) = signal else { return Err(ReloadError::NoSignal(program)) };
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).ok_or(ReloadError::Gone(0))?;
-    // It is our child and not waited for: nobody else has its number.
-    nix::sys::signal::kill(Pid::from_raw(pid), signal)
-        .map_err(|error| ReloadError::Send { pid, source: error.into() })?;
-    Ok(format!("sent {signal} to `{program}`"))
 }
 
 #[cfg(test)]

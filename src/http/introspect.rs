@@ -47,6 +47,11 @@ impl Introspection {
         Self { verifier, instances, trust, questions, searches }
     }
 
+    /// What answers.
+    pub(super) fn verifier(&self) -> &Arc<Verifier> {
+        &self.verifier
+    }
+
     /// A question of a process of this host.
     pub(super) async fn over_loopback(
         &self,
@@ -91,7 +96,7 @@ impl Introspection {
         match (request.method(), request.uri().path()) {
             (&Method::GET, KEYS) => return self.keys(),
             (_, PATH) => {}
-            _ => return text(StatusCode::NOT_FOUND, "there are POST /introspect and GET /keys\n"),
+            _ => return text(StatusCode::NOT_FOUND, "there are POST /introspect, POST /changes and GET /keys\n"),
         }
         let asked = match read(request).await {
             Ok(asked) => asked,

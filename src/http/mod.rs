@@ -1,13 +1,17 @@
 //! What the agent answers over HTTP, all of it off by default: health, metrics and introspection.
 //!
-//! - On `http.address`, without TLS: `/livez`, `/readyz`, `/readyz/{part}`, `/metrics`, and with sessions
-//!   `POST /introspect` for processes of this host.
-//! - On `http.tls_address`, with the agent's own SVID and for clients with one: `POST /introspect` and `GET /keys`.
+//! - On `http.address`, without TLS: `/livez`, `/readyz`, `/readyz/{part}`, `/metrics`, with sessions
+//!   `POST /introspect` for processes of this host, and with `authority.jwt_issuer` what verifiers outside want: the
+//!   discovery document and the JWK Set, also below the issuer's path.
+//! - On `http.tls_address`, with the agent's own SVID and for clients with one: `POST /introspect` and `GET /keys`, and
+//!   for other nodes `POST /changes`.
 //!
 //! One request for each connection, so that whoever asks is found out for each question.
 
+mod changes;
 mod health;
 mod introspect;
+mod oidc;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,22 +21,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::base::drain;
 use crate::base::exhaustion::Exhaustion;
+use crate::verify::tls::Tls;
 use crate::x509::Certificate;
 
 pub use self::health::{Health, Parts, Readiness};
 pub use self::introspect::Introspection;
+pub use self::oidc::Oidc;
 
 /// A client that has not sent its request by then is cut; and one that has not made itself known.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
@@ -43,6 +51,9 @@ const MAX_CONNECTIONS: usize = 64;
 /// And of verifiers, and of other nodes.
 const MAX_TLS_CONNECTIONS: usize = 256;
 
+/// An answer that may go on for long.
+type Answer = UnsyncBoxBody<Bytes, Infallible>;
+
 /// The listener without TLS.
 #[derive(Clone, Debug)]
 pub struct Http {
@@ -50,6 +61,8 @@ pub struct Http {
     pub health: Health,
     /// For tools of this host, with sessions.
     pub introspection: Option<Introspection>,
+    /// For verifiers outside, with an issuer.
+    pub oidc: Option<Oidc>,
 }
 
 impl Http {
@@ -69,13 +82,17 @@ impl Http {
         .await;
     }
 
-    async fn answer(&self, request: Request<Incoming>, ours: SocketAddr, theirs: SocketAddr) -> Response<Full<Bytes>> {
-        match &self.introspection {
+    async fn answer(&self, request: Request<Incoming>, ours: SocketAddr, theirs: SocketAddr) -> Response<Answer> {
+        let answer = match &self.introspection {
             Some(introspection) if request.uri().path() == introspect::PATH => {
                 introspection.over_loopback(request, ours, theirs).await
             }
-            _ => self.health.answer(&request),
-        }
+            _ => match self.oidc.as_ref().and_then(|oidc| oidc.answer(&request)) {
+                Some(answer) => answer,
+                None => self.health.answer(&request),
+            },
+        };
+        answer.map(Full::boxed_unsync)
     }
 }
 
@@ -85,32 +102,50 @@ pub struct Https {
     /// For tools with an SVID, and for other nodes.
     pub introspection: Introspection,
     /// Who the agent is and whom it believes.
-    pub tls: Arc<ServerConfig>,
+    pub tls: Tls,
 }
 
 impl Https {
     /// Serves until the drain begins.
     pub async fn serve(self, listener: TcpListener, drain: drain::Watcher) {
-        let acceptor = TlsAcceptor::from(self.tls);
-        let introspection = self.introspection;
+        let acceptor = TlsAcceptor::from(Arc::new(self.tls.server()));
+        // Streams end with the listener.
+        let (listening, ended) = watch::channel(());
         accept(listener, drain, "https listener", MAX_TLS_CONNECTIONS, move |stream, _| {
-            let (acceptor, introspection) = (acceptor.clone(), introspection.clone());
+            let (acceptor, https, ended) = (acceptor.clone(), self.clone(), ended.clone());
             async move {
                 // Why a handshake fails is logged where certificates are judged.
                 let Ok(Ok(stream)) = tokio::time::timeout(HEADER_DEADLINE, acceptor.accept(stream)).await else {
                     return;
                 };
-                let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-                let Some(Ok(leaf)) = presented.map(|leaf| Certificate::from_der(leaf)) else { return };
-                let leaf = Arc::new(leaf);
+                let presented: Arc<[CertificateDer<'static>]> =
+                    stream.get_ref().1.peer_certificates().unwrap_or_default().into();
                 one_request(stream, move |request| {
-                    let (introspection, leaf) = (introspection.clone(), leaf.clone());
-                    async move { introspection.over_tls(request, &leaf).await }
+                    let (https, presented, ended) = (https.clone(), presented.clone(), ended.clone());
+                    async move { https.answer(request, &presented, ended).await }
                 })
                 .await;
             }
         })
         .await;
+        drop(listening);
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        presented: &[CertificateDer<'static>],
+        ended: watch::Receiver<()>,
+    ) -> Response<Answer> {
+        if request.uri().path() == changes::PATH {
+            let (verifier, tls) = (self.introspection.verifier(), self.tls.clone());
+            return changes::answer(verifier, request, presented.to_vec(), tls, ended).await;
+        }
+        let answer = match presented.first().map(|leaf| Certificate::from_der(leaf)) {
+            Some(Ok(leaf)) => self.introspection.over_tls(request, &leaf).await,
+            _ => text(StatusCode::FORBIDDEN, "there is no certificate\n"),
+        };
+        answer.map(Full::boxed_unsync)
     }
 }
 
@@ -147,15 +182,15 @@ async fn accept<F: Future<Output = ()> + Send + 'static>(
     }
 }
 
-/// Answers one request, in time.
-async fn one_request<F: Future<Output = Response<Full<Bytes>>>>(
+/// Answers one request; at least the beginning of the answer is there in time.
+async fn one_request<F: Future<Output = Response<Answer>>>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     answer: impl Fn(Request<Incoming>) -> F,
 ) {
     let service = service_fn(|request| {
         let answered = tokio::time::timeout(ANSWER_DEADLINE, answer(request));
         async move {
-            let late = |_| text(StatusCode::SERVICE_UNAVAILABLE, "this took too long\n");
+            let late = |_| text(StatusCode::SERVICE_UNAVAILABLE, "this took too long\n").map(Full::boxed_unsync);
             Ok::<_, Infallible>(answered.await.unwrap_or_else(late))
         }
     });

@@ -4,11 +4,15 @@
 //! change, however many ask, and what could not be signed is tried again after a second at the earliest; the number of a list is greater than that of every
 //! list before it, over restarts and clocks that are set back too (RFC 5280, section 5.2.3).
 //!
-//! Does not: have lists of other nodes' CAs in the same trust domain, or of foreign ones. A verifier that knows several
-//! of them cannot refuse whatever is on no list it has; ours takes the issuer without a list as not revoking.
+//! Beside them stand the lists that other nodes of the trust domain handed over, for as long as each is good for.
+//!
+//! Does not: have lists of foreign trust domains, or of nodes that were never heard. A verifier that knows several of
+//! them cannot refuse whatever is on no list it has; ours takes the issuer without a list as not revoking.
+
+mod others;
 
 use std::fmt;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +27,10 @@ use crate::base::drain;
 use crate::ledger::{Ledger, Reason, RevokedCertificate};
 use crate::metrics::Metrics;
 use crate::store::{Change, Expect, Space, Store, StoreError};
-use crate::x509::{RevocationReason, Revoked, Serial, crl_to_pem};
+use crate::x509::{Crl, RevocationReason, Revoked, Serial, X509Error, crl_to_pem};
+
+use self::others::Others;
+pub use self::others::{Handed, HandedError};
 
 /// What the lists of one message may have together to go with X.509-SVIDs: gRPC clients stop reading at 4 MiB, and a
 /// process must not lose its identity because many others lost theirs.
@@ -58,11 +65,14 @@ pub trait Revocations: fmt::Debug + Send + Sync {
     fn changes(&self) -> watch::Receiver<u64>;
 }
 
-/// The revocation lists of one moment, one for each CA of this node that has not ended.
+/// The revocation lists of one moment: one for each CA of this node that has not ended, then those of other nodes.
 #[derive(Debug)]
 pub struct CrlSet {
     lists: Vec<List>,
+    others: Arc<Others>,
     der: Vec<Bytes>,
+    /// Read when somebody judges by them.
+    parsed: OnceLock<Vec<Crl>>,
     bytes: usize,
     made_from: MadeFrom,
     /// Given to what was signed for this set; greater than in any set before.
@@ -76,24 +86,52 @@ struct List {
     revoked: Vec<Revoked>,
 }
 
-/// Which state of revocations and authorities is in a set.
+/// Which state of revocations, authorities and lists of other nodes is in a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct MadeFrom {
     revocations: u64,
     signers: u64,
+    others: u64,
 }
 
 impl CrlSet {
-    fn new(lists: Vec<List>, made_from: MadeFrom, number: u64) -> Self {
-        let der: Vec<Bytes> = lists.iter().map(|list| list.signed.der.clone()).collect();
+    fn new(lists: Vec<List>, others: Arc<Others>, made_from: MadeFrom, number: u64) -> Self {
+        let own = lists.iter().map(|list| list.signed.der.clone());
+        let der: Vec<Bytes> = own.chain(others.der()).collect();
         Self {
             bytes: der.iter().map(Bytes::len).sum(),
-            renew_at: lists.iter().filter_map(|list| list.signed.renew_at).min(),
+            renew_at: lists.iter().filter_map(|list| list.signed.renew_at).chain(others.next_end()).min(),
             der,
+            parsed: OnceLock::new(),
             lists,
+            others,
             made_from,
             number,
         }
+    }
+
+    /// The lists of this node, for others: each with what leads from its CA towards the bundle.
+    pub fn to_hand_over(&self) -> impl Iterator<Item = Handed> {
+        let handed = |list: &List| Handed { issuer: list.signed.issuer.clone(), der: list.signed.der.clone() };
+        self.lists.iter().map(handed)
+    }
+
+    /// How many of the lists are those of other nodes.
+    pub fn of_others(&self) -> usize {
+        self.der.len() - self.lists.len()
+    }
+
+    /// Each list as it is judged by; read once.
+    ///
+    /// # Errors
+    /// One is no list. They are ours, or were read before, so that is a mistake of the agent's.
+    pub fn parsed(&self) -> Result<&[Crl], X509Error> {
+        if let Some(parsed) = self.parsed.get() {
+            return Ok(parsed);
+        }
+        let own = self.lists.iter().map(|list| Crl::from_der(&list.signed.der));
+        let parsed = own.chain(self.others.crls().map(Ok)).collect::<Result<_, _>>()?;
+        Ok(self.parsed.get_or_init(|| parsed))
     }
 
     /// Each list in DER.
@@ -122,7 +160,7 @@ impl CrlSet {
         self.bytes
     }
 
-    /// How many certificates are on them.
+    /// How many certificates are on those of this node.
     pub fn revoked(&self) -> usize {
         self.lists.iter().map(|list| list.revoked.len()).sum()
     }
@@ -181,6 +219,8 @@ struct Inner {
     metrics: Metrics,
     /// Locked while signing: who asks meanwhile waits for the same lists.
     signing: Mutex<Signing>,
+    /// What other nodes handed over, and the count of its changes.
+    others: watch::Sender<(Arc<Others>, u64)>,
     latest: watch::Sender<Arc<CrlSet>>,
     announced: watch::Sender<Arc<CrlSet>>,
 }
@@ -204,7 +244,9 @@ impl Crls {
         clock: Clock,
         metrics: Metrics,
     ) -> Result<Self, CrlError> {
-        let none = Arc::new(CrlSet::new(Vec::new(), MadeFrom { revocations: 0, signers: 0 }, 0));
+        let others = Arc::new(Others::default());
+        let nothing = MadeFrom { revocations: 0, signers: 0, others: 0 };
+        let none = Arc::new(CrlSet::new(Vec::new(), others.clone(), nothing, 0));
         let inner = Inner {
             trust: trust.watch(),
             changes: revocations.changes(),
@@ -212,6 +254,7 @@ impl Crls {
             clock,
             metrics,
             signing: Mutex::new(Signing { numbers: Numbers::open(store).await?, failed: None }),
+            others: watch::Sender::new((others, 0)),
             latest: watch::Sender::new(none.clone()),
             announced: watch::Sender::new(none),
         };
@@ -273,9 +316,11 @@ impl Crls {
     /// Signs the lists when something changes or they are half over, and announces them, until the agent stops.
     pub async fn announce(self, mut drain: drain::Watcher) {
         let inner = &self.0;
-        let (mut trust, mut changes) = (inner.trust.clone(), inner.changes.clone());
+        let (mut trust, mut changes, mut others) =
+            (inner.trust.clone(), inner.changes.clone(), inner.others.subscribe());
         loop {
             // What changes while these are signed is seen as the next change.
+            others.mark_unchanged();
             trust.mark_unchanged();
             changes.mark_unchanged();
             let current = self.current().await;
@@ -303,6 +348,7 @@ impl Crls {
                 () = drain.draining() => return,
                 changed = trust.changed() => if changed.is_err() { return },
                 changed = changes.changed() => if changed.is_err() { return },
+                changed = others.changed() => if changed.is_err() { return },
                 () = renewal => {}
             }
         }
@@ -314,20 +360,25 @@ impl Crls {
 
     fn state(&self) -> MadeFrom {
         let signers = self.0.trust.borrow().signers().generation();
-        MadeFrom { revocations: *self.0.changes.borrow(), signers }
+        MadeFrom { revocations: *self.0.changes.borrow(), signers, others: self.0.others.borrow().1 }
     }
 
     async fn sign(&self, numbers: &mut Numbers) -> Result<Arc<CrlSet>, CrlError> {
         let signers = self.0.trust.borrow().signers().clone();
         // Before what is revoked is read: a change in between is then not missed but seen twice.
-        let made_from = MadeFrom { revocations: *self.0.changes.borrow(), signers: signers.generation() };
         let now = self.0.clock.now();
+        let (others, changes_of_others) = self.0.others.borrow().clone();
+        let made_from = MadeFrom {
+            revocations: *self.0.changes.borrow(),
+            signers: signers.generation(),
+            others: changes_of_others,
+        };
         let number = numbers.next(now).await?;
         // Long lists, and keys that are slow to sign, hold nobody else up.
         let crls = self.clone();
         let lists = tokio::task::spawn_blocking(move || crls.lists(&signers, now, number)).await;
         let lists = lists.map_err(|_| CrlError::Stopping)??;
-        let set = Arc::new(CrlSet::new(lists, made_from, number));
+        let set = Arc::new(CrlSet::new(lists, Arc::new(others.good_at(now)), made_from, number));
         self.report(&set);
         self.0.latest.send_replace(set.clone());
         Ok(set)

@@ -25,7 +25,7 @@ use crate::store::{Change, Expect, Space, Store, StoreError};
 use crate::wit::WitAuthorities;
 use crate::x509::{X509Authorities, X509Error};
 
-pub use self::crl::{CrlError, CrlFeed, CrlSet, Crls, Revocations};
+pub use self::crl::{CrlError, CrlFeed, CrlSet, Crls, Handed, HandedError, Revocations};
 
 const SEQUENCE: &str = "bundle-sequence";
 

@@ -28,6 +28,7 @@ async fn signers_that_arrive_after_newer_ones_are_not_published() {
         ca_ttl: DAY,
         jwt_key_ttl: DAY * 30,
         propagation: Duration::from_secs(10),
+        jwt_propagation: Duration::from_secs(10),
         longest_jwt: Duration::from_secs(3600),
     };
     let (clock, _hand) = Clock::manual(datetime!(2026-01-01 00:00 UTC));

@@ -8,15 +8,18 @@
 //! request has its own, and the roots are read again for each, so that a host's new root counts without a restart.
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
@@ -26,6 +29,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::base::durable;
 
@@ -243,6 +247,39 @@ impl Fetcher {
         self.send(endpoint, request.header(header::ACCEPT, "application/json"), body).await
     }
 
+    /// `POST` of a body of this kind, for an answer that goes on: only its beginning has to be there in time.
+    ///
+    /// # Errors
+    /// The answer does not begin in time.
+    pub async fn open(&self, endpoint: &Endpoint, content_type: &str, body: Bytes) -> Result<Opened, FetchError> {
+        let host = || endpoint.authority.clone();
+        let request = Request::builder().method(Method::POST).header(header::CONTENT_TYPE, content_type);
+        let request = whole(endpoint, request, body)?;
+        let exchange = async {
+            let stream = connect(endpoint).await.map_err(|source| FetchError::Connect { host: host(), source })?;
+            let stream = self.secured(endpoint, stream).await?;
+            let peer = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| FetchError::Http { host: host(), source: error.into() })?;
+            let mut connection: Connection = Some(Box::pin(async move {
+                // How it ends is seen by whoever reads the answer.
+                let _ = connection.await;
+            }));
+            let answering = sender.send_request(request);
+            tokio::pin!(answering);
+            let answer = tokio::select! {
+                answer = &mut answering => answer,
+                () = over(&mut connection) => answering.await,
+            };
+            let answer = answer.map_err(|error| FetchError::Http { host: host(), source: error.into() })?;
+            let status = answer.status();
+            Ok(Opened { status, peer, host: host(), body: answer.into_body(), connection, _sender: sender })
+        };
+        let late = FetchError::Late { host: host(), after: self.deadline };
+        tokio::time::timeout(self.deadline, exchange).await.unwrap_or(Err(late))
+    }
+
     async fn send(
         &self,
         endpoint: &Endpoint,
@@ -250,26 +287,26 @@ impl Fetcher {
         body: Bytes,
     ) -> Result<Fetched, FetchError> {
         let host = || endpoint.authority.clone();
-        let request = request
-            .uri(&endpoint.target)
-            .header(header::HOST, &endpoint.authority)
-            .header(header::USER_AGENT, concat!("tether/", env!("CARGO_PKG_VERSION")))
-            .header(header::CONNECTION, "close")
-            .body(Full::new(body))
-            .map_err(|error| FetchError::Http { host: host(), source: error.into() })?;
+        let request = whole(endpoint, request, body)?;
         let exchange = async {
             let stream = connect(endpoint).await.map_err(|source| FetchError::Connect { host: host(), source })?;
             if !endpoint.secure {
                 return self.exchange(endpoint, stream, request).await;
             }
-            let config = tls(self.roots.clone()).await.map_err(|why| FetchError::Roots { host: host(), why })?;
-            let wrong = |error: &str| FetchError::Tls { host: host(), source: io::Error::other(error.to_owned()) };
-            let name = ServerName::try_from(endpoint.host.clone()).map_err(|error| wrong(&error.to_string()))?;
-            let stream = TlsConnector::from(config).connect(name, stream).await;
-            self.exchange(endpoint, stream.map_err(|source| FetchError::Tls { host: host(), source })?, request).await
+            let stream = self.secured(endpoint, stream).await?;
+            self.exchange(endpoint, stream, request).await
         };
         let late = FetchError::Late { host: host(), after: self.deadline };
         tokio::time::timeout(self.deadline, exchange).await.unwrap_or(Err(late))
+    }
+
+    async fn secured(&self, endpoint: &Endpoint, stream: TcpStream) -> Result<TlsStream<TcpStream>, FetchError> {
+        let host = || endpoint.authority.clone();
+        let config = tls(self.roots.clone()).await.map_err(|why| FetchError::Roots { host: host(), why })?;
+        let wrong = |error: &str| FetchError::Tls { host: host(), source: io::Error::other(error.to_owned()) };
+        let name = ServerName::try_from(endpoint.host.clone()).map_err(|error| wrong(&error.to_string()))?;
+        let stream = TlsConnector::from(config).connect(name, stream).await;
+        stream.map_err(|source| FetchError::Tls { host: host(), source })
     }
 
     async fn exchange(
@@ -299,6 +336,76 @@ impl Fetcher {
         tokio::select! {
             answered = &mut answer => answered,
             _ = &mut connection => answer.await,
+        }
+    }
+}
+
+/// The request with what every one of them has.
+fn whole(
+    endpoint: &Endpoint,
+    request: http::request::Builder,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, FetchError> {
+    request
+        .uri(&endpoint.target)
+        .header(header::HOST, &endpoint.authority)
+        .header(header::USER_AGENT, concat!("tether/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONNECTION, "close")
+        .body(Full::new(body))
+        .map_err(|error| FetchError::Http { host: endpoint.authority.clone(), source: error.into() })
+}
+
+/// What drives a connection, until it is over.
+type Connection = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
+/// Drives a connection to its end, once.
+async fn over(connection: &mut Connection) {
+    match connection {
+        Some(driving) => driving.await,
+        None => return std::future::pending().await,
+    }
+    *connection = None;
+}
+
+/// An answer that is read as it comes. The connection lives as long as this does.
+pub struct Opened {
+    /// The status, whichever it is: what counts as an answer is the caller's business.
+    pub status: StatusCode,
+    /// What the server proved in TLS, leaf first.
+    pub peer: Vec<CertificateDer<'static>>,
+    host: String,
+    body: Incoming,
+    connection: Connection,
+    _sender: http1::SendRequest<Full<Bytes>>,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened").field("status", &self.status).field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+impl Opened {
+    /// The next piece, as it came; `None` at the end. Nothing is lost when this is dropped while it waits.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn piece(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let Self { body, connection, host, .. } = self;
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame,
+                () = over(connection) => continue,
+            };
+            match frame {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Some(Err(error)) => return Err(FetchError::Http { host: host.clone(), source: error.into() }),
+            }
         }
     }
 }

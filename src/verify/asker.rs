@@ -188,6 +188,15 @@ impl Memory {
         self.lock().askers.get(asker).into_iter().flat_map(|calls| calls.sessions.keys().cloned()).collect()
     }
 
+    /// The sessions of a node whose calls anybody here was told of; at most so many.
+    pub(super) fn sessions_of_node(&self, node: &str, most: usize) -> Vec<String> {
+        let known = self.lock();
+        let all = known.askers.values().flat_map(|calls| calls.sessions.keys());
+        let of_node = all.filter(|session| session.split_once('.').is_some_and(|(of, _)| of == node));
+        let once: BTreeSet<&str> = of_node.map(|session| &**session).collect();
+        once.into_iter().take(most).map(str::to_owned).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         // Whole after every statement: a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

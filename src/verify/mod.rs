@@ -20,6 +20,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod told;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,9 +44,11 @@ use crate::wit::WitSession;
 pub use self::asker::{Asker, NotAsker};
 pub use self::call::{Agreed, Call, Rpc, SessionView};
 pub use self::inactive::Inactive;
+pub use self::nodes::follow::{Heard, HeardNodes};
 pub use self::nodes::{NodeUrls, Nodes};
 pub use self::reach::{RpcRefused, RpcVerdict};
-pub use self::report::{CheckedChanges, Report, ReportError};
+pub use self::report::{CheckedChange, CheckedChanges, Report, ReportError};
+pub use self::told::{Feed, Interest, MAX_INTEREST_BYTES};
 
 use self::peer::Peer;
 use self::reach::{Reaching, is_of};
@@ -120,6 +123,7 @@ pub struct Verifier {
     nodes: Nodes,
     crls: Crls,
     believed: peer::Believed,
+    told: told::Told,
 }
 
 /// What was presented, once it holds: a WIT that this node issued, and a proof by its key.
@@ -144,9 +148,9 @@ impl Verifier {
     /// Remembers no proof yet: those from before `now` are refused.
     pub fn new(sessions: Sessions, nodes: Nodes, crls: Crls, now: OffsetDateTime) -> Self {
         let replays = Mutex::new(ReplayCache::new(now, ReplayLimits::default()));
-        let (issuer, memory, believed) =
-            (sessions.issuer().clone(), asker::Memory::default(), peer::Believed::default());
-        Self { issuer, sessions, replays, memory, nodes, crls, believed }
+        let (issuer, memory, told, believed) =
+            (sessions.issuer().clone(), asker::Memory::default(), told::Told::default(), peer::Believed::default());
+        Self { issuer, sessions, replays, memory, nodes, crls, believed, told }
     }
 
     /// Who issues.
@@ -194,6 +198,10 @@ impl Verifier {
             Ok(holding) => holding,
             Err(inactive) => return Ok(self.recorded(asker, call, None, Err(inactive))),
         };
+        // Before it is looked at: what changes afterwards is told.
+        if let Some(of) = holding.session.as_ref().filter(|_| asker.is_node) {
+            self.told.note(&asker.spiffe_id, &of.wit.sid);
+        }
         let verdict = self.stands(asker, call, &holding).await?;
         Ok(self.recorded(asker, call, Some(&holding), verdict))
     }

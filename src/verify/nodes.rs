@@ -2,7 +2,10 @@
 //!
 //! Promises: only configured nodes are asked, each at its own address and by the identity of its agent; a node's keys
 //! vouch for its own WITs and for no others; what a node does not say in time is a no, except that policy may accept its
-//! last yes about the same WIT for reads, for as long as policy says. What is kept of nodes is bounded.
+//! last yes about the same WIT for reads, for as long as policy says. What is kept of nodes is bounded. What they tell
+//! without being asked is in [`follow`].
+
+pub(super) mod follow;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -12,7 +15,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::sync::{broadcast, watch};
 
+use self::follow::{Elsewhere, Heard, HeardNodes, Unusable};
 use super::introspection::{Answer, ToNode, question};
 use super::peer::Peer;
 use super::reach::{Reaching, RpcVerdict, is_of};
@@ -38,6 +43,8 @@ const KEYS_FOR: time::Duration = time::Duration::minutes(5);
 const KEYS_AGAIN: time::Duration = time::Duration::seconds(2);
 /// How many good answers of one node are remembered.
 const MAX_GOOD: usize = 4096;
+/// How many changes of sessions are kept for those who are slow to hear of them.
+const BACKLOG: usize = 1024;
 
 /// Where other nodes answer: base URLs by node id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,8 +64,12 @@ impl FromIterator<(String, String)> for NodeUrls {
 }
 
 /// The configured nodes.
-#[derive(Debug, Default)]
-pub struct Nodes(BTreeMap<String, Node>);
+#[derive(Debug)]
+pub struct Nodes {
+    nodes: BTreeMap<String, Node>,
+    heard: watch::Sender<HeardNodes>,
+    changes: broadcast::Sender<Elsewhere>,
+}
 
 struct Node {
     agent: SpiffeId,
@@ -66,10 +77,13 @@ struct Node {
     url: String,
     keys_at: Endpoint,
     introspect_at: Endpoint,
+    changes_at: Endpoint,
     fetcher: Fetcher,
+    tls: Tls,
     /// Locked while they are fetched: whoever comes meanwhile waits for the same answer.
     keys: tokio::sync::Mutex<Keys>,
     good: Mutex<Good>,
+    unusable: Mutex<Unusable>,
 }
 
 impl fmt::Debug for Node {
@@ -117,22 +131,27 @@ impl Nodes {
                 url: url.to_owned(),
                 keys_at: at("keys")?,
                 introspect_at: at("introspect")?,
+                changes_at: at("changes")?,
                 fetcher: Fetcher::new(roots).within(DEADLINE).at_most(MAX_ANSWER_BYTES),
                 keys: tokio::sync::Mutex::default(),
                 good: Mutex::default(),
+                unusable: Mutex::default(),
+                tls: tls.clone(),
             };
             nodes.insert(id.to_owned(), node);
         }
-        Ok(Self(nodes))
+        let unheard = Heard { since: tls.clock.now(), silent: Some("it was not heard yet".to_owned()) };
+        let heard = nodes.keys().map(|id| (id.clone(), unheard.clone())).collect();
+        Ok(Self { nodes, heard: watch::Sender::new(heard), changes: broadcast::Sender::new(BACKLOG) })
     }
 
     /// Whether this is the agent of one of them.
     pub(super) fn is_agent_of_one(&self, id: &SpiffeId) -> bool {
-        self.0.values().any(|node| node.agent == *id)
+        self.nodes.values().any(|node| node.agent == *id)
     }
 
     fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.nodes.is_empty()
     }
 }
 
@@ -187,6 +206,10 @@ impl Node {
         // Whole after every statement: a panic elsewhere leaves nothing half done.
         self.good.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn unusable(&self) -> std::sync::MutexGuard<'_, Unusable> {
+        self.unusable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Good {
@@ -207,6 +230,13 @@ impl Good {
         if self.answers.remove(&key).is_some() {
             self.order.retain(|other| *other != key);
         }
+    }
+
+    /// Forgets what was said of WITs of a session that stands elsewhere now.
+    fn forget_session(&mut self, session: &str) {
+        let is_of = |known: &Known| known.facts.session.as_ref().is_some_and(|view| view.id == session);
+        self.answers.retain(|_, (known, _)| !is_of(known));
+        self.order.retain(|wit| self.answers.contains_key(wit));
     }
 
     fn find(&self, wit: &str) -> Option<(Known, OffsetDateTime)> {
@@ -274,7 +304,7 @@ impl Verifier {
         claimed: &Claimed,
     ) -> Result<Verified, Inactive> {
         // Who asks for its own askers asks the node that issued it, and not by way of us.
-        let node = self.nodes.0.get(&claimed.node).filter(|_| !asker.is_node);
+        let node = self.nodes.nodes.get(&claimed.node).filter(|_| !asker.is_node);
         let node = node.ok_or_else(|| Inactive::NodeUnknown(claimed.node.clone()))?;
         let unreachable = |why| Inactive::NodeUnreachable { node: claimed.node.clone(), why };
         let keys = node.keys(&claimed.kid, &self.issuer.clock).await.map_err(unreachable)?;
@@ -284,10 +314,13 @@ impl Verifier {
         if of_wit.as_ref().and_then(|wit| wit.introspect.as_ref()).is_some_and(|url| *url != node.url) {
             return Err(Inactive::NodeUnknown(claimed.node.clone()));
         }
+        let stands = || of_wit.as_ref().map_or(Ok(()), |wit| node.stands(&wit.sid));
+        stands()?;
         // A replay is to use nothing up at the node either.
         self.not_seen(asker, &checked)?;
         let asked = node.ask(call, presented).await;
-        // Nothing waits after this.
+        // Nothing waits after this. What the node told meanwhile is newer than its answer.
+        stands()?;
         let now = self.issuer.clock.now();
         let (known, age) = match asked {
             Ok(Some(known)) => {

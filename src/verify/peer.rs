@@ -18,7 +18,7 @@ use crate::issue::Refusal;
 use crate::jwt::Jwk;
 use crate::ledger::{Credential, Kind, Standing};
 use crate::trust::{CrlSet, Snapshot};
-use crate::x509::{Chain, Crl, X509Error, verify};
+use crate::x509::{Chain, X509Error, verify};
 
 /// Binding level: whoever has the key, wherever that is, can use it.
 const KEY_IN_WORKLOAD: u8 = 1;
@@ -130,8 +130,7 @@ fn believe(
 ) -> Result<(Shown, OffsetDateTime), X509Error> {
     let domain = chain.leaf().svid_id()?.trust_domain();
     let bundle = trust.bundle(&domain).ok_or(X509Error::NoBundle(domain))?;
-    let lists: Vec<Crl> = lists.der().iter().map(|der| Crl::from_der(der)).collect::<Result<_, _>>()?;
-    let verified = verify(chain, bundle.x509(), now, &lists)?;
+    let verified = verify(chain, bundle.x509(), now, lists.parsed()?)?;
     let leaf = verified.leaf();
     let key = Jwk::from_spki(leaf.public_key()).map(|key| key.thumbprint()).unwrap_or_default();
     let ends = chain.certificates().iter().map(|certificate| certificate.not_after()).min().unwrap_or(now);

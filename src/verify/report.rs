@@ -3,15 +3,17 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use thiserror::Error;
+use time::OffsetDateTime;
 use tokio::sync::broadcast;
 
 use super::Verifier;
+use super::nodes::follow::Elsewhere;
 use crate::audit::Event;
 use crate::id::SpiffeId;
 use crate::issue::{Refusal, caller};
 use crate::peer::PeerConn;
 use crate::proof::BodyDigest;
-use crate::session::Change;
+use crate::session::{Change, State};
 
 /// The longest note.
 const MAX_NOTE_BYTES: usize = 256;
@@ -45,6 +47,29 @@ pub enum ReportError {
     Note,
 }
 
+/// A session came to stand elsewhere: one of this node, or of another that told so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedChange {
+    /// Which.
+    pub session: String,
+    /// Where it stands now; `None` when its node knows nothing of it any more: then it has ended.
+    pub state: Option<State>,
+    /// When it ended.
+    pub at: Option<OffsetDateTime>,
+}
+
+impl From<Change> for CheckedChange {
+    fn from(Change { session, state }: Change) -> Self {
+        Self { session: session.terms().id.to_string(), state: Some(state), at: session.ended_at() }
+    }
+}
+
+impl From<Elsewhere> for CheckedChange {
+    fn from(Elsewhere { session, state, at }: Elsewhere) -> Self {
+        Self { session, state, at }
+    }
+}
+
 impl Verifier {
     /// Takes a report about a call that was checked for this caller, and found good.
     pub async fn report(&self, peer: &PeerConn, report: &Report) -> Result<(), ReportError> {
@@ -70,23 +95,25 @@ impl Verifier {
     /// The sessions whose calls this caller asks about, as they change from now on.
     pub async fn watch(&self, peer: &PeerConn) -> Result<CheckedChanges, Refusal> {
         // Before it is asked who it is: what changes meanwhile is not missed.
-        let changes = self.sessions.changes();
+        let (changes, elsewhere) = (self.sessions.changes(), self.nodes.changes());
         let askers = self.asks_as(peer).await;
         let askers = self.issuer.recorded(peer, None, askers)?;
-        Ok(CheckedChanges { askers, changes, missed: VecDeque::new(), peer: peer.clone() })
+        Ok(CheckedChanges { askers, changes, elsewhere, missed: VecDeque::new(), peer: peer.clone() })
     }
 
     /// Whether a change is one that these askers hear of.
-    fn concerns(&self, askers: &[SpiffeId], change: &Change) -> bool {
-        let id = change.session.terms().id.as_str();
-        askers.iter().any(|asker| self.memory.knows_session(asker, id))
+    fn concerns(&self, askers: &[SpiffeId], change: &CheckedChange) -> bool {
+        askers.iter().any(|asker| self.memory.knows_session(asker, &change.session))
     }
 
-    /// All sessions that these askers hear of, as they are.
-    fn as_they_are(&self, askers: &[SpiffeId]) -> VecDeque<Change> {
+    /// All sessions that these askers hear of, as they are; those of other nodes where they may not be used.
+    fn as_they_are(&self, askers: &[SpiffeId]) -> VecDeque<CheckedChange> {
         let ids: BTreeSet<_> = askers.iter().flat_map(|asker| self.memory.sessions(asker)).collect();
-        let found = ids.iter().filter_map(|id| self.sessions.find(id));
-        found.map(|session| Change { state: session.state(), session }).collect()
+        let as_it_is = |id: &std::sync::Arc<str>| match self.sessions.find(id) {
+            Some(session) => Some(Change { state: session.state(), session }.into()),
+            None => self.nodes.unusable(id).map(CheckedChange::from),
+        };
+        ids.iter().filter_map(as_it_is).collect()
     }
 
     /// As whom a caller may have asked.
@@ -101,25 +128,30 @@ impl Verifier {
 pub struct CheckedChanges {
     askers: Vec<SpiffeId>,
     changes: broadcast::Receiver<Change>,
+    elsewhere: broadcast::Receiver<Elsewhere>,
     /// After more changes than are kept: all sessions as they are, so that no end is missed.
-    missed: VecDeque<Change>,
+    missed: VecDeque<CheckedChange>,
     peer: PeerConn,
 }
 
 impl CheckedChanges {
     /// The next one; `None` when the asker is not there any more.
-    pub async fn next(&mut self, verifier: &Verifier) -> Option<Change> {
+    pub async fn next(&mut self, verifier: &Verifier) -> Option<CheckedChange> {
         loop {
             let change = match self.missed.pop_front() {
-                Some(change) => change,
-                None => match self.changes.recv().await {
-                    Ok(change) => change,
-                    Err(broadcast::error::RecvError::Lagged(_)) => {
-                        self.missed = verifier.as_they_are(&self.askers);
-                        continue;
-                    }
-                    Err(broadcast::error::RecvError::Closed) => return None,
+                Some(change) => Ok(change),
+                None => tokio::select! {
+                    change = self.changes.recv() => change.map(CheckedChange::from),
+                    change = self.elsewhere.recv() => change.map(CheckedChange::from),
                 },
+            };
+            let change = match change {
+                Ok(change) => change,
+                Err(broadcast::error::RecvError::Lagged(_)) => {
+                    self.missed = verifier.as_they_are(&self.askers);
+                    continue;
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
             };
             if verifier.concerns(&self.askers, &change) {
                 return self.peer.instance().look().is_ok().then_some(change);

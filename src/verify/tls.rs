@@ -1,8 +1,8 @@
 //! The agent's own end of mutual TLS: what it presents, and whom it believes.
 //!
 //! Promises: TLS 1.3 and mutual; the peer is judged as an X509-SVID of our own trust domain by the bundle and the
-//! revocation lists of that moment; nothing is resumed, so every connection is judged. Does not: know the revocation
-//! lists of other nodes; what they revoke ends here with the certificate, a quarter of an hour later by default.
+//! revocation lists of that moment, those of other nodes included; nothing is resumed, so every connection is judged.
+//! Does not: look again by itself at a peer whose connection stays open; whoever keeps one asks [`Tls::believes`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::base::clock::Clock;
 use crate::id::SpiffeId;
 use crate::trust::{Crls, Trust};
 use crate::x509::tls::{self, Judge, certificate_error};
-use crate::x509::{Chain, Crl, X509Error, verify};
+use crate::x509::{Chain, X509Error, verify};
 
 /// Why a peer was refused.
 #[derive(Debug, ThisError)]
@@ -118,6 +118,23 @@ impl Tls {
     pub fn client(&self, meant: SpiffeId) -> ClientConfig {
         tls::client(&self.clock, Own { tls: self.clone(), meant: Some(meant) }, Arc::new(self.own.clone()))
     }
+
+    /// Whether what a peer proved, leaf first, is still believed; and is of the one that is meant, where one is.
+    pub fn believes(&self, presented: &[CertificateDer<'_>], meant: Option<&SpiffeId>) -> bool {
+        self.judge(presented, meant).is_ok()
+    }
+
+    fn judge(&self, certificates: &[CertificateDer<'_>], meant: Option<&SpiffeId>) -> Result<(), PeerError> {
+        let chain = Chain::from_certificates(certificates)?;
+        let (trust, lists) = (self.trust.current(), self.crls.latest());
+        let peer = verify(&chain, trust.own().x509(), self.clock.now(), lists.parsed()?)?;
+        match meant {
+            Some(meant) if peer.spiffe_id() != meant => {
+                Err(PeerError::Another { found: peer.spiffe_id().clone(), meant: meant.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Judges the peer as one of our own trust domain.
@@ -128,25 +145,9 @@ struct Own {
     meant: Option<SpiffeId>,
 }
 
-impl Own {
-    fn judge(&self, certificates: &[CertificateDer<'_>]) -> Result<(), PeerError> {
-        let chain = Chain::from_certificates(certificates)?;
-        let trust = self.tls.trust.current();
-        let lists = self.tls.crls.latest();
-        let lists: Vec<Crl> = lists.der().iter().map(|der| Crl::from_der(der)).collect::<Result<_, _>>()?;
-        let peer = verify(&chain, trust.own().x509(), self.tls.clock.now(), &lists)?;
-        match &self.meant {
-            Some(meant) if peer.spiffe_id() != meant => {
-                Err(PeerError::Another { found: peer.spiffe_id().clone(), meant: meant.clone() })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 impl Judge for Own {
     fn admit(&self, certificates: &[CertificateDer<'_>], _: UnixTime) -> Result<(), CertificateError> {
-        self.judge(certificates).map_err(|error| {
+        self.tls.judge(certificates, self.meant.as_ref()).map_err(|error| {
             tracing::info!(error = &error as &dyn std::error::Error, "a peer of the agent was refused");
             match error {
                 PeerError::Certificate(error) => certificate_error(error),

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
-use webpki::EndEntityCert;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 
 use super::X509Error;
 use super::der::{Reader, oid, tag, unsigned};
+use super::handed::is_signature_of;
 use super::pem;
 use crate::base::entropy::hex;
 use crate::id::SpiffeId;
@@ -212,13 +212,13 @@ impl Certificate {
 
     /// Whether it is a root in the strict sense: its own key made its signature.
     pub fn is_self_signed(&self) -> bool {
-        let (Ok((_, parsed)), Ok(own)) = (X509Certificate::from_der(self.der()), EndEntityCert::try_from(self.der()))
-        else {
-            return false;
-        };
-        let (message, signature) = (parsed.tbs_certificate.as_ref(), parsed.signature_value.as_ref());
-        self.is_self_issued()
-            && webpki::ALL_VERIFICATION_ALGS.iter().any(|&how| own.verify_signature(how, message, signature).is_ok())
+        self.is_self_issued() && self.is_signed_with_key_of(self)
+    }
+
+    /// Whether the key of `issuer` made its signature; says nothing of names, validity and whether that one may sign.
+    pub(super) fn is_signed_with_key_of(&self, issuer: &Self) -> bool {
+        let Ok((_, parsed)) = X509Certificate::from_der(self.der()) else { return false };
+        is_signature_of(issuer.der(), parsed.tbs_certificate.as_ref(), parsed.signature_value.as_ref())
     }
 
     /// The public key as SubjectPublicKeyInfo.

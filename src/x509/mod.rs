@@ -13,6 +13,7 @@ mod chain;
 pub(crate) mod der;
 #[cfg(feature = "agent")]
 mod encode;
+mod handed;
 mod key;
 mod pem;
 #[cfg(feature = "agent")]
@@ -30,6 +31,7 @@ use time::OffsetDateTime;
 pub use authorities::{Crl, VerifiedSvid, X509Authorities, verify};
 pub use certificate::{Certificate, ExtendedKeyUsage, KeyUsage, Serial};
 pub use chain::{Chain, MAX_CHAIN};
+pub use handed::{VerifiedCrl, verify_crl};
 pub use key::{KeyError, KeyType, PrivateKey};
 pub use pem::{crl_to_pem, pkcs8_to_pem};
 #[cfg(feature = "agent")]
@@ -136,6 +138,12 @@ pub enum X509Error {
     /// The bytes are not a revocation list that can be used.
     #[error("not a usable certificate revocation list")]
     MalformedCrl(#[source] webpki::Error),
+    /// A revocation list did not come from the authority it came with, or that one may not sign lists.
+    #[error("the revocation list is not signed by the authority it came with, or that one may not sign any")]
+    CrlSigner,
+    /// Without a number or an end nobody can tell which of two lists is newer (RFC 5280, sections 5.1.2.5 and 5.2.3).
+    #[error("the revocation list has no number, or no end")]
+    CrlWithoutNumber,
 }
 
 /// Entry point for fuzzing: reads arbitrary bytes as a chain and applies every rule on its leaf.

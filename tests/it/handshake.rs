@@ -57,6 +57,11 @@ pub fn server(own: &Credentials, roots_pem: &str, lists_pem: &str) -> ServerConf
 
 /// A client with these credentials that talks to every server.
 pub fn client(own: &Credentials) -> ClientConnection {
+    ClientConnection::new(client_config(own), ServerName::try_from("server.test").unwrap()).unwrap()
+}
+
+/// What such a client is made of.
+pub fn client_config(own: &Credentials) -> Arc<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -65,7 +70,7 @@ pub fn client(own: &Credentials) -> ClientConnection {
         .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
         .with_client_auth_cert(own.chain.clone(), own.key())
         .unwrap();
-    ClientConnection::new(Arc::new(config), ServerName::try_from("server.test").unwrap()).unwrap()
+    Arc::new(config)
 }
 
 /// What the server says to a client with these credentials.

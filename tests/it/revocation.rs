@@ -57,7 +57,8 @@ impl Victim {
         Serial::from_hex(self.text("serial")).unwrap()
     }
 
-    fn chain(&self) -> Chain {
+    /// Its certificate and what leads from it.
+    pub fn chain(&self) -> Chain {
         Chain::from_pem(self.text("x509_svid_pem").as_bytes()).unwrap()
     }
 
@@ -93,6 +94,12 @@ impl Drop for KilledInTheEnd {
 /// An agent that gives each process of `tether` the identity `/victim`.
 pub async fn agent() -> TestAgent {
     let agent = TestAgent::start().await;
+    victims(&agent).await;
+    agent
+}
+
+/// From now on each process of `tether` has the identity `/victim`.
+pub async fn victims(agent: &TestAgent) {
     let entry = format!(
         "[[entry]]\nid = \"victim\"\nspiffe_id = \"spiffe://dev.tether.internal/victim\"\nbind = \"process\"\n\
          match = [\"unix:uid:{}\", \"unix:path:{}\"]\n",
@@ -100,7 +107,6 @@ pub async fn agent() -> TestAgent {
         Path::new(TETHER).canonicalize().unwrap().display(),
     );
     agent.write_entries("victim.toml", &entry).await;
-    agent
 }
 
 /// What `tether` prints as an administrator.

@@ -227,7 +227,8 @@ async fn authorities_come_with_the_lists_of_every_ca_and_believe_the_certificate
         let authorities =
             X509Authorities::from_pem(domain.clone(), text(context.trusted_ca.as_ref()).as_bytes()).unwrap();
         let lists = lists(text(context.crl.as_ref()));
-        verify(&chain(&secrets["default"]), &authorities, agent.clock().now(), &lists).expect("a peer believes it");
+        let believed = verify(&chain(&secrets["default"]), &authorities, agent.clock().now(), &lists);
+        assert!(believed.expect("a peer believes it").spiffe_id().as_str().starts_with(OWN));
         assert!(context.only_verify_leaf_cert_crl && context.custom_validator_config.is_none());
         assert_eq!(lists.len(), 2, "that of the signing CA, and the root's");
     }

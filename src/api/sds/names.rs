@@ -260,7 +260,8 @@ impl Found {
         let own = [names.svid.as_str(), names.bundle.as_str(), names.all_bundles.as_str()];
         let ids = self.identities.iter().map(SpiffeId::as_str);
         let domains: Vec<SpiffeId> = self.domains.iter().map(TrustDomain::id).collect();
-        let there = list(own.into_iter().chain(ids).chain(domains.iter().map(SpiffeId::as_str)));
+        let all = own.into_iter().chain(ids).chain(domains.iter().map(SpiffeId::as_str));
+        let there = list(all.filter(|name| !self.missing.contains(*name)));
         let mut text =
             format!("process {pid} has no secret {missing}, but {there}: `tether explain --pid {pid}` says why");
         if let Some(denial) = &self.denied {

@@ -19,8 +19,8 @@ use crate::proof::{BodyDigest, Presented};
 use crate::proto::session as wire;
 use crate::proto::session::report_request::Outcome;
 use crate::proto::session::verifier_server::Verifier as Service;
-use crate::session::{Change, EndReason};
-use crate::verify::{Call, Inactive, Report, ReportError, Rpc, RpcVerdict, Verified, Verifier};
+use crate::session::{EndReason, State};
+use crate::verify::{Call, CheckedChange, Inactive, Report, ReportError, Rpc, RpcVerdict, Verified, Verifier};
 use crate::x509::Chain;
 
 /// The longest name of a tool or a scope, and the most scopes an asker may want.
@@ -97,12 +97,12 @@ impl Service for VerifierApi {
     }
 }
 
-fn change_view(change: &Change, now: OffsetDateTime) -> wire::StatusChange {
+fn change_view(change: &CheckedChange, now: OffsetDateTime) -> wire::StatusChange {
     wire::StatusChange {
-        session: change.session.terms().id.to_string(),
-        state: state_view(change.state).into(),
-        end_reason: change.state.end_reason().map(EndReason::as_str).unwrap_or_default().to_owned(),
-        at: rfc3339(change.session.ended_at().unwrap_or(now)),
+        session: change.session.clone(),
+        state: change.state.map_or(wire::State::Ended, state_view).into(),
+        end_reason: change.state.and_then(State::end_reason).map(EndReason::as_str).unwrap_or_default().to_owned(),
+        at: rfc3339(change.at.unwrap_or(now)),
     }
 }
 

@@ -162,6 +162,7 @@ impl Bundles for FakeAdmin {
             pem: format!("PEM of {trust_domain}\n"),
             own,
             crl_pem: if own { vec!["CRL 1\n".to_owned(), "CRL 2\n".to_owned()] } else { Vec::new() },
+            jwt_issuer: String::new(),
         };
         Ok(Response::new(ShowBundlesResponse {
             bundles: vec![view("partner.example", false), view("example.org", true)],
@@ -333,6 +334,9 @@ fn authorities_and_bundles_are_shown_changed_and_exported() {
     assert_eq!(tether("bundle export --format pem", &served).data, "PEM of example.org\n");
     assert_eq!(tether("bundle export partner.example", &served).data, "{\"keys\":[]}\n");
     assert_eq!(tether("bundle export --format crl", &served).data, "CRL 1\nCRL 2\n");
+    let nameless = tether("bundle export --oidc /nowhere", &served);
+    assert_eq!(nameless.exit, Exit::Failure);
+    assert!(nameless.chatter.contains("authority.jwt_issuer"), "{}", nameless.chatter);
     let foreign = tether("bundle export partner.example --format crl", &served);
     assert_eq!(foreign.exit, Exit::Failure);
     assert!(foreign.chatter.contains("no revocation lists of `partner.example`"), "{}", foreign.chatter);

@@ -115,8 +115,13 @@ fn advice(refused: &Refused) -> String {
         (Class::StepUp, Some(approval)) => {
             format!("a person has to approve it (`tether approval approve {approval}`); then make the same call again")
         }
-        (Class::StepUp, None) => "a person has to approve it".to_owned(),
-        (Class::Forbidden, _) if reason == "policy" => {
+        // Only what the agent's side says of a call is put before a person.
+        (Class::StepUp, None) => {
+            "a person has to approve it, who is asked when the proxy beside the agent reads MCP (`tether proxy outbound \
+             --mcp`)"
+                .to_owned()
+        }
+        (Class::Forbidden, _) if reason == "policy" || reason == "policy_denied" => {
             "policy does not allow it; another try changes nothing".to_owned()
         }
         (Class::Forbidden, _) if reason == "no_session" => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use super::super::body::passing;
-use super::super::headers::wants_websocket;
+use super::super::headers::{remove_hop_by_hop, wants_websocket};
 use super::super::{Body, Cut, CutReason, Cuts, UpstreamError, empty, forward, full};
 use super::Proxy;
 use super::caller::Caller;
@@ -82,6 +82,13 @@ impl Connection {
         }
         head.uri = target.locate(&head)?;
         self.caller.still().await?;
+        // First: a program that names headers in `Connection` takes away its own, and not what is written here.
+        let websocket = wants_websocket(&head.headers);
+        remove_hop_by_hop(&mut head.headers);
+        if websocket {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        }
         credential.strip(&mut head.headers);
         head.headers.insert(HOST, target.host_header());
         let (payload, known) = self.read(body).await?;

@@ -18,13 +18,13 @@ use crate::base::entropy::Entropy;
 use crate::id::TrustDomain;
 use crate::x509::{Crl, KeyType, RevocationReason, Serial};
 
-const START: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
+pub(super) const START: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A ledger of nothing but revocations.
 #[derive(Debug, Default)]
-struct Script {
+pub(super) struct Script {
     revoked: Lock<BTreeMap<String, Vec<Revoked>>>,
     changes: watch::Sender<u64>,
     /// How often lists were made from it, counted by authority.
@@ -34,7 +34,7 @@ struct Script {
 }
 
 impl Script {
-    fn revoke(&self, authority: &str, serials: impl IntoIterator<Item = Serial>, at: OffsetDateTime) {
+    pub(super) fn revoke(&self, authority: &str, serials: impl IntoIterator<Item = Serial>, at: OffsetDateTime) {
         let reason = RevocationReason::CessationOfOperation;
         let lines = serials.into_iter().map(|serial| Revoked { serial, at, reason });
         self.revoked.lock().unwrap().entry(authority.to_owned()).or_default().extend(lines);
@@ -54,27 +54,27 @@ impl Revocations for Script {
     }
 }
 
-struct Bench {
+pub(super) struct Bench {
     dir: TempDir,
     clock: Clock,
-    hand: ManualClock,
-    script: Arc<Script>,
+    pub(super) hand: ManualClock,
+    pub(super) script: Arc<Script>,
 }
 
-struct Node {
+pub(super) struct Node {
     authority: Authority,
-    trust: Trust,
-    crls: Crls,
+    pub(super) trust: Trust,
+    pub(super) crls: Crls,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (clock, hand) = Clock::manual(START);
         let script = Arc::new(Script::default());
         Self { dir: tempfile::tempdir().unwrap(), clock, hand, script }
     }
 
-    async fn open(&self) -> Node {
+    pub(super) async fn open(&self) -> Node {
         let domain = TrustDomain::parse("example.org").unwrap();
         let config = Config {
             domain: domain.clone(),
@@ -87,6 +87,7 @@ impl Bench {
             ca_ttl: DAY,
             jwt_key_ttl: DAY * 30,
             propagation: Duration::from_secs(10),
+            jwt_propagation: Duration::from_secs(10),
             longest_jwt: HOUR,
         };
         let store = Store::open(&self.dir.path().join("store")).await.unwrap();
@@ -108,7 +109,7 @@ impl Node {
         slot.expect("there is one").id.clone()
     }
 
-    fn active(&self) -> String {
+    pub(super) fn active(&self) -> String {
         self.signing(|state| *state == State::Active)
     }
 
@@ -118,13 +119,13 @@ impl Node {
     }
 
     /// On how many of the present lists this serial is.
-    async fn lists_with(&self, serial: u8) -> usize {
+    pub(super) async fn lists_with(&self, serial: u8) -> usize {
         let set = self.crls.current().await;
         set.der().iter().filter(|der| Crl::from_der(der).unwrap().revokes(&numbered(serial))).count()
     }
 }
 
-fn numbered(n: u8) -> Serial {
+pub(super) fn numbered(n: u8) -> Serial {
     Serial::from_random([n; 16])
 }
 
