@@ -91,7 +91,10 @@ async fn a_session_says_where_to_and_a_call_elsewhere_is_refused_in_words_withou
     assert_eq!(a.call("GET", "/allowed/x").status, 200);
     let refused = a.call("GET", "/other");
     assert_eq!(refused.status, 403);
-    assert_eq!((&refused.json()["error"], &refused.json()["reason"]), (&"denied".into(), &"target".into()));
+    assert_eq!(
+        (&refused.json()["error"], &refused.json()["reason"]),
+        (&"denied".into(), &"target_not_in_session".into())
+    );
     assert_eq!(world.tool.seen().len(), 1);
     let not_taken = a.call("GET", "/allowed/../401");
     assert_eq!((not_taken.status, &not_taken.json()["error"]), (400, &"path".into()));
@@ -100,7 +103,7 @@ async fn a_session_says_where_to_and_a_call_elsewhere_is_refused_in_words_withou
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_up_names_the_approval() {
     let world = World::new().await;
-    let policy = "@id(\"careful\") @step_up(\"ask\") permit (principal, action in [Action::\"call\", Action::\"reach\"], resource) \
+    let policy = "@id(\"careful\") @step_up(\"ask\") permit (principal, action in Action::\"call\", resource) \
                   when { context.method == \"DELETE\" };";
     world.agent.write_policies("careful.cedar", policy).await;
     let proxy = world.proxy(&[]).await;

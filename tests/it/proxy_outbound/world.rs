@@ -50,8 +50,9 @@ impl World {
         let own = std::env::current_exe().unwrap();
         let entry = |id: &str, program: &Path, more: &str| {
             format!(
-                "[[entry]]\nid = \"{id}\"\nspiffe_id = \"spiffe://dev.tether.internal/{id}\"\nowner = \"team\"\n\
+                "[[entry]]\nid = \"{}\"\nspiffe_id = \"spiffe://dev.tether.internal/{id}\"\nowner = \"team\"\n\
                  match = [\"unix:path:{}\"]\n{more}\n",
+                id.replace('/', "-"),
                 program.display()
             )
         };
@@ -129,10 +130,11 @@ pub struct Tool {
 }
 
 impl Tool {
-    /// One with the identity of these tests, that talks to everybody who has one.
+    /// One with the identity of these tests, that talks to everybody who has one. Its key is here: a handshake must not wait
+    /// for an agent that runs on the same threads.
     pub async fn start(agent: &TestAgent) -> Self {
         let endpoint = Endpoint::Unix(agent.socket().to_owned());
-        let source = within(X509Source::connect_by(endpoint, Custody::Tether, agent.time())).await.unwrap();
+        let source = within(X509Source::connect_by(endpoint, Custody::Program, agent.time())).await.unwrap();
         Self::with(server_config(&source, Authorize::Anyone)).await
     }
 
@@ -296,5 +298,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Shown where the test has failed.
+        self.log.iter().for_each(|line| println!("{line}"));
     }
 }
