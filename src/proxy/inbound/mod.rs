@@ -250,7 +250,7 @@ pub async fn build(settings: Inbound) -> Result<Bound, StartError> {
         Some(address) => {
             let listener = TcpListener::bind(address).await.map_err(listen(address.to_string()))?;
             let health = Health { readiness: readiness.clone(), registry: Arc::new(registry) };
-            Some((listener, Http { health, introspection: None }))
+            Some((listener, Http { health, introspection: None, oidc: None }))
         }
         None => None,
     };
