@@ -1,8 +1,8 @@
 //! SVIDs as systemd credentials: units name the socket in `LoadCredential=NAME:/run/tether/credentials.sock`.
 //!
 //! # What is promised
-//! - Nobody is given anything but systemd itself, on its way to start the unit ([`SystemdCaller`]); and the unit is the one that
-//!   systemd, asked on its own, says that this process is in. The address of the caller alone is nobody's evidence.
+//! - Nobody is given anything but systemd itself, on its way to start the unit ([`SystemdCaller`]); and the unit is the
+//!   one that systemd, asked on its own, says that this process is in. The address of the caller alone is no evidence.
 //! - All that one start of a unit is given comes from one issued SVID: certificate and key match, whatever the order in
 //!   which they are asked for. It stands until that start is over.
 //! - A refusal keeps the unit from starting. The protocol has no word for "no", and an answer without a byte would be an
