@@ -90,7 +90,7 @@ where
     };
     let busy = Busy::default();
     let counted = busy.clone();
-    let handle = move |request| {
+    let handle = move |request: Request<Incoming>| {
         let place = counted.enter();
         // What comes after it was not read as HTTP (`Gate`), unless the other protocol has begun.
         let last = request.version() == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE);

@@ -14,6 +14,7 @@ use tether::client::tls::Custody;
 use tether::proxy::inbound::{Demands, Inbound, PublicUri, StartError, build};
 use tether::proxy::{Address, empty, full};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use self::stage::{Stage, body, id, read};
 use crate::harness::{TestAgent, within};
@@ -171,8 +172,14 @@ async fn a_websocket_passes_both_ways_and_no_other_protocol_is_switched_to() {
 async fn a_tool_that_is_down_or_slow_is_told_apart_and_a_unix_socket_is_as_good_as_a_port() {
     let stage = Stage::with(|proxy| proxy.limits.upstream = Duration::from_secs(30)).await;
     let mut client = stage.client(true).await;
-    let slow = client.begin(stage.request(Method::GET, "/never").body(empty()).unwrap());
-    let slow = stage.while_time_passes(Duration::from_secs(30), slow).await;
+    let slow = tokio::spawn(client.begin(stage.request(Method::GET, "/never").body(empty()).unwrap()));
+    within(async {
+        while stage.tool.seen().is_empty() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
+    let slow = stage.while_time_passes(Duration::from_secs(30), slow).await.unwrap();
     assert_eq!(slow.status(), StatusCode::GATEWAY_TIMEOUT);
     assert!(read(slow).await.contains("upstream_slow"));
     stage.tool.stop();
@@ -273,7 +280,7 @@ async fn a_proxy_that_is_told_to_stop_finishes_what_is_open_and_takes_nothing_ne
     let mut client = stage.client(true).await;
     let mut events = client.send(stage.request(Method::GET, "/events").body(empty()).unwrap()).await.into_body();
     stage.stop_proxy();
-    within(client.closing()).await;
+    within(client.closing(|| stage.request(Method::GET, "/a").body(empty()).unwrap())).await;
     assert!(stage.refuses_connections().await);
     stage.tool.event("last");
     stage.tool.end_events();
@@ -341,4 +348,30 @@ async fn what_becomes_of_a_call_is_written_into_the_audit_log() {
     let reported = |event: &tether::audit::Event| matches!(event, tether::audit::Event::CallReported { .. });
     let event = crate::harness::event(&mut events, reported).await;
     assert!(matches!(&event, tether::audit::Event::CallReported { outcome, .. } if *outcome == "failed"), "{event:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_runs_out_of_descriptors_pauses_and_goes_on_when_there_are_some() {
+    // As a process of its own, so that nobody else runs out.
+    let stage = Stage::start().await;
+    let mut proxy = stage::Process::start(&stage, "ulimit -n 48").await;
+    let mut held = Vec::new();
+    for _ in 0..80 {
+        // The kernel takes them; the proxy cannot.
+        held.push(within(TcpStream::connect(proxy.address)).await.unwrap());
+    }
+    proxy.logs("no connection can be accepted on the proxy for now").await;
+    drop(held);
+    within(async {
+        loop {
+            let Ok(stream) = stage.connect_to(proxy.address, stage.tls("client"), b"h2").await else { continue };
+            let mut client = stage::Client::over(stream, true).await;
+            let request = Request::builder().uri(format!("https://localhost:{}/a", proxy.address.port()));
+            if client.try_send(request.body(empty()).unwrap()).await.is_ok_and(|answer| answer.status() == 200) {
+                return;
+            }
+        }
+    })
+    .await;
+    assert!(proxy.ends_in_order().await);
 }

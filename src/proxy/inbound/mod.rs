@@ -44,7 +44,7 @@ use crate::base::drain;
 use crate::base::exhaustion::Exhaustion;
 use crate::client::session::SessionClient;
 use crate::client::tls::{
-    Authorize, Custody, Guard, PeerCertificates, SourceError, Standing, X509Source, server_config,
+    Authorize, Custody, Cut, Guard, PeerCertificates, SourceError, Standing, X509Source, server_config,
 };
 use crate::client::verifier::VerifierClient;
 use crate::client::{ClientError, Endpoint};
@@ -287,8 +287,10 @@ impl Bound {
             let cut = move |reason, how_many| metrics.cut(reason, how_many);
             duties.spawn(tasks.follow(verifier, source, cut));
         }
+        // Probes are answered until the end.
+        let (_probed, probes) = drain::channel();
         if let Some((listener, http)) = http {
-            duties.spawn(http.serve(listener, drain::channel().1));
+            duties.spawn(http.serve(listener, probes));
         }
         duties.spawn(report_agent(shared.source.clone(), readiness.clone()));
         readiness.set("proxy", Ok(()));
@@ -409,7 +411,10 @@ async fn watch_over(guard: Guard, lifeline: Lifeline, mut stop: super::Cut) -> s
     tokio::select! {
         why = guard.cut() => {
             tracing::debug!(error = &why as &dyn std::error::Error, "an open connection is not to go on");
-            lifeline.cut(CutReason::PeerRevoked);
+            lifeline.cut(match why {
+                Cut::Peer(_) => CutReason::PeerRevoked,
+                Cut::Ended(_) => CutReason::IdentityLost,
+            });
         }
         reason = stop.cut() => lifeline.cut(reason),
         never = expiry => match never {},

@@ -91,13 +91,11 @@ async fn what_is_open_for_a_session_ends_with_it_and_the_connection_goes_on_for_
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_clients_certificate_ends_nothing_new_begins_on_its_connection_and_open_streams_go_on() {
     let stage = Stage::start().await;
-    let mut changes = stage.source.changes();
     let mut client = stage.client(true).await;
     let mut events = client.send(stage.request(Method::GET, "/events").body(empty()).unwrap()).await.into_body();
     is_open(&stage, &mut events).await;
     // The client's source renews at half of the life; the connection has the old certificate.
-    stage.agent.clock().advance(Duration::from_secs(10 * 60));
-    within(changes.next()).await.unwrap();
+    stage.renewed().await;
     assert_eq!(client.send(stage.request(Method::GET, "/a").body(empty()).unwrap()).await.status(), 200);
     stage.agent.clock().advance(Duration::from_secs(6 * 60));
     let refused = within(async {

@@ -15,15 +15,20 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
+use tether::base::clock::Clock;
 use tether::client::Endpoint;
 use tether::client::session::{Call, Digest, NewSession, SessionClient};
 use tether::client::tls::{Authorize, Custody, PeerVerifier, X509Source, client_config, unnamed};
 use tether::id::SpiffeId;
 use tether::proxy::inbound::{Inbound, build};
 use tether::proxy::{Address, Body, BoxError, empty, full};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -215,6 +220,7 @@ pub struct Stage {
     pub tool: Tool,
     pub source: X509Source,
     address: SocketAddr,
+    upstream: Address,
     metrics: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -265,7 +271,7 @@ impl Stage {
             upstream_http2: http2,
             identity: Some(id("server")),
             clock: agent.time(),
-            ..Inbound::new(endpoint.clone(), Address::parse("127.0.0.1:0").unwrap(), upstream)
+            ..Inbound::new(endpoint.clone(), Address::parse("127.0.0.1:0").unwrap(), upstream.clone())
         };
         configure(&mut settings);
         let bound = within(build(settings)).await.expect("the proxy starts");
@@ -281,7 +287,7 @@ impl Stage {
                 .await;
         });
         let source = within(X509Source::connect_by(endpoint, Custody::Program, agent.time())).await.unwrap();
-        Self { tool: Tool::new(listener, http2), agent, source, address, metrics, stop: Some(stop), task }
+        Self { tool: Tool::new(listener, http2), agent, source, address, upstream, metrics, stop: Some(stop), task }
     }
 
     /// What clients call it.
@@ -300,7 +306,8 @@ impl Stage {
 
     /// The TLS of a thief.
     pub fn tls_stolen(&self, stolen: &Credentials) -> ClientConfig {
-        ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
+        let time = Arc::new(AgentTime(self.agent.time()));
+        ClientConfig::builder_with_details(aws_lc_rs::default_provider().into(), time)
             .with_safe_default_protocol_versions()
             .unwrap()
             .dangerous()
@@ -314,9 +321,19 @@ impl Stage {
     }
 
     /// A connection; in TLS 1.3 a client that is refused learns of it with the first bytes.
-    pub async fn connect(&self, mut tls: ClientConfig, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+    pub async fn connect(&self, tls: ClientConfig, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_to(self.address, tls, protocol).await
+    }
+
+    pub async fn connect_to(
+        &self,
+        address: SocketAddr,
+        mut tls: ClientConfig,
+        protocol: &[u8],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         tls.alpn_protocols = vec![protocol.to_vec()];
-        within(TlsConnector::from(Arc::new(tls)).connect(unnamed(), self.plain().await)).await
+        let stream = within(TcpStream::connect(address)).await?;
+        within(TlsConnector::from(Arc::new(tls)).connect(unnamed(), stream)).await
     }
 
     pub async fn client(&self, http2: bool) -> Client {
@@ -339,6 +356,20 @@ impl Stage {
             }
         })
         .await
+    }
+
+    /// The certificate that the proxy shows.
+    pub async fn shown(&self) -> Vec<u8> {
+        let stream = self.connect(self.tls("client"), b"h2").await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
+    /// Moves the clock past half of the certificates' life, and waits until the proxy and the clients have new ones.
+    pub async fn renewed(&self) {
+        let (shown, mut changes) = (self.shown().await, self.source.changes());
+        self.agent.clock().advance(Duration::from_secs(10 * 60));
+        within(changes.next()).await.unwrap();
+        within(async { while self.shown().await == shown {} }).await;
     }
 
     /// What comes back for these bytes, until the proxy closes.
@@ -434,10 +465,81 @@ impl Stage {
     }
 }
 
+/// `tether proxy inbound` as a process, in front of the same tool.
+pub struct Process {
+    pub address: SocketAddr,
+    child: tokio::process::Child,
+    log: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
+}
+
+impl Process {
+    /// Starts it from a shell that does something `before`.
+    pub async fn start(stage: &Stage, before: &str) -> Self {
+        let command = format!(
+            "{before}; exec {} proxy inbound --listen 127.0.0.1:0 --upstream http://{} --spiffe-id {} --custody proxy",
+            env!("CARGO_BIN_EXE_tether"),
+            stage.upstream,
+            id("server"),
+        );
+        let mut child = tokio::process::Command::new("sh")
+            .args(["-c", &command])
+            .env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", stage.agent.socket().display()))
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut printed = BufReader::new(child.stdout.take().unwrap()).lines();
+        let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut address = None;
+        while let Some(line) = within(printed.next_line()).await.unwrap() {
+            if let Some(listening) = line.strip_prefix("listening on") {
+                address = Some(listening.trim_start_matches(':').trim().parse().unwrap());
+            }
+            if line == "ready" {
+                break;
+            }
+        }
+        Self { address: address.expect("it says where it listens, and then that it is ready"), child, log }
+    }
+
+    /// Waits for a line of its log.
+    pub async fn logs(&mut self, what: &str) {
+        within(async {
+            loop {
+                let line = self.log.next_line().await.unwrap().expect("it logs");
+                if line.contains(what) {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Whether SIGTERM ends it with success.
+    pub async fn ends_in_order(&mut self) -> bool {
+        let pid = Pid::from_raw(self.child.id().unwrap().cast_signed());
+        kill(pid, Signal::SIGTERM).unwrap();
+        within(self.child.wait()).await.unwrap().success()
+    }
+}
+
+/// The agent's clock, as rustls asks for it.
+#[derive(Debug)]
+struct AgentTime(Clock);
+
+impl TimeProvider for AgentTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.0.now().unix_timestamp()).unwrap();
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+    }
+}
+
 /// A connection of a client, in either version.
 pub enum Client {
-    Http1(http1::SendRequest<Body>, JoinHandle<()>),
-    Http2(http2::SendRequest<Body>, JoinHandle<()>),
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
 }
 
 impl Client {
@@ -445,17 +547,19 @@ impl Client {
         let io = TokioIo::new(stream);
         if http2 {
             let (send, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
-            Self::Http2(send, tokio::spawn(async { drop(connection.await) }))
+            tokio::spawn(async { drop(connection.await) });
+            Self::Http2(send)
         } else {
             let (send, connection) = http1::handshake(io).await.unwrap();
-            Self::Http1(send, tokio::spawn(async { drop(connection.await) }))
+            tokio::spawn(async { drop(connection.await) });
+            Self::Http1(send)
         }
     }
 
     pub async fn ready(&mut self) -> bool {
         match self {
-            Self::Http1(send, _) => within(send.ready()).await.is_ok(),
-            Self::Http2(send, _) => within(send.ready()).await.is_ok(),
+            Self::Http1(send) => within(send.ready()).await.is_ok(),
+            Self::Http2(send) => within(send.ready()).await.is_ok(),
         }
     }
 
@@ -465,7 +569,7 @@ impl Client {
 
     pub async fn try_send(&mut self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         match self {
-            Self::Http1(send, _) => {
+            Self::Http1(send) => {
                 let host = request.uri().authority().map(|authority| authority.as_str().parse().unwrap());
                 let (mut head, body) = request.into_parts();
                 if let Some(host) = host {
@@ -475,26 +579,19 @@ impl Client {
                 within(send.ready()).await?;
                 within(send.send_request(Request::from_parts(head, body))).await
             }
-            Self::Http2(send, _) => within(send.send_request(request)).await,
+            Self::Http2(send) => within(send.send_request(request)).await,
         }
     }
 
     /// An answer that may take its time, on HTTP/2.
     pub fn begin(&self, request: Request<Body>) -> impl Future<Output = Response<Incoming>> + Send + 'static {
-        let Self::Http2(send, _) = self else { panic!("only with HTTP/2") };
+        let Self::Http2(send) = self else { panic!("only with HTTP/2") };
         let mut send = send.clone();
         async move { send.send_request(request).await.expect("an answer") }
     }
 
-    /// Returns when no new request can be sent.
-    pub async fn closing(&mut self) {
-        match self {
-            Self::Http1(_, task) => drop(task.await),
-            Self::Http2(send, _) => {
-                while send.ready().await.is_ok() && !send.is_closed() {
-                    tokio::task::yield_now().await;
-                }
-            }
-        }
+    /// Returns when no new request can be sent any more.
+    pub async fn closing(&mut self, request: impl Fn() -> Request<Body>) {
+        while self.try_send(request()).await.is_ok() {}
     }
 }
