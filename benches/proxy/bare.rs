@@ -90,16 +90,18 @@ async fn forward(
         return Ok(refused);
     }
     let mut behind = behind.lock().await;
-    let sender = match &mut *behind {
-        Some(sender) if sender.ready().await.is_ok() => sender,
-        other => {
-            let stream = TcpStream::connect(upstream).await?;
-            stream.set_nodelay(true)?;
-            let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            other.insert(sender)
-        }
+    let is_ready = match &mut *behind {
+        Some(sender) => sender.ready().await.is_ok(),
+        None => false,
     };
+    if !is_ready {
+        let stream = TcpStream::connect(upstream).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        *behind = Some(sender);
+    }
+    let sender = behind.as_mut().ok_or("there is no connection")?;
     Ok(sender.send_request(request).await?.map(|body| body.boxed()))
 }
 

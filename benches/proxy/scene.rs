@@ -179,7 +179,7 @@ async fn write_svid(socket: &Path, dir: &Path) -> Result<()> {
     let svid = answer.svids.first().ok_or("an answer without an SVID")?;
     let bundle = X509Authorities::from_der(TrustDomain::parse("bench.example")?, &svid.bundle)?;
     std::fs::write(dir.join("svid.pem"), Chain::from_der(&svid.x509_svid)?.to_pem())?;
-    std::fs::write(dir.join("svid_key.pem"), pkcs8_to_pem(&svid.x509_svid_key))?;
+    std::fs::write(dir.join("svid_key.pem"), pkcs8_to_pem(&svid.x509_svid_key).expose())?;
     Ok(std::fs::write(dir.join("bundle.pem"), bundle.to_pem())?)
 }
 
