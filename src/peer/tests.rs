@@ -2,6 +2,7 @@
 
 mod connections;
 mod instances;
+mod plain;
 mod tree;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -147,6 +148,13 @@ fn caller() {
                 .spawn()
                 .expect("cat starts");
             std::io::stdin().read_to_end(&mut Vec::new()).expect("told to exit");
+        }
+        // Becomes another program when it is told to, and then says something.
+        "become" => {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).expect("told to");
+            let error = Command::new("sh").args(["-c", "printf x; read line"]).stdout(inherited(&socket)).exec();
+            panic!("sh starts: {error}");
         }
         // Reads the challenge, then lets another program give the answer, from the same process.
         "swap" => {

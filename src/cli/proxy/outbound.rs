@@ -66,6 +66,7 @@ fn settings(args: &OutboundArgs) -> Result<Settings, Failure> {
         peer,
         server_name: args.server_name.clone(),
         credential,
+        mcp: args.mcp,
         act_as,
         // A target is far: connections are kept longer, and a request that finds one closed is proven anew.
         limits: Limits { upstream_idle: UPSTREAM_IDLE, ..Limits::default() },

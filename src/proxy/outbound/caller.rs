@@ -79,6 +79,14 @@ impl Caller {
         }
     }
 
+    /// Whose process it was when it connected.
+    pub(super) fn uid(&self) -> u32 {
+        match &self.known_by {
+            KnownBy::Socket(conn) => conn.uid(),
+            KnownBy::Port(peer) => peer.uid(),
+        }
+    }
+
     /// How the agent is told of it.
     pub(super) fn acts_for(&self) -> ActFor {
         self.acts_for

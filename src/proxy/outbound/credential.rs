@@ -6,6 +6,7 @@ use http::header::{AUTHORIZATION, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
+use super::super::mcp::Message;
 use super::bearer;
 use super::program::{Program, Task};
 use super::refusal::Refusal;
@@ -35,11 +36,11 @@ pub enum Credential {
 }
 
 /// What is known of a request beyond its head.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) body: Option<Digest>,
-    pub(super) tool: String,
-    pub(super) arguments: Option<Digest>,
+    /// For an MCP server.
+    pub(super) message: Option<Message>,
 }
 
 /// Headers that say who somebody is. Only proxies write them.
@@ -95,13 +96,10 @@ impl Credential {
             }
         };
         let uri = TargetUri::parse(&head.uri.to_string()).map_err(Misdirected::Path)?;
-        let call = Call {
-            body: known.body,
-            tool: known.tool.clone(),
-            arguments: known.arguments,
-            scheme,
-            ..Call::new(head.method.as_str(), uri.as_str())
-        };
+        let mut call = Call { body: known.body, scheme, ..Call::new(head.method.as_str(), uri.as_str()) };
+        if let Some(rpc) = known.message.as_ref().and_then(Message::only) {
+            (call.rpc, call.tool, call.arguments, call.effect) = (rpc.method, rpc.tool, rpc.arguments, rpc.effect);
+        }
         let proof = program.patiently(|| program.sessions().prove_any(&call)).await?;
         head.headers.extend(proof.headers);
         Ok(proof.session)

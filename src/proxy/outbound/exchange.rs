@@ -13,16 +13,19 @@ use tokio::sync::watch;
 
 use super::super::body::passing;
 use super::super::headers::{remove_hop_by_hop, wants_websocket};
+use super::super::mcp::{self, Message};
 use super::super::{Body, Cut, CutReason, Cuts, UpstreamError, empty, forward, full};
 use super::Proxy;
 use super::caller::Caller;
 use super::credential::{Credential, Known};
 use super::program::{Present, Task};
-use super::refusal::Refusal;
+use super::refusal::{Refusal, answered};
 use crate::client::session::Digest;
 
 /// The longest body that is read whole.
 const MAX_WHOLE: usize = 4 << 20;
+/// A body of this size is no burden.
+const SMALL: usize = 64 << 10;
 /// How often a request is tried, each time with a proof of its own.
 const TRIES: u32 = 2;
 
@@ -75,12 +78,12 @@ impl Connection {
     }
 
     async fn exchange(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-        let Proxy { target, credential, .. } = &*self.proxy;
+        let proxy = &self.proxy;
         let (mut head, body) = request.into_parts();
         if matches!(head.method, Method::TRACE | Method::CONNECT) {
             return Err(Refusal::Method);
         }
-        head.uri = target.locate(&head)?;
+        head.uri = proxy.target.locate(&head)?;
         self.caller.still().await?;
         // First: a program that names headers in `Connection` takes away its own, and not what is written here.
         let websocket = wants_websocket(&head.headers);
@@ -89,12 +92,27 @@ impl Connection {
             head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         }
-        credential.strip(&mut head.headers);
-        head.headers.insert(HOST, target.host_header());
-        let (payload, known) = self.read(body).await?;
-        let mut answer = self.send(head, payload, &known).await?;
+        proxy.credential.strip(&mut head.headers);
+        head.headers.insert(HOST, proxy.target.host_header());
+        // Who is nobody does not make this proxy hold anything.
+        self.task().await?;
+        let mut turn = None;
+        if self.reads_whole(&head) {
+            turn = Some(proxy.held_whole.turn(self.caller.uid()).await);
+        }
+        let (payload, known) = self.read(&head, body).await?;
+        // A small one may be held for as long as the target takes: many calls of tools that take long are no abuse.
+        drop(turn.take_if(|_| payload.is_small()));
+        let mut answer = match (self.send(head, payload, &known).await, &known.message) {
+            (Err(refusal), Some(message)) => {
+                let refused = refusal.of_call().ok_or(refusal)?;
+                tracing::info!(pid = self.caller.instance().pid(), reason = refused.reason, "a call was refused");
+                return Ok(answered(message.refused(&refused)));
+            }
+            (answer, _) => answer?,
+        };
         if answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED
-            || answer.status() == StatusCode::UNAUTHORIZED && credential.is_ours_alone()
+            || answer.status() == StatusCode::UNAUTHORIZED && proxy.credential.is_ours_alone()
         {
             return Err(Refusal::NotTaken);
         }
@@ -104,9 +122,18 @@ impl Connection {
         Ok(answer)
     }
 
+    /// Whether a proof cannot be made before the body is here.
+    fn reads_whole(&self, head: &Parts) -> bool {
+        self.proxy.credential == (Credential::Wpt { cover_body: true }) || self.reads_message(head)
+    }
+
+    fn reads_message(&self, head: &Parts) -> bool {
+        self.proxy.mcp && mcp::is_message(&head.method)
+    }
+
     /// What is to be known of the body before a proof can be made.
-    async fn read(&self, body: Incoming) -> Result<(Payload, Known), Refusal> {
-        if self.proxy.credential != (Credential::Wpt { cover_body: true }) {
+    async fn read(&self, head: &Parts, body: Incoming) -> Result<(Payload, Known), Refusal> {
+        if !self.reads_whole(head) {
             let payload = if body.is_end_stream() { Payload::Whole(Bytes::new()) } else { Payload::Passing(body) };
             return Ok((payload, Known::default()));
         }
@@ -114,11 +141,14 @@ impl Connection {
             if error.is::<LengthLimitError>() { Refusal::TooLarge(MAX_WHOLE) } else { Refusal::Incomplete }
         })?;
         let whole = whole.to_bytes();
-        Ok((Payload::Whole(whole.clone()), Known { body: Some(Digest::of(&whole)), ..Known::default() }))
+        let covered = self.proxy.credential == (Credential::Wpt { cover_body: true });
+        let body = covered.then(|| Digest::of(&whole));
+        let message = if self.reads_message(head) { Some(Message::read(&head.headers, whole.clone())?) } else { None };
+        Ok((Payload::Whole(whole), Known { body, message }))
     }
 
     /// Sends it, each time with a new proof: again when a connection that was open turns out to be closed, if that does
-    /// no harm; and when the target wants another nonce.
+    /// no harm; and when the target wants another proof or nonce.
     async fn send(&self, head: Parts, mut payload: Payload, known: &Known) -> Result<Response<Body>, Refusal> {
         let credential = &self.proxy.credential;
         let to = head.uri.clone();
@@ -146,7 +176,9 @@ impl Connection {
                     if unauthorised && credential.is_ours_alone() {
                         super::bearer::forget(&task).await;
                     }
-                    if !(unauthorised && learned && repeatable) {
+                    // Nothing was done: the agent of the target may know no proof from before its start, for one.
+                    let worth_another = learned || credential.is_ours_alone();
+                    if !(unauthorised && worth_another && repeatable) {
                         return Ok(answer);
                     }
                 }
@@ -159,11 +191,7 @@ impl Connection {
     /// The head with what it is to show, and what it is made for now.
     async fn proven(&self, head: &Parts, known: &Known) -> Result<(Arc<Task>, Parts), Refusal> {
         let Proxy { credential, clock, .. } = &*self.proxy;
-        let current = self.task.borrow().clone();
-        let mut task = match current {
-            Some(task) => task,
-            None => self.renew().await?,
-        };
+        let mut task = self.task().await?;
         for _ in 0..TRIES {
             let mut proven = head.clone();
             let session = credential.attach(&mut proven, known, &self.program.0, &task, clock).await?;
@@ -174,6 +202,15 @@ impl Connection {
             task = self.renew().await?;
         }
         Err(Refusal::NotNow("the program's session changes faster than requests are made".to_owned()))
+    }
+
+    /// What its requests are made for, as far as is known.
+    async fn task(&self) -> Result<Arc<Task>, Refusal> {
+        let known = self.task.borrow().clone();
+        match known {
+            Some(task) => Ok(task),
+            None => self.renew().await,
+        }
     }
 
     async fn renew(&self) -> Result<Arc<Task>, Refusal> {
@@ -191,6 +228,10 @@ enum Payload {
 }
 
 impl Payload {
+    fn is_small(&self) -> bool {
+        matches!(self, Self::Whole(bytes) if bytes.len() <= SMALL)
+    }
+
     fn is_whole(&self) -> bool {
         matches!(self, Self::Whole(_))
     }

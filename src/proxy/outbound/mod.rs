@@ -34,12 +34,16 @@ pub use self::serving::Bound;
 pub use self::target::{Target, TargetError};
 use super::{Address, Limits};
 use crate::base::clock::Clock;
+use crate::base::quota::Turns;
 use crate::client::Endpoint;
 use crate::client::session::SessionClient;
 use crate::client::tls::{Custody, SourceError, X509Source};
 use crate::id::SpiffeId;
 use crate::sys::socket::SocketError;
 use crate::user::fetch::{self, Roots};
+
+/// Bodies that are held whole at one time, of all and of one user: others wait for their turn.
+const HELD_WHOLE: (usize, usize) = (64, 16);
 
 /// What an outbound proxy is to do.
 #[derive(Clone, Debug)]
@@ -56,6 +60,8 @@ pub struct Settings {
     pub server_name: Option<String>,
     /// What requests show.
     pub credential: Credential,
+    /// Whether the target is an MCP server: the proof then names the tool that is called, and its arguments.
+    pub mcp: bool,
     /// In whose name.
     pub act_as: ActAs,
     /// What programs may take.
@@ -104,9 +110,12 @@ pub enum StartError {
 }
 
 /// What every connection needs.
-pub(self) struct Proxy {
+struct Proxy {
     target: Arc<Target>,
     credential: Credential,
+    mcp: bool,
+    /// Bodies that are held whole, so that they have a bound.
+    held_whole: Turns,
     programs: Programs,
     limits: Limits,
     clock: Clock,
@@ -134,7 +143,9 @@ pub async fn bind(settings: Settings, endpoint: Endpoint, clock: Clock) -> Resul
     let limits = settings.limits;
     let connect = Connect { target: target.clone(), server_name, trust, limits: limits.clone() };
     let programs = Programs::new(settings.act_as, source, SessionClient::new(endpoint), connect, clock.clone());
-    let proxy = Proxy { target, credential: settings.credential, programs, limits, clock };
+    let held_whole = Turns::new(HELD_WHOLE.0, HELD_WHOLE.1);
+    let (credential, mcp) = (settings.credential, settings.mcp);
+    let proxy = Proxy { target, credential, mcp, held_whole, programs, limits, clock };
     Ok(Bound::new(listening, proxy))
 }
 

@@ -2,16 +2,19 @@
 //!
 //! Never a status that asks it for credentials (401, 407): it has none, and is not to have any.
 
+use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use thiserror::Error;
 
+use super::super::mcp::{Answer, Malformed};
 use super::super::{Body, UpstreamError, full};
 use super::caller::NotCaller;
 use super::target::Misdirected;
 use crate::client::ClientError;
 use crate::client::session::SessionError;
 use crate::client::tls::SourceError;
+use crate::client::verifier::{Class, Refused};
 
 /// Why a request is answered by the proxy itself.
 #[derive(Debug, Error)]
@@ -28,6 +31,9 @@ pub(super) enum Refusal {
     /// The body is to be read whole, and is longer than what is.
     #[error("the body is longer than {0} bytes, which is as much as is covered by a proof")]
     TooLarge(usize),
+    /// The body is no message that an MCP server and this proxy read alike.
+    #[error("the body is no message of MCP")]
+    Message(#[from] Malformed),
     /// The program stopped sending.
     #[error("the body of the request is incomplete")]
     Incomplete,
@@ -71,7 +77,7 @@ impl Refusal {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Misdirected(Misdirected::Elsewhere { .. }) => StatusCode::MISDIRECTED_REQUEST,
-            Self::Misdirected(_) | Self::Incomplete => StatusCode::BAD_REQUEST,
+            Self::Misdirected(_) | Self::Incomplete | Self::Message(_) => StatusCode::BAD_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Caller(_)
@@ -95,6 +101,7 @@ impl Refusal {
             Self::Method => "method",
             Self::Caller(_) => "caller",
             Self::TooLarge(_) => "too_large",
+            Self::Message(_) => "message",
             Self::Incomplete => "incomplete",
             Self::Denied { .. } => "denied",
             Self::StepUp { .. } => "step_up",
@@ -117,7 +124,18 @@ impl Refusal {
         }
     }
 
-    pub(super) fn approval(&self) -> Option<&str> {
+    /// What an MCP server would say, where it would have decided the same.
+    pub(super) fn of_call(&self) -> Option<Refused> {
+        let class = match self {
+            Self::StepUp { .. } => Class::StepUp,
+            Self::Caller(_) | Self::Denied { .. } | Self::SessionEnded(_) | Self::NotNow(_) => Class::Forbidden,
+            Self::AgentAway(_) => Class::Unavailable,
+            _ => return None,
+        };
+        Some(Refused { class, reason: self.reason(), approval: self.approval().map(str::to_owned) })
+    }
+
+    fn approval(&self) -> Option<&str> {
         match self {
             Self::StepUp { approval, .. } => Some(approval),
             _ => None,
@@ -126,6 +144,9 @@ impl Refusal {
 
     /// `{"error","reason"}`, and `approval` where there is one to ask for.
     pub(super) fn response(&self) -> Response<Body> {
+        if let Self::Message(malformed) = self {
+            return answered(malformed.answer());
+        }
         let mut body = serde_json::json!({ "error": self.as_str(), "reason": self.reason() });
         if let Some(approval) = self.approval() {
             body["approval"] = approval.into();
@@ -137,6 +158,11 @@ impl Refusal {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
+}
+
+/// What is answered in place of an MCP server.
+pub(super) fn answered(answer: Answer) -> Response<Body> {
+    Response::<Bytes>::from(answer).map(full)
 }
 
 impl From<SessionError> for Refusal {

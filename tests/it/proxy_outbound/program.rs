@@ -216,7 +216,8 @@ fn play(what: &str, how: &Value, connection: &mut dyn Connection) -> String {
             let out: OwnedFd = connection.as_fd().try_clone_to_owned().unwrap();
             let mut command = Command::new(how["program"].as_str().unwrap());
             match how["file"].as_str() {
-                Some(file) => command.arg(file).stdout(out),
+                // And lives on.
+                Some(file) => command.args([file, "-"]).stdout(out),
                 None => command.arg("-"),
             };
             panic!("{}", command.exec())

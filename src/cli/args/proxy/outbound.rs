@@ -28,6 +28,10 @@ pub struct OutboundArgs {
     /// Let the proof cover the body too, which is read whole for that, up to 4 MiB.
     #[arg(long, conflicts_with = "bearer")]
     pub cover_body: bool,
+    /// The target is an MCP server: name the tool that is called and a digest of its arguments in the proof, for policy and
+    /// approvals. What is refused is answered as MCP has it.
+    #[arg(long, conflicts_with = "bearer")]
+    pub mcp: bool,
     /// For an outside service that knows no SPIFFE: show it a bearer JWT-SVID for this audience, as
     /// `Authorization: Bearer`, which the program never sees. The service is known by its host name and a certificate from
     /// the roots of this host.
