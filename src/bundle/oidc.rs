@@ -124,7 +124,8 @@ fn signed_by(key: &Jwk) -> Option<&'static str> {
     SIGNING.into_iter().find(|algorithm| key.fits(*algorithm)).map(|algorithm| algorithm.name())
 }
 
-#[cfg(all(test, feature = "agent"))]
+#[cfg(test)]
+#[cfg(feature = "agent")]
 mod tests {
     use std::collections::BTreeSet;
 

@@ -92,6 +92,7 @@ fn plan(args: WriteArgs) -> Result<Plan, Failure> {
         owner: one.owner,
         group: one.group,
         password_file: one.password_file,
+        oidc_issuer: one.oidc_issuer,
         signal: one.signal,
         pid_file: one.pid_file,
         process: one.process,

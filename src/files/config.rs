@@ -117,6 +117,8 @@ mod tests {
             ("files = { key = \"x\", crl = \"x\" }", "write.toml:1:1: two files are called `x`"),
             ("files.federated = \"x\"", "write.toml:1:1: the name of federated bundles needs `{trust_domain}`"),
             ("files.pkcs12 = \"x\"", "write.toml:1:1: PKCS#12 needs a password"),
+            ("files.oidc_discovery = \"x\"", "write.toml:1:1: a discovery document needs the issuer"),
+            ("oidc_issuer = \"http://x\"", "write.toml:3:15: `http://x` is not an issuer's URL"),
             ("password_file = \"/nowhere\"", "write.toml:1:1: the password cannot be read: cannot open `/nowhere`"),
             ("jwt = [{ audience = [], file = \"t\" }]", "write.toml:1:1: the token `t` has no audience"),
             ("[[output]]\ndirectory = \"/x\"", "write.toml:3:1: `/x` is the directory of two outputs"),

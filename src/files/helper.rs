@@ -186,6 +186,7 @@ impl Raw {
             uid: None,
             gid: None,
             password: None,
+            issuer: None,
             reloads,
         };
         // It says so itself where a key is to be readable by everybody.

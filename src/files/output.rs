@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::reload::Reload;
 use crate::base::durable::{self, DurableError};
 use crate::base::secret::Secret;
+use crate::bundle::oidc::IssuerUrl;
 use crate::client::export::Choice;
 use crate::id::SpiffeId;
 use crate::x509::pkcs12::{Password, Pkcs12Error};
@@ -52,6 +53,10 @@ pub enum Part {
     JwtBundles,
     /// The bundle of the SVID's own trust domain as SPIFFE writes it.
     SpiffeBundle,
+    /// The discovery document of OpenID Connect for the tokens of the SVID's own trust domain.
+    OidcDiscovery,
+    /// The keys of those tokens, as the discovery document names them.
+    OidcJwks,
     /// The authorities of each other trust domain, in PEM; its name is in the file's name.
     Federated,
     /// A JWT-SVID for these audiences.
@@ -62,6 +67,10 @@ impl Part {
     /// Whether whoever reads it can pretend to be the workload.
     pub fn is_secret(&self) -> bool {
         matches!(self, Self::Key | Self::Combined | Self::KeyDer | Self::Pkcs12 | Self::Jwt(_))
+    }
+
+    fn needs_issuer(&self) -> bool {
+        matches!(self, Self::OidcDiscovery)
     }
 
     fn needs_password(&self) -> bool {
@@ -142,6 +151,10 @@ fn optional_signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     signal(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
 }
 
+fn optional_issuer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IssuerUrl>, D::Error> {
+    IssuerUrl::parse(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
+}
+
 fn optional_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SpiffeId>, D::Error> {
     let text = String::deserialize(deserializer)?;
     let not_one = |error| serde::de::Error::custom(format!("`{text}` is not a SPIFFE ID: {error}"));
@@ -185,6 +198,9 @@ pub struct Draft {
     pub group: Option<String>,
     /// The file with the password of PKCS#12.
     pub password_file: Option<PathBuf>,
+    /// The `iss` of JWT-SVIDs, below which discovery document and keys are published.
+    #[serde(deserialize_with = "optional_issuer")]
+    pub oidc_issuer: Option<IssuerUrl>,
     /// The signal that is sent to the process in `pid_file`.
     #[serde(deserialize_with = "optional_signal")]
     pub signal: Option<Signal>,
@@ -224,6 +240,10 @@ pub struct FileNames {
     pub jwks: Option<String>,
     /// [`Part::SpiffeBundle`].
     pub spiffe_bundle: Option<String>,
+    /// [`Part::OidcDiscovery`].
+    pub oidc_discovery: Option<String>,
+    /// [`Part::OidcJwks`].
+    pub oidc_jwks: Option<String>,
     /// [`Part::Federated`], with `{trust_domain}` in the name.
     pub federated: Option<String>,
 }
@@ -241,6 +261,8 @@ impl FileNames {
             (Part::Crl, self.crl),
             (Part::Jwks, self.jwks),
             (Part::SpiffeBundle, self.spiffe_bundle),
+            (Part::OidcDiscovery, self.oidc_discovery),
+            (Part::OidcJwks, self.oidc_jwks),
             (Part::Federated, self.federated),
         ];
         all.into_iter().filter_map(|(part, name)| Some((part, name?))).collect()
@@ -251,8 +273,8 @@ impl FileNames {
     /// # Errors
     /// There is no such kind.
     pub fn set(&mut self, text: &str) -> Result<(), String> {
-        let kinds =
-            "certificate, key, bundle, combined, key_der, pkcs12, truststore, crl, jwks, spiffe_bundle, federated";
+        let kinds = "certificate, key, bundle, combined, key_der, pkcs12, truststore, crl, jwks, spiffe_bundle, \
+                     oidc_discovery, oidc_jwks, federated";
         let wrong = || format!("`{text}` is not KIND=NAME, with one of the kinds {kinds}");
         let (kind, name) = text.split_once('=').ok_or_else(wrong)?;
         let place = match kind {
@@ -266,6 +288,8 @@ impl FileNames {
             "crl" => &mut self.crl,
             "jwks" => &mut self.jwks,
             "spiffe_bundle" => &mut self.spiffe_bundle,
+            "oidc_discovery" => &mut self.oidc_discovery,
+            "oidc_jwks" => &mut self.oidc_jwks,
             "federated" => &mut self.federated,
             _ => return Err(wrong()),
         };
@@ -321,6 +345,11 @@ pub enum OutputError {
     /// PKCS#12 without a password.
     #[error("PKCS#12 needs a password: name the file that has it as `password_file`")]
     NoPassword,
+    /// A discovery document of nobody.
+    #[error(
+        "a discovery document needs the issuer of the tokens, `oidc_issuer`: what `authority.jwt_issuer` is to the agent"
+    )]
+    NoIssuer,
     /// The password cannot be read.
     #[error("the password cannot be read")]
     PasswordFile(#[from] DurableError),
@@ -359,6 +388,7 @@ pub struct Output {
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
     pub(super) password: Option<Password>,
+    pub(super) issuer: Option<IssuerUrl>,
     pub(super) reloads: Vec<Reload>,
 }
 
@@ -397,6 +427,7 @@ impl Output {
             uid,
             gid,
             password,
+            issuer: draft.oidc_issuer,
             reloads,
         };
         output.check(draft.world_readable_keys)?;
@@ -422,6 +453,9 @@ impl Output {
             }
             if part.needs_password() && self.password.is_none() {
                 return Err(OutputError::NoPassword);
+            }
+            if part.needs_issuer() && self.issuer.is_none() {
+                return Err(OutputError::NoIssuer);
             }
             if matches!(part, Part::Jwt(audience) if audience.is_empty()) {
                 return Err(OutputError::NoAudience(name.clone()));

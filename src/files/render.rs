@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::output::{FileSpec, Output, Part, TRUST_DOMAIN};
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
-use crate::bundle::{Bundle, BundleError};
+use crate::bundle::{Bundle, BundleError, oidc};
 use crate::client::JwtSvid;
 use crate::client::export::X509Export;
 use crate::jwt::JwtAuthorities;
@@ -184,6 +184,11 @@ impl<'a> View<'a> {
             Part::Crl => self.x509.crls.iter().map(Crl::to_pem).collect::<String>().into_bytes(),
             Part::Jwks => self.own()?.jwt_jwks().into_bytes(),
             Part::SpiffeBundle => self.own()?.to_json()?.into_bytes(),
+            Part::OidcJwks => oidc::jwks(&self.own()?).into_bytes(),
+            Part::OidcDiscovery => match &output.issuer {
+                Some(issuer) => oidc::discovery(issuer, &self.own()?).into_bytes(),
+                None => Vec::new(),
+            },
             Part::JwtBundles => self.jwt_bundles().into_bytes(),
             Part::Federated | Part::Jwt(_) => Vec::new(),
         })
@@ -219,3 +224,6 @@ impl<'a> View<'a> {
         Value::from(encoded.collect::<Map<_, _>>()).to_string()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,7 +30,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::base::drain;
@@ -46,6 +46,8 @@ pub use self::oidc::Oidc;
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 /// No answer takes longer, another node's included.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection that is open when the agent stops has this long to end.
+const GRACE: Duration = Duration::from_secs(1);
 /// More connections at once than any probe needs.
 const MAX_CONNECTIONS: usize = 64;
 /// And of verifiers, and of other nodes.
@@ -106,14 +108,19 @@ pub struct Https {
 }
 
 impl Https {
-    /// Serves until the drain begins.
+    /// Serves until the drain begins, and returns when what was open has ended.
     pub async fn serve(self, listener: TcpListener, drain: drain::Watcher) {
         let acceptor = TlsAcceptor::from(Arc::new(self.tls.server()));
         // Streams end with the listener.
         let (listening, ended) = watch::channel(());
+        // Nothing is ever sent: it closes when the last connection is gone.
+        let (alive, mut gone) = mpsc::channel::<()>(1);
         accept(listener, drain, "https listener", MAX_TLS_CONNECTIONS, move |stream, _| {
-            let (acceptor, https, ended) = (acceptor.clone(), self.clone(), ended.clone());
+            let (acceptor, https, ended, alive) = (acceptor.clone(), self.clone(), ended.clone(), alive.clone());
             async move {
+                // Dropped last: what a connection has of the agent is then gone.
+                let _alive = alive;
+                let https = https;
                 // Why a handshake fails is logged where certificates are judged.
                 let Ok(Ok(stream)) = tokio::time::timeout(HEADER_DEADLINE, acceptor.accept(stream)).await else {
                     return;
@@ -129,6 +136,8 @@ impl Https {
         })
         .await;
         drop(listening);
+        // One that does not end is left behind.
+        let _ = tokio::time::timeout(GRACE, gone.recv()).await;
     }
 
     async fn answer(

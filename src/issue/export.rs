@@ -175,7 +175,7 @@ fn chosen<'a>(entitled: &'a Entitled, choice: &Choice) -> Result<&'a Identity, R
 }
 
 /// Whether an entry gives keys and tokens to files. One that does not says where to change it.
-fn exportable(entry: &Entry) -> Result<(), Refusal> {
+pub(super) fn exportable(entry: &Entry) -> Result<(), Refusal> {
     if entry.is_exportable() && entry.bind() != Bind::Process {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 use super::Refusal;
 
 /// So often, before the caller is told.
-pub(super) const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 3;
 
 /// Counts attempts to make a credential.
 #[derive(Debug, Default)]

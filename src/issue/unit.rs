@@ -7,7 +7,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use time::OffsetDateTime;
 
-use super::{BEARER, Bundles, Entitled, Issuer, KEY_IN_WORKLOAD, Refusal, bundles};
+use super::export::exportable;
+use super::{BEARER, Bundles, Entitled, Issuer, KEY_IN_WORKLOAD, Refusal, Tries, bundles};
 use crate::attest::StartingUnit;
 use crate::audit::{Caller, Event};
 use crate::authority::{SignedJwt, X509Svid};
@@ -15,7 +16,6 @@ use crate::bond::Tie;
 use crate::id::SpiffeId;
 use crate::ledger::{self, LedgerError, Reason, Standing};
 use crate::metrics::{Issued, Outcome};
-use crate::policy::Denial;
 use crate::registry::{Entry, Identity};
 use crate::x509::PrivateKey;
 
@@ -90,12 +90,13 @@ impl Issuer {
         unit: &StartingUnit,
         kept: Option<&Arc<UnitSvid>>,
     ) -> Result<Arc<UnitSvid>, UnitRefusal> {
-        let mut tries = 0;
+        let mut tries = Tries::default();
         loop {
             let made = self.unit_svid_inner(unit, kept).await;
-            tries += 1;
-            if tries >= super::tries::ATTEMPTS || !matches!(made, Err(UnitRefusal::Refused(Refusal::Changed))) {
-                return made;
+            let Err(UnitRefusal::Refused(refusal)) = made else { return made };
+            let refused = Err(refusal);
+            if tries.are_over(&refused) {
+                return refused.map_err(UnitRefusal::from);
             }
         }
     }
@@ -260,15 +261,15 @@ impl Issuer {
 
 /// The first identity that may be in files: the same one for every credential of a unit.
 fn identity_of(entitled: &Entitled) -> Result<&Identity, Refusal> {
-    let mut identities = entitled.identities.iter();
-    let exportable = identities.clone().find(|identity| identity.entry.is_exportable());
+    let mut refused = None;
+    for identity in &entitled.identities {
+        match exportable(&identity.entry) {
+            Ok(()) => return Ok(identity),
+            Err(refusal) => drop(refused.get_or_insert(refusal)),
+        }
+    }
     // There is at least one.
-    let none = || identities.next().map_or(Refusal::Stopping, |first| not_exportable(first).into());
-    exportable.ok_or_else(none)
-}
-
-fn not_exportable(identity: &Identity) -> Denial {
-    Denial::NotExportable(identity.entry.id().clone())
+    Err(refused.unwrap_or(Refusal::Stopping))
 }
 
 /// This start of the unit, by systemd's word.

@@ -10,7 +10,10 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tether::client::Endpoint;
 use tether::client::session::{Call, Digest, NewSession, SessionClient, SessionError, State};
-use tether::client::verifier::{Described, PublicBase, Verified, VerifierClient, VerifyLayer};
+use tether::client::tls::{Custody, PeerCertificates, X509Source};
+use tether::client::verifier::{
+    Check, CheckError, Class, Described, PublicBase, Verified, VerifierClient, VerifyLayer,
+};
 use tower::{Layer, ServiceExt};
 
 use crate::harness::{TestAgent, within};
@@ -107,4 +110,34 @@ async fn a_process_in_no_session_proves_nothing_by_the_session_client() {
     let (sessions, _) = clients(&agent);
     let outside = sessions.prove(None, &call("read")).await.unwrap_err();
     assert!(matches!(outside, SessionError::NotFound(_)), "{outside}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_tls_has_proven_is_served_without_a_proof_as_far_as_policy_goes_and_its_certificate() {
+    let agent = agent().await;
+    let (_, verifier) = clients(&agent);
+    let endpoint = Endpoint::Unix(agent.socket().to_owned());
+    let source = within(X509Source::connect_by(endpoint, Custody::Tether, agent.time())).await.unwrap();
+    let state = source.state();
+    let identity = &state.identities()[0];
+    let peer = PeerCertificates::proven(identity.chain().certificates().iter().map(|it| it.der().clone()));
+    let mut check = Check::from_peer(&Method::POST, format!("{TOOL}/read"), &HeaderMap::new(), &peer).unwrap();
+    assert!(!check.has_proof());
+    let refused = async |check: &Check| match verifier.check(check).await {
+        Err(CheckError::Refused(refused)) => (refused.class, refused.reason),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&check).await, (Class::Forbidden, "no_session".to_owned()));
+
+    check.require_session = false;
+    let verified = verifier.check(&check).await.unwrap();
+    assert_eq!((&verified.spiffe_id, verified.proven, verified.session), (identity.id(), false, None));
+    assert_eq!((verified.binding, verified.expires_at), (3, identity.not_after()));
+
+    let forbid = r#"forbid (principal, action == Action::"reach", resource) unless { context.proof };"#;
+    agent.write_policies("proof.cedar", forbid).await;
+    assert_eq!(refused(&check).await, (Class::Forbidden, "policy".to_owned()));
+    agent.remove_policies("proof.cedar").await;
+    agent.clock().advance(Duration::from_secs(16 * 60));
+    assert_eq!(refused(&check).await, (Class::Unproven, "peer_expired".to_owned()));
 }

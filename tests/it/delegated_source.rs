@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tether::client::session::{Call, SessionClient, SessionError, Within};
-use tether::client::tls::{Custody, Cut, Guard, PeerCertificates, SourceError, Standing, X509Source};
+use tether::client::tls::{Authorize, Custody, Cut, Guard, PeerCertificates, SourceError, Standing, X509Source};
 use tether::client::{ActFor, Endpoint};
 
 use crate::another::Another;
@@ -18,7 +18,6 @@ fn entries(may_act_for: &str) -> String {
 id = "everyone"
 spiffe_id = "spiffe://dev.tether.internal/agent/a"
 match = ["unix:uid:{uid}"]
-audiences = ["https://outside.example/"]
 owner = "team"
 may_act_for = [{may_act_for}]
 "#,
@@ -57,7 +56,7 @@ async fn a_proxy_presents_what_its_program_is_until_that_has_ended() {
     let program = within(own.on_behalf_of(act_for(&another))).await.unwrap();
     assert_eq!(program.standing(), Standing::Live);
     assert_ne!(presented(&program), presented(&own), "each process has a certificate of its own");
-    let guard = Guard::new(&program, &tether::client::tls::Authorize::Anyone, &presented(&own)).unwrap();
+    let guard = Guard::new(&program, &Authorize::Anyone, &presented(&own)).unwrap();
 
     another.end();
     let reason = within(program.ended()).await;
@@ -80,7 +79,8 @@ async fn a_proxy_that_may_no_longer_act_for_its_program_has_nothing_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delegate_proves_and_mints_in_the_session_of_its_program_and_outside_when_there_is_none() {
-    let agent = agent().await;
+    // Under --dev policy permits sessions, and the entry lets every process of this user act for the others.
+    let agent = TestAgent::start().await;
     agent.clock().advance(Duration::from_secs(2));
     let mut another = Another::start(agent.socket());
     let sessions = SessionClient::new(Endpoint::Unix(agent.socket().to_owned())).on_behalf_of(act_for(&another));

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
+use tether::api::credentials::LARGEST_CREDENTIAL;
 use tether::audit::Event;
 use tokio::io::AsyncReadExt;
 
@@ -38,11 +39,13 @@ async fn ask_as(agent: &TestAgent, address: Option<&str>) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn whoever_is_not_systemd_gets_no_byte_whatever_address_it_has_and_is_recorded() {
+async fn whoever_is_not_systemd_gets_zeros_alone_whatever_address_it_has_and_is_recorded() {
     let agent = listening().await;
     for address in [Some(format!("{:x}/unit/billing.service/svid_key.pem", std::process::id())), None] {
         let mut events = agent.audit();
-        assert_eq!(ask_as(&agent, address.as_deref()).await, b"");
+        let answer = ask_as(&agent, address.as_deref()).await;
+        assert!(answer.len() > LARGEST_CREDENTIAL, "should it be systemd after all, the unit must not start");
+        assert!(answer.iter().all(|byte| *byte == 0));
         let refused = event(&mut events, |event| matches!(event, Event::ConnectionRefused { .. })).await;
         let Event::ConnectionRefused { caller, reason, .. } = refused else { unreachable!("picked above") };
         assert_eq!((reason, caller.pid), ("not_systemd", std::process::id().cast_signed()));

@@ -153,7 +153,7 @@ mod tests {
             "1/unit/a.timer/x",
             "1/unit/../x",
             "1/unit/a b.service/x",
-            "\01/unit/a.service/x",
+            "\u{0}1/unit/a.service/x",
             &long,
         ] {
             assert_eq!(Asked::parse(address.as_bytes()), None, "{address:?}");

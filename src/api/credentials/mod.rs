@@ -1,13 +1,14 @@
 //! SVIDs as systemd credentials: units name the socket in `LoadCredential=NAME:/run/tether/credentials.sock`.
 //!
 //! # What is promised
-//! - Nobody is answered but systemd itself, on its way to start the unit ([`SystemdCaller`]); and the unit is the one that
-//!   systemd, asked on its own, says that this process is in. The address of the caller alone is nobody's evidence.
+//! - Nobody is given anything but systemd itself, on its way to start the unit ([`SystemdCaller`]); and the unit is the
+//!   one that systemd, asked on its own, says that this process is in. The address of the caller alone is no evidence.
 //! - All that one start of a unit is given comes from one issued SVID: certificate and key match, whatever the order in
 //!   which they are asked for. It stands until that start is over.
 //! - A refusal keeps the unit from starting. The protocol has no word for "no", and an answer without a byte would be an
-//!   empty credential; but systemd takes no credential above a size, so more than that is sent
-//!   ([`LARGEST_CREDENTIAL`]).
+//!   empty credential; but systemd takes no credential above a size, so more than that is sent, in zeros
+//!   ([`LARGEST_CREDENTIAL`]). Whoever is not believed gets the same: should it be systemd after all, its unit does not
+//!   start with nothing in its hands.
 //!
 //! # What is not
 //! A credential is a key or token in a file, which systemd keeps in memory that only the unit's user can read: whoever can
@@ -43,35 +44,17 @@ use crate::x509::{Chain, X509Error, pkcs8_to_pem};
 pub const LARGEST_CREDENTIAL: usize = 1024 * 1024;
 /// Nobody waits longer for an answer: systemd waits for it before it starts the unit.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Callers at once. Only root can connect, and systemd asks one question after the other for each unit.
+/// Callers that are answered at once; the others wait. Only root can connect.
 const MAX_CONNECTIONS: usize = 256;
 /// What a refusal is sent in.
 const ZEROS: [u8; 16 * 1024] = [0; 16 * 1024];
 
-/// Why a caller gets nothing at all.
-#[derive(Debug, Error)]
-pub enum Disbelief {
-    /// It is not systemd.
-    #[error("only systemd is answered on this socket: {0}")]
-    Caller(#[from] NotSystemd),
-    /// It is, and it does not say what it wants.
-    #[error("the caller's address does not say which credential of which unit is asked for")]
-    Address,
-}
-
-impl Disbelief {
-    /// A stable name for metrics and audit.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Caller(_) => "not_systemd",
-            Self::Address => "address",
-        }
-    }
-}
-
 /// Why systemd does not get a credential for a unit.
 #[derive(Debug, Error)]
 pub enum NotGiven {
+    /// The caller is systemd, and its address does not say what it wants.
+    #[error("the caller's address does not say which credential of which unit is asked for")]
+    Address,
     /// There is no such credential.
     #[error(
         "there is no credential of this name; there are svid.pem (tls.crt), svid_key.pem (tls.key), svid-with-key.pem, \
@@ -102,6 +85,7 @@ impl NotGiven {
     /// A stable name for metrics and audit.
     pub fn as_str(&self) -> &'static str {
         match self {
+            Self::Address => "address",
             Self::Name => "unknown_credential",
             Self::Unit(_) => "unknown_unit",
             Self::Refused(refusal) => refusal.as_str(),
@@ -166,19 +150,21 @@ impl Credentials {
         let (mut ended, mut entries) = (self.issuer.ledger.revocations(), self.issuer.registry.clone());
         let (exhaustion, slots) = (Exhaustion::default(), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
         loop {
+            // Whoever finds no place waits in the queue of the socket: to hang up would be an empty credential.
+            let next = async { (slots.clone().acquire_owned().await, listener.listener.accept().await) };
             tokio::select! {
+                // Those in the queue see the connection broken, which is a refusal; those who were let in are answered.
                 () = drain.draining() => return,
                 // The agent outlives neither of the two senders without draining first.
                 Ok(()) = ended.changed() => self.forget_ended().await,
                 Ok(()) = entries.changed() => self.forget_ended().await,
-                accepted = listener.listener.accept() => match accepted {
+                (slot, accepted) = next => match accepted {
                     Ok((socket, _)) => {
                         exhaustion.over();
-                        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
-                        let service = self.clone();
+                        let (service, until_answered) = (self.clone(), drain.clone());
                         tokio::spawn(async move {
                             service.answer(socket).await;
-                            drop(slot);
+                            drop((slot, until_answered));
                         });
                     }
                     Err(error) => exhaustion.wait_out("credentials socket", &error).await,
@@ -187,32 +173,33 @@ impl Credentials {
         }
     }
 
-    /// Answers one caller: with the credential, with a refusal, or, if it is not systemd, not at all.
+    /// Answers one caller: with the credential, or with the refusal, which is the same for all.
     async fn answer(&self, mut socket: UnixStream) {
-        let (caller, asked) = match self.question(&socket) {
-            Ok(question) => question,
-            Err(disbelief) => return self.record_disbelief(&socket, &disbelief),
+        let given = match SystemdCaller::of(&self.issuer.instances, &socket) {
+            Ok(caller) => self.in_time(&caller, asked_by(&socket)).await,
+            Err(disbelief) => {
+                self.record_disbelief(&socket, &disbelief);
+                None
+            }
         };
-        let given = tokio::time::timeout(DEADLINE, self.credential(&caller, &asked)).await;
         let sending = async {
-            match given.unwrap_or(Err(NotGiven::Late)) {
-                Ok(credential) => socket.write_all(credential.expose()).await,
-                Err(refusal) => {
-                    self.record_refusal(&caller, &asked, &refusal);
-                    refuse(&mut socket).await
-                }
+            match given {
+                Some(credential) => socket.write_all(credential.expose()).await,
+                None => refuse(&mut socket).await,
             }
         };
         // Who hangs up has its reasons, and who does not read gets no more of our time.
         let _ = tokio::time::timeout(DEADLINE, sending).await;
     }
 
-    /// Who asks, and for what.
-    fn question(&self, socket: &UnixStream) -> Result<(SystemdCaller, Asked), Disbelief> {
-        let caller = SystemdCaller::of(&self.issuer.instances, socket)?;
-        let address = std::os::unix::net::SocketAddr::from(socket.peer_addr().map_err(|_| Disbelief::Address)?);
-        let asked = address.as_abstract_name().and_then(Asked::parse).ok_or(Disbelief::Address)?;
-        Ok((caller, asked))
+    /// What systemd gets; a refusal is recorded.
+    async fn in_time(&self, caller: &SystemdCaller, asked: Option<Asked>) -> Option<Secret<Vec<u8>>> {
+        let given = match &asked {
+            Some(asked) => tokio::time::timeout(DEADLINE, self.credential(caller, asked)).await,
+            None => Ok(Err(NotGiven::Address)),
+        };
+        let given = given.unwrap_or(Err(NotGiven::Late));
+        given.map_err(|refusal| self.record_refusal(caller, asked.as_ref(), &refusal)).ok()
     }
 
     /// One straight path: what is asked for, of which unit, is it entitled to it, is it written down, is systemd still
@@ -301,18 +288,20 @@ impl Credentials {
         self.starts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn record_disbelief(&self, socket: &UnixStream, disbelief: &Disbelief) {
+    fn record_disbelief(&self, socket: &UnixStream, disbelief: &NotSystemd) {
         let known = peer_credentials(socket).ok();
         let (pid, uid) = known.map_or((0, u32::MAX), |sender| (sender.pid, sender.uid));
         let instance = self.issuer.instances.of_peer(socket).map(|instance| instance.id().to_string());
         let caller = Caller { instance: instance.unwrap_or_default(), pid, uid };
-        let reason = disbelief.as_str();
+        let (reason, detail) = ("not_systemd", format!("only systemd is answered on this socket: {disbelief}"));
+        tracing::warn!(pid, uid, %disbelief, "a caller that is not systemd asks for a credential");
         self.issuer.metrics.connections_refused.get_or_create(&metrics::Reason { reason }).inc();
-        self.issuer.audit.record(Event::ConnectionRefused { caller, reason, detail: disbelief.to_string() });
+        self.issuer.audit.record(Event::ConnectionRefused { caller, reason, detail });
     }
 
-    fn record_refusal(&self, caller: &SystemdCaller, asked: &Asked, refusal: &NotGiven) {
-        let (unit, name, reason) = (asked.unit.as_str(), &asked.name, refusal.as_str());
+    fn record_refusal(&self, caller: &SystemdCaller, asked: Option<&Asked>, refusal: &NotGiven) {
+        let (unit, name) = asked.map_or(("", ""), |asked| (asked.unit.as_str(), &*asked.name));
+        let reason = refusal.as_str();
         tracing::warn!(unit, credential = name, %refusal, "a unit gets no credential, and is not started");
         self.issuer.metrics.refused.get_or_create(&metrics::Reason { reason }).inc();
         let instance = caller.instance();
@@ -320,6 +309,12 @@ impl Credentials {
         let detail = format!("credential `{name}` of `{unit}`: {refusal}");
         self.issuer.audit.record(Event::Refused { caller, reason, detail });
     }
+}
+
+/// What is asked for, by the caller's address.
+fn asked_by(socket: &UnixStream) -> Option<Asked> {
+    let address = std::os::unix::net::SocketAddr::from(socket.peer_addr().ok()?);
+    address.as_abstract_name().and_then(Asked::parse)
 }
 
 /// Sends more than systemd takes as a credential, so that the unit does not start.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, ArgGroup, Args, ValueEnum};
 use nix::sys::signal::Signal;
 
+use crate::bundle::oidc::IssuerUrl;
 use crate::files::{FileNames, Layout, Mode, Names, signal};
 use crate::id::SpiffeId;
 
@@ -82,7 +83,8 @@ pub struct OneOutput {
     #[arg(long, value_enum, requires = "directory")]
     pub names: Option<NamesName>,
     /// A file by what is in it: certificate, key, bundle, combined (key and chain in one), key_der, pkcs12, truststore,
-    /// crl, jwks, spiffe_bundle, federated (with {trust_domain} in its name). Can be repeated.
+    /// crl, jwks, spiffe_bundle, oidc_discovery and oidc_jwks (for outside services), federated (with {trust_domain} in its
+    /// name). Can be repeated.
     #[arg(long = "file", value_name = "KIND=NAME", requires = "directory", action = ArgAction::Append)]
     pub files: Vec<String>,
     /// A JWT-SVID for an audience, in a file. Repeated with the same file, it is for all of the audiences.
@@ -106,6 +108,9 @@ pub struct OneOutput {
     /// The file with the password of PKCS#12.
     #[arg(long, value_name = "FILE", requires = "directory")]
     pub password_file: Option<PathBuf>,
+    /// The `iss` of JWT-SVIDs, for --file oidc_discovery=NAME.
+    #[arg(long, value_name = "URL", value_parser = IssuerUrl::parse, requires = "directory")]
+    pub oidc_issuer: Option<IssuerUrl>,
     /// Put the authorities of federated trust domains into the bundle too.
     #[arg(long, requires = "directory")]
     pub federated_in_bundle: bool,

@@ -262,10 +262,12 @@ async fn a_client_that_acts_for_another_process_says_so_in_every_request_and_beg
         ..Call::new("GET", "https://a/")
     };
     assert!(matches!(delegate.prove_any(&call).await, Err(SessionError::NotFound(_))));
-    let script = fake.0.lock().expect("unpoisoned");
-    assert_eq!(script.named, [named, named, named, named]);
-    assert_eq!((script.proven[0].scheme(), script.proven[0].nonce.as_str()), (wire::prove_request::Scheme::Dpop, "n"));
-    drop(script);
+    {
+        let script = fake.0.lock().expect("unpoisoned");
+        assert_eq!(script.named, [named, named, named, named]);
+        let proven = &script.proven[0];
+        assert_eq!((proven.scheme(), proven.nonce.as_str()), (wire::prove_request::Scheme::Dpop, "n"));
+    }
 
     let wish = NewSession::new("billing/refund", "https://a/");
     let refused = [
@@ -284,8 +286,9 @@ async fn a_client_that_acts_for_another_process_says_so_in_every_request_and_beg
 #[tokio::test]
 async fn a_bearer_token_is_of_the_session_if_there_is_one_where_either_will_do() {
     let in_none = || with(Status::invalid_argument("in no session"), "tether-denial", "no_session");
-    // Which session was asked for, and whether none would do, by wish; with and without a session.
-    let cases: [(Within<'_>, bool, &[(&str, bool)]); 5] = [
+    // Which session was asked for, and whether none would do.
+    type Asked = (&'static str, bool);
+    let cases: [(Within<'_>, bool, &[Asked]); 5] = [
         (Within::Session(Some("n.1")), true, &[("n.1", false)]),
         (Within::NoSession, true, &[("", true)]),
         (Within::SessionIfAny, true, &[("", false)]),

@@ -21,6 +21,7 @@ mod tasks;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use http::Uri;
@@ -156,6 +157,7 @@ pub enum StartError {
 /// What all connections of a proxy share.
 struct Shared {
     source: X509Source,
+    custody: Custody,
     authorize: Authorize,
     acceptor: TlsAcceptor,
     identity: Option<SpiffeId>,
@@ -250,13 +252,14 @@ pub async fn build(settings: Inbound) -> Result<Bound, StartError> {
         Some(address) => {
             let listener = TcpListener::bind(address).await.map_err(listen(address.to_string()))?;
             let health = Health { readiness: readiness.clone(), registry: Arc::new(registry) };
-            Some((listener, Http { health, introspection: None }))
+            Some((listener, Http { health, introspection: None, oidc: None }))
         }
         None => None,
     };
     let upstream = Upstream::new(Connector::to(settings.upstream), settings.upstream_http2, &limits, clock.clone());
     let verifier = settings.policy.then(|| VerifierClient::new(endpoint));
     let shared = Shared {
+        custody: settings.custody,
         authorize,
         acceptor: TlsAcceptor::from(Arc::new(tls)),
         identity: identity.clone(),
@@ -277,7 +280,7 @@ pub async fn build(settings: Inbound) -> Result<Bound, StartError> {
 }
 
 impl Bound {
-    /// Serves until `shutdown` completes. Then nothing new begins, and what is open has [`Limits::drain`] to finish.
+    /// Serves until `shutdown` completes, on a runtime with several threads. Then nothing new begins, and what is open has [`Limits::drain`] to finish.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { listener, http, readiness, shared, .. } = self;
         let (trigger, watcher) = drain::channel();
@@ -345,7 +348,12 @@ async fn accept(listener: Listener, shared: Arc<Shared>, drain: drain::Watcher) 
 /// Serves one connection until it and everything that came of it is over.
 async fn connection(shared: Arc<Shared>, accepted: Accepted, seat: Seat, drain: drain::Watcher) {
     let (from, place) = (accepted.from, accepted.to_string());
-    let handshake = shared.acceptor.accept(accepted.socket);
+    let mut accepting = shared.acceptor.accept(accepted.socket);
+    // A handshake may wait for the agent on its thread: what else that thread had to do is done by another one meanwhile.
+    let handshake = std::future::poll_fn(|cx| match shared.custody {
+        Custody::Tether => tokio::task::block_in_place(|| Pin::new(&mut accepting).poll(cx)),
+        Custody::Program => Pin::new(&mut accepting).poll(cx),
+    });
     let mut stop = shared.stop.watch();
     let stream = tokio::select! {
         stream = handshake => match stream {

@@ -309,6 +309,30 @@ fn a_refused_request_is_answered_by_an_error_that_says_what_to_do() {
 }
 
 #[test]
+fn what_to_do_follows_from_why_it_was_refused() {
+    let said = |class, reason: &str, approval: Option<&str>| {
+        let why = Refused { class, reason: reason.to_owned(), approval: approval.map(str::to_owned) };
+        let body: Value = serde_json::from_slice(&read(CALL).unwrap().refused(&why).body).unwrap();
+        (body["error"]["message"].as_str().unwrap().to_owned(), body["error"]["data"]["how"].clone())
+    };
+    let rows = [
+        (Class::StepUp, "step_up", Some("a1"), "`tether approval approve a1`"),
+        (Class::StepUp, "step_up", None, "`tether proxy outbound --mcp`"),
+        (Class::Forbidden, "policy", None, "policy does not allow it"),
+        (Class::Forbidden, "policy_denied", None, "policy does not allow it"),
+        (Class::Forbidden, "no_session", None, "`tether run`"),
+        (Class::Forbidden, "target", None, "(`target`)"),
+        (Class::Unproven, "unproven", None, "not proven"),
+        (Class::Unavailable, "busy", None, "try again"),
+    ];
+    for (class, reason, approval, expected) in rows {
+        let (message, how) = said(class, reason, approval);
+        assert!(message.starts_with("the tool `read` was refused: ") && message.contains(expected), "{message}");
+        assert_eq!(how.is_string(), approval.is_some(), "{message}");
+    }
+}
+
+#[test]
 fn the_id_in_an_error_is_the_one_that_was_sent() {
     for id in ["0", "-1", "9007199254740993", r#""""#, r#""a\"\u0041\ud83d\ude00""#, r#""7""#] {
         let message = read(&format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#)).unwrap();

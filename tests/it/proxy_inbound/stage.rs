@@ -1,8 +1,10 @@
 //! An agent, the proxy, a tool behind it and clients in front.
 
 use std::future::Future;
+use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ use tether::client::tls::{Authorize, Custody, PeerVerifier, X509Source, client_c
 use tether::id::SpiffeId;
 use tether::proxy::inbound::{Inbound, build};
 use tether::proxy::{Address, Body, BoxError, empty, full};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -270,6 +272,8 @@ impl Stage {
         let mut settings = Inbound {
             upstream_http2: http2,
             identity: Some(id("server")),
+            // The agent is in this very process: a handshake that waits for it keeps a thread that it may need.
+            custody: Custody::Program,
             clock: agent.time(),
             ..Inbound::new(endpoint.clone(), Address::parse("127.0.0.1:0").unwrap(), upstream.clone())
         };
@@ -468,8 +472,8 @@ impl Stage {
 /// `tether proxy inbound` as a process, in front of the same tool.
 pub struct Process {
     pub address: SocketAddr,
-    child: tokio::process::Child,
-    log: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
+    child: Child,
+    log: mpsc::UnboundedReceiver<String>,
 }
 
 impl Process {
@@ -481,21 +485,20 @@ impl Process {
             stage.upstream,
             id("server"),
         );
-        let mut child = tokio::process::Command::new("sh")
+        let mut child = Command::new("sh")
             .args(["-c", &command])
             .env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", stage.agent.socket().display()))
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .kill_on_drop(true)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut printed = BufReader::new(child.stdout.take().unwrap()).lines();
-        let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut printed = lines(child.stdout.take().unwrap());
+        let log = lines(child.stderr.take().unwrap());
         let mut address = None;
-        while let Some(line) = within(printed.next_line()).await.unwrap() {
+        while let Some(line) = within(printed.recv()).await {
             if let Some(listening) = line.strip_prefix("listening on") {
-                address = Some(listening.trim_start_matches(':').trim().parse().unwrap());
+                address = Some(listening.trim().parse().unwrap());
             }
             if line == "ready" {
                 break;
@@ -506,23 +509,38 @@ impl Process {
 
     /// Waits for a line of its log.
     pub async fn logs(&mut self, what: &str) {
-        within(async {
-            loop {
-                let line = self.log.next_line().await.unwrap().expect("it logs");
-                if line.contains(what) {
-                    return;
-                }
-            }
-        })
-        .await;
+        while !within(self.log.recv()).await.expect("it logs").contains(what) {}
     }
 
     /// Whether SIGTERM ends it with success.
     pub async fn ends_in_order(&mut self) -> bool {
-        let pid = Pid::from_raw(self.child.id().unwrap().cast_signed());
-        kill(pid, Signal::SIGTERM).unwrap();
-        within(self.child.wait()).await.unwrap().success()
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        within(async {
+            loop {
+                match self.child.try_wait().unwrap() {
+                    Some(status) => return status.success(),
+                    None => tokio::task::yield_now().await,
+                }
+            }
+        })
+        .await
     }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines of an output, read by a thread of its own.
+fn lines(output: impl Read + Send + 'static) -> mpsc::UnboundedReceiver<String> {
+    let (send, lines) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| send.send(line))
+    });
+    lines
 }
 
 /// The agent's clock, as rustls asks for it.

@@ -66,13 +66,12 @@ async fn who_is_not_let_in_learns_it_in_the_handshake_and_the_tool_sees_nothing(
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_certificate_is_refused_in_the_handshake() {
     let stage = Stage::start().await;
-    let mut victim = crate::revocation::Victim::of(&stage.agent).await;
+    let victim = crate::revocation::Victim::of(&stage.agent).await;
     let stolen = victim.stolen();
     stage.renewed().await;
     stage.agent.clock().advance(Duration::from_secs(6 * 60));
     let refused = told(&stage, stage.tls_stolen(&stolen)).await;
     assert_eq!(refused, Some(rustls::Error::AlertReceived(Alert::CertificateExpired)));
-    victim.die(&stage.agent).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,8 @@ use crate::proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, Spif
 use crate::proto::workload::*;
 use crate::x509::{KeyType, PrivateKey};
 
+/// Of a process; `None` for nothing yet.
+type Said = Option<Result<HoldX509Response, Status>>;
 type Stream<T> = BoxStream<'static, Result<T, Status>>;
 
 /// An agent that holds keys.
@@ -26,7 +28,7 @@ pub(super) struct FakeAgent(Arc<Inner>);
 struct Inner {
     hold: watch::Sender<Option<HoldX509Response>>,
     /// What it says of other processes, by their numbers.
-    others: Mutex<HashMap<i32, watch::Sender<Option<Result<HoldX509Response, Status>>>>>,
+    others: Mutex<HashMap<i32, watch::Sender<Said>>>,
     fetch: watch::Sender<Option<X509svidResponse>>,
     bundles: watch::Sender<Option<X509BundlesResponse>>,
     keys: Mutex<HashMap<String, PrivateKey>>,
@@ -70,7 +72,7 @@ impl FakeAgent {
         self.other(pid).closed().await;
     }
 
-    fn other(&self, pid: i32) -> watch::Sender<Option<Result<HoldX509Response, Status>>> {
+    fn other(&self, pid: i32) -> watch::Sender<Said> {
         let mut others = self.0.others.lock().expect("no test panicked with the lock");
         others.entry(pid).or_insert_with(|| watch::Sender::new(None)).clone()
     }
