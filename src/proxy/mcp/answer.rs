@@ -100,7 +100,9 @@ pub(super) fn refusal(refused: &Refused, id: Option<&str>, what: &str) -> String
         Class::StepUp => PRECONDITION_REQUIRED,
         _ => i64::from(status(refused).as_u16()),
     };
-    let mut data = json!({ "reason": refused.reason });
+    // The agent's side knows it in words of its own: why a person is asked.
+    let reason = if refused.class == Class::StepUp { "step_up" } else { &refused.reason };
+    let mut data = json!({ "reason": reason });
     if let Some(approval) = &refused.approval {
         data["approval"] = approval.as_str().into();
         data["how"] = format!("tether approval approve {approval}").into();
