@@ -272,8 +272,6 @@ impl Stage {
         let mut settings = Inbound {
             upstream_http2: http2,
             identity: Some(id("server")),
-            // The agent is in this very process: a handshake that waits for it keeps a thread that it may need.
-            custody: Custody::Program,
             clock: agent.time(),
             ..Inbound::new(endpoint.clone(), Address::parse("127.0.0.1:0").unwrap(), upstream.clone())
         };
