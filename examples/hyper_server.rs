@@ -31,6 +31,7 @@ async fn main() -> Result<(), AnyError> {
     Ok(mtls::serve(listener, source, client, tower::service_fn(greet)).await?)
 }
 
+/// Says who called, as TLS showed it.
 pub async fn greet<B>(request: Request<B>) -> Result<Response<String>, Infallible> {
     let leaf = request.extensions().get::<PeerCertificates>().and_then(|peer| peer.as_slice().first());
     let caller = leaf.and_then(|leaf| Certificate::from_der(leaf).ok()?.svid_id().ok());

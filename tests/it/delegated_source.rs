@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tether::client::session::{Call, SessionClient, SessionError, Within};
-use tether::client::tls::{Custody, Cut, Guard, PeerCertificates, SourceError, Standing, X509Source};
+use tether::client::tls::{Authorize, Custody, Cut, Guard, PeerCertificates, SourceError, Standing, X509Source};
 use tether::client::{ActFor, Endpoint};
 
 use crate::another::Another;

@@ -43,6 +43,7 @@ const { client, call, version, StreamableHTTPClientTransport, StdioClientTranspo
 const transport = where === '--stdio'
     ? new StdioClientTransport({ command: command[0], args: command.slice(1), env: process.env })
     : new StreamableHTTPClientTransport(new URL(where));
+client.onerror = error => say({ lost: error.message });
 try {
     await client.connect(transport);
     say({ connected: version() });

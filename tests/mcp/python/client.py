@@ -4,7 +4,8 @@
     python client.py auto|legacy --stdio COMMAND...
 
 Takes one JSON object a line: `{"list": true}`, or `{"call": TOOL, "arguments": {..}}`; prints what comes of it: `{"connected": VERSION}`,
-`{"tools": [..]}`, `{"progress": N}`, `{"text": ..}`, `{"error": {..}}` for an error of JSON-RPC, `{"broken": ..}` for any other.
+`{"tools": [..]}`, `{"progress": N}`, `{"text": ..}`, `{"error": {..}}` for an error of JSON-RPC, `{"broken": ..}` for any other;
+the clients on npm also `{"lost": ..}` when a stream breaks.
 """
 
 import asyncio
