@@ -200,19 +200,9 @@ impl Behind {
                 let headers = head.headers.iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap()));
                 let said: String = authority.into_iter().chain(headers).collect();
                 let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-                full(format!("{line}\n{said}\n{}", String::from_utf8_lossy(&body))).into_response()
+                Response::new(full(format!("{line}\n{said}\n{}", String::from_utf8_lossy(&body))))
             }
         }
-    }
-}
-
-trait IntoResponse {
-    fn into_response(self) -> Response<Body>;
-}
-
-impl IntoResponse for Body {
-    fn into_response(self) -> Response<Body> {
-        Response::new(self)
     }
 }
 
@@ -238,10 +228,7 @@ impl Stage {
     }
 
     pub async fn behind(http2: bool, configure: impl FnOnce(&mut Inbound)) -> Self {
-        Self::of(crate::revocation::agent().await, http2, configure).await
-    }
-
-    pub async fn of(agent: TestAgent, http2: bool, configure: impl FnOnce(&mut Inbound)) -> Self {
+        let agent = crate::revocation::agent().await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = Address::parse(&listener.local_addr().unwrap().to_string()).unwrap();
         Self::all(agent, ToolListener::Tcp(listener), upstream, http2, configure).await
@@ -272,8 +259,6 @@ impl Stage {
         let mut settings = Inbound {
             upstream_http2: http2,
             identity: Some(id("server")),
-            // The agent is in this very process: a handshake that waits for it keeps a thread that it may need.
-            custody: Custody::Program,
             clock: agent.time(),
             ..Inbound::new(endpoint.clone(), Address::parse("127.0.0.1:0").unwrap(), upstream.clone())
         };
