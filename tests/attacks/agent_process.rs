@@ -10,6 +10,8 @@ use tether::proto::admin::ShowBundlesRequest;
 use tether::proto::admin::bundles_client::BundlesClient;
 use tether::x509::Crl;
 
+use crate::scene::EVERYTHING;
+
 /// A running agent.
 pub struct AgentProcess {
     child: Child,
@@ -23,6 +25,7 @@ impl AgentProcess {
         std::fs::create_dir_all(dir.join("entries.d")).unwrap();
         std::fs::write(dir.join("entries.d/all.toml"), entries).unwrap();
         std::fs::create_dir_all(dir.join("policies")).unwrap();
+        std::fs::write(dir.join("policies/all.cedar"), EVERYTHING).unwrap();
         let config = format!(
             "trust_domain = \"dev.tether.internal\"\nstate_dir = \"{}\"\nentries_dir = \"{}\"\npolicies_dir = \"{}\"\n\
              [listen]\nworkload = \"{}\"\nadmin = \"{}\"\n[attest]\ndeadline = \"20s\"\n",

@@ -39,8 +39,8 @@ pub const URI: &str = "https://tool.example.com/charge";
 pub const P256: u32 = 0x0403;
 
 /// Sessions may be begun and used by everybody who has an identity: what else refuses them is what is tried here.
-const EVERYTHING: &str = r#"permit (principal, action in
-    [Action::"start", Action::"delegate", Action::"mint", Action::"call"], resource);"#;
+pub const EVERYTHING: &str = r#"permit (principal, action in
+    [Action::"start", Action::"delegate", Action::"mint", Action::"call", Action::"reach"], resource);"#;
 
 /// One attack's place.
 pub struct Scene {

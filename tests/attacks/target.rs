@@ -18,6 +18,7 @@ use tokio::sync::broadcast;
 use crate::http2::PRIZE;
 use crate::naive::Naive;
 use crate::roles::{GOT, NOTHING};
+use crate::scene::EVERYTHING;
 use crate::stage::Stage;
 
 /// Longer than anything takes.
@@ -250,6 +251,7 @@ impl Tether {
         let (entries, admin) = (config.entries_dir.clone(), config.listen.admin.clone());
         std::fs::create_dir_all(&entries).unwrap();
         std::fs::create_dir_all(&config.policies_dir).unwrap();
+        std::fs::write(config.policies_dir.join("all.cedar"), EVERYTHING).unwrap();
         std::fs::write(entries.join("trusted.toml"), rule.entry()).unwrap();
         let deps = Deps::default();
         let events = deps.audit.subscribe();

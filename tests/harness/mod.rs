@@ -51,6 +51,9 @@ pub type Sessions = SessionsClient<InterceptedService<Channel, Header>>;
 /// What tools ask.
 pub type Verifier = VerifierClient<InterceptedService<Channel, Header>>;
 
+/// What agents without the built-in entry permit from the start, beside issuing.
+const REACH: &str = r#"@id("reach") permit (principal, action == Action::"reach", resource);"#;
+
 /// A running agent.
 pub struct TestAgent {
     dir: tempfile::TempDir,
@@ -102,6 +105,8 @@ impl TestAgent {
             std::fs::create_dir(&dir).unwrap();
             std::fs::create_dir(&config.entries_dir).unwrap();
             std::fs::create_dir(&config.policies_dir).unwrap();
+            // Who may be called outside sessions is not what most tests are about.
+            std::fs::write(config.policies_dir.join("reach.cedar"), REACH).unwrap();
         })
         .await
     }

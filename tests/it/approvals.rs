@@ -52,7 +52,8 @@ async fn agent() -> TestAgent {
     agent
 }
 
-fn open_to_all(agent: &TestAgent, mode: u32) {
+/// Lets all users of the host reach an agent.
+pub fn open_to_all(agent: &TestAgent, mode: u32) {
     for dir in [agent.dir().to_owned(), agent.dir().join("agent")] {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
     }

@@ -16,6 +16,7 @@ use tether::x509::Chain;
 use tonic::{Code, Status};
 
 use crate::another::Another;
+use crate::approvals::open_to_all;
 use crate::harness::{TestAgent, channel, next, uid, within};
 use crate::sessions::task;
 
@@ -25,8 +26,13 @@ const URI: &str = "https://tool.example.com/mcp";
 async fn with_entries(entries: &str) -> TestAgent {
     let agent = TestAgent::without_entries().await;
     agent.write_entries("entries.toml", entries).await;
+    agent.write_policies("all.cedar", ALL).await;
     agent
 }
+
+const ALL: &str = r#"
+@id("all") permit(principal, action in [Action::"start", Action::"mint", Action::"call"], resource);
+"#;
 
 fn entry(id: &str, more: &str) -> String {
     format!(
@@ -63,7 +69,7 @@ async fn whoever_tls_showed_may_call_where_policy_permits_to_reach_and_as_long_a
     let reached = check(&agent, shown(&own)).await;
     assert!(reached.active && !reached.proven, "{reached:?}");
     assert_eq!((reached.spiffe_id.as_str(), reached.binding), ("spiffe://dev.tether.internal/a", 1));
-    assert_eq!((reached.effect(), reached.policies.as_slice()), (Effect::Write, &["dev".to_owned()][..]));
+    assert_eq!((reached.effect(), reached.policies.as_slice()), (Effect::Write, &["reach".to_owned()][..]));
     assert_eq!(reached.key_thumbprint.len(), 43);
 
     assert_eq!(check(&agent, CheckRequest::default()).await.reason, "no_proof");
@@ -180,6 +186,7 @@ async fn an_approval_that_the_agent_used_for_a_call_is_the_one_that_the_tools_si
         return; // The approver must be another user than the agent's, which takes root.
     }
     let agent = TestAgent::configured(|config| config.admin.approvers = vec![APPROVER.to_string()]).await;
+    open_to_all(&agent, 0o755);
     agent.write_policies("tools.cedar", TOOLS).await;
     let mut other = Another::as_user(&agent, 10_123);
     let entries = "[[entry]]\nid = \"b\"\nspiffe_id = \"spiffe://dev.tether.internal/b\"\nmatch = [\"unix:uid:10123\"]\nowner = \"team\"\n";

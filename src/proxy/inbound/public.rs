@@ -162,7 +162,9 @@ fn authority(head: &Parts) -> Result<String, Misdirected> {
     }
     match (of_uri, host) {
         (Some(uri), Some(host)) if !uri.eq_ignore_ascii_case(host) => Err(Misdirected::Host),
-        (Some(authority), _) | (None, Some(authority)) if !authority.contains('@') => Ok(authority.to_owned()),
+        (Some(authority), _) | (None, Some(authority)) if !authority.contains(['@', '/', '?', '#']) => {
+            Ok(authority.to_owned())
+        }
         _ => Err(Misdirected::Host),
     }
 }

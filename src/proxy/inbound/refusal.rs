@@ -154,7 +154,7 @@ mod tests {
         };
         let cases = [
             (refused(Class::Forbidden, "policy"), 403, r#"{"error":"forbidden","reason":"policy"}"#),
-            (refused(Class::StepUp, "step_up"), 403, r#"{"approval":"a-1","error":"step_up","reason":"step_up"}"#),
+            (refused(Class::StepUp, "step_up"), 403, r#"{"error":"step_up","reason":"step_up","approval":"a-1"}"#),
             (refused(Class::Unproven, "replayed"), 401, r#"{"error":"unproven","reason":"replayed"}"#),
             (refused(Class::Unproven, "revoked"), 401, r#"{"error":"unproven","reason":"unproven"}"#),
             (Refusal::Unchecked, 503, r#"{"error":"unavailable","reason":"agent_away"}"#),
