@@ -1,7 +1,7 @@
 //! The Rust examples as their readers run them: their own code, with a real agent, real sockets and handshakes.
 //!
-//! A handshake waits for its signature on the thread it runs on, and here the agent that signs runs on the same runtime as
-//! both ends: it has threads for all of them.
+//! The keys are in the program: a handshake with a held key waits for the agent on the thread it runs on, and here that
+//! agent runs on the same threads. `tests/it/tls.rs` has handshakes with held keys.
 #![allow(clippy::duplicate_mod, reason = "each example has what they share")]
 
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl Open {
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
 async fn the_servers_of_the_examples_cut_a_revoked_peer_off_and_serve_the_others() {
     let agent = agent().await;
-    let own = source(&agent, Custody::Tether).await;
+    let own = source(&agent, Custody::Program).await;
     let (listener, address) = listener().await;
     let server = tokio::spawn(mtls::serve(
         listener,
@@ -118,7 +118,7 @@ async fn the_servers_of_the_examples_cut_a_revoked_peer_off_and_serve_the_others
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
 async fn at_the_end_of_its_certificate_a_client_is_asked_to_come_again_and_comes_with_the_next() {
     let agent = agent().await;
-    let own = source(&agent, Custody::Tether).await;
+    let own = source(&agent, Custody::Program).await;
     let (listener, address) = listener().await;
     let service = tower::service_fn(hyper_server::greet);
     let server = tokio::spawn(mtls::serve(listener, own.presenting(id("server")), Authorize::Anyone, service));
@@ -145,7 +145,7 @@ async fn at_the_end_of_its_certificate_a_client_is_asked_to_come_again_and_comes
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
 async fn the_tool_on_axum_serves_who_proves_each_request_by_the_identity_of_its_connection() {
     let agent = agent().await;
-    let own = source(&agent, Custody::Tether).await;
+    let own = source(&agent, Custody::Program).await;
     let (listener, address) = listener().await;
     let base = format!("https://{address}");
     let tool = axum_server::tool(VerifierClient::new(endpoint(&agent)), &base).unwrap();
@@ -181,7 +181,7 @@ async fn the_service_on_tonic_answers_who_proves_the_call_and_is_unauthenticated
     use tonic_health::pb::health_client::HealthClient;
 
     let agent = agent().await;
-    let own = source(&agent, Custody::Tether).await;
+    let own = source(&agent, Custody::Program).await;
     let (listener, address) = listener().await;
     let base = format!("https://{address}");
     let service = tonic_server::service(VerifierClient::new(endpoint(&agent)), &base).unwrap();
