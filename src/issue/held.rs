@@ -120,7 +120,9 @@ impl Acting {
 
     /// What a key that is held for the process is worth.
     pub(crate) fn binding(&self) -> u8 {
-        if self.weakly || self.instance.weak().is_some() { HELD_WEAKLY } else { HELD }
+        let is_weak = |instance: &Arc<Instance>| instance.weak().is_some();
+        let weak = self.weakly || is_weak(&self.instance) || self.delegate.as_ref().is_some_and(is_weak);
+        if weak { HELD_WEAKLY } else { HELD }
     }
 
     /// The process that calls.

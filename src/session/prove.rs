@@ -99,7 +99,7 @@ impl Sessions {
             arguments_sha256: &arguments,
             kind: TokenKind::Wit.as_str(),
         };
-        let effect = self.effect_of(session, wish, tool);
+        let effect = self.effect_of(session, wish, tool, asking.on_behalf_of.is_some());
         let action = Action::Call(effect);
         let call = |approved| {
             let permit = self.issuer().policy.call(&in_session(session, action, tool, approved, self.now()))?;
@@ -141,17 +141,24 @@ impl Sessions {
         Ok(Proven { wit, session: session.clone(), proof, txn })
     }
 
-    /// What a call does: what its caller says, and policy of its tool. A request does at least what its method does; of a
-    /// call inside one the method says nothing.
-    fn effect_of(&self, session: &Session, wish: &ProveWish<'_>, tool: ToolFacts<'_>) -> Effect {
-        let said = || self.issuer().policy.effect_of(&Question::classify(agent(session.terms()), tool, self.now()));
-        let said = wish.effect.max(if tool.name.is_empty() { None } else { said() });
-        match (said, wish.rpc.is_empty(), tool.name.is_empty()) {
-            (said, true, _) => by_caller(wish).max(said.unwrap_or(Effect::Read)),
-            (Some(said), false, _) => said,
-            (None, false, true) => Effect::Write,
-            (None, false, false) => Effect::Irreversible,
+    /// What a call does: what its caller says, and policy of its tool. A request does at least what its method does. Of a
+    /// call inside one the method says nothing: but only a delegate is believed that there is one, because it reads what it
+    /// forwards, and only of a POST with a proof that its verifier holds against the request.
+    fn effect_of(&self, session: &Session, wish: &ProveWish<'_>, tool: ToolFacts<'_>, by_delegate: bool) -> Effect {
+        let said = match tool.name.is_empty() {
+            true => None,
+            false => self.issuer().policy.effect_of(&Question::classify(agent(session.terms()), tool, self.now())),
+        };
+        if wish.rpc.is_empty() {
+            return by_caller(wish).max(said.unwrap_or(Effect::Read));
         }
+        // What the caller says makes it graver alone, where policy has a word.
+        let inside = match tool.name.is_empty() {
+            true => wish.effect.unwrap_or(Effect::Write),
+            false => wish.effect.unwrap_or(Effect::Read).max(said.unwrap_or(Effect::Irreversible)),
+        };
+        let is_carrier = wish.target.method.as_str() == "POST" && matches!(wish.scheme, ProofScheme::Wpt);
+        if by_delegate && is_carrier { inside } else { inside.max(by_caller(wish)) }
     }
 
     /// The token that goes with a proof of a request to `uri`: the one that was named, one that is there, or a new one.

@@ -1,6 +1,6 @@
 //! Who asks, and what this agent told it lately.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
@@ -15,9 +15,10 @@ use crate::peer::{LoopbackError, LoopbackPeer, PeerConn};
 use crate::proof::TargetUri;
 use crate::x509::Certificate;
 
-/// Askers that are remembered, and calls of each.
+/// Askers that are remembered, and calls and sessions of each.
 const MAX_ASKERS: usize = 1024;
 const MAX_CALLS: usize = 1024;
+const MAX_SESSIONS: usize = 1 << 17;
 
 /// Somebody who may ask about one URI; made by [`super::Verifier`] alone.
 #[derive(Clone, Debug)]
@@ -120,45 +121,29 @@ impl Verifier {
     }
 }
 
-/// The calls that were found active lately, by asker: what `Report` and `Watch` are about. The oldest give way.
+/// What askers asked about, by asker: what `Report` and `Watch` are about. Of calls and askers the oldest give way; a
+/// session is remembered until it is over, because a stream that was opened in it may have no further call.
 #[derive(Debug, Default)]
 pub(super) struct Memory(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    askers: HashMap<SpiffeId, Calls>,
+    askers: HashMap<SpiffeId, Asked>,
     order: VecDeque<SpiffeId>,
 }
 
-/// Calls of one asker.
+/// What one asker asked about.
 #[derive(Debug, Default)]
-struct Calls {
+struct Asked {
+    /// Calls that were found active lately.
     calls: VecDeque<(Arc<str>, String)>,
-    /// How many of them are of each session. INVARIANT: none is 0.
-    sessions: HashMap<Arc<str>, usize>,
-}
-
-impl Calls {
-    fn note(&mut self, session: &str, txn: &str) {
-        if self.calls.len() >= MAX_CALLS
-            && let Some((oldest, _)) = self.calls.pop_front()
-            && let Some(count) = self.sessions.get_mut(&oldest)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.sessions.remove(&oldest);
-            }
-        }
-        let session =
-            self.sessions.get_key_value(session).map_or_else(|| Arc::from(session), |(known, _)| known.clone());
-        *self.sessions.entry(session.clone()).or_default() += 1;
-        self.calls.push_back((session, txn.to_owned()));
-    }
+    sessions: HashSet<Arc<str>>,
 }
 
 impl Memory {
-    /// Remembers a call.
-    pub(super) fn note(&self, asker: &SpiffeId, session: &str, txn: &str) {
+    /// Remembers that an asker is to hear of a session. Before the last look at that: an end that the look does not see is
+    /// told.
+    pub(super) fn follow(&self, asker: &SpiffeId, session: &str, is_over: impl Fn(&str) -> bool) {
         let mut known = self.lock();
         if !known.askers.contains_key(asker) {
             if known.order.len() >= MAX_ASKERS
@@ -168,30 +153,51 @@ impl Memory {
             }
             known.order.push_back(asker.clone());
         }
-        known.askers.entry(asker.clone()).or_default().note(session, txn);
+        let asked = known.askers.entry(asker.clone()).or_default();
+        if asked.sessions.contains(session) {
+            return;
+        }
+        if asked.sessions.len() >= MAX_SESSIONS {
+            asked.sessions.retain(|session| !is_over(session));
+        }
+        // More than there can be on a node: whoever comes then is not followed, which is better than to forget another.
+        if asked.sessions.len() < MAX_SESSIONS {
+            asked.sessions.insert(session.into());
+        }
+    }
+
+    /// Remembers a call that was found active.
+    pub(super) fn note(&self, asker: &SpiffeId, session: &str, txn: &str) {
+        let mut known = self.lock();
+        let Some(asked) = known.askers.get_mut(asker) else { return };
+        if asked.calls.len() >= MAX_CALLS {
+            asked.calls.pop_front();
+        }
+        let session = asked.sessions.get(session).map_or_else(|| Arc::from(session), Arc::clone);
+        asked.calls.push_back((session, txn.to_owned()));
     }
 
     /// Whether this asker was told that this call is active.
     pub(super) fn knows(&self, asker: &SpiffeId, session: &str, txn: &str) -> bool {
         let known = self.lock();
-        let calls = known.askers.get(asker).filter(|calls| calls.sessions.contains_key(session));
-        calls.is_some_and(|calls| calls.calls.iter().any(|(id, call)| **id == *session && call == txn))
+        let asked = known.askers.get(asker);
+        asked.is_some_and(|asked| asked.calls.iter().any(|(id, call)| **id == *session && call == txn))
     }
 
-    /// Whether this asker was told of a call of this session.
+    /// Whether this asker hears of this session.
     pub(super) fn knows_session(&self, asker: &SpiffeId, session: &str) -> bool {
-        self.lock().askers.get(asker).is_some_and(|calls| calls.sessions.contains_key(session))
+        self.lock().askers.get(asker).is_some_and(|asked| asked.sessions.contains(session))
     }
 
     /// The sessions whose calls this asker was told of.
     pub(super) fn sessions(&self, asker: &SpiffeId) -> Vec<Arc<str>> {
-        self.lock().askers.get(asker).into_iter().flat_map(|calls| calls.sessions.keys().cloned()).collect()
+        self.lock().askers.get(asker).into_iter().flat_map(|asked| asked.sessions.iter().cloned()).collect()
     }
 
     /// The sessions of a node whose calls anybody here was told of; at most so many.
     pub(super) fn sessions_of_node(&self, node: &str, most: usize) -> Vec<String> {
         let known = self.lock();
-        let all = known.askers.values().flat_map(|calls| calls.sessions.keys());
+        let all = known.askers.values().flat_map(|asked| asked.sessions.iter());
         let of_node = all.filter(|session| session.split_once('.').is_some_and(|(of, _)| of == node));
         let once: BTreeSet<&str> = of_node.map(|session| &**session).collect();
         once.into_iter().take(most).map(str::to_owned).collect()
@@ -212,19 +218,21 @@ mod tests {
         let id = |text: &str| SpiffeId::parse(text).unwrap();
         let (a, b) = (id("spiffe://td/a"), id("spiffe://td/b"));
         let memory = Memory::default();
+        let follow = |asker: &SpiffeId, session: &str| memory.follow(asker, session, |_| false);
+        follow(&a, "s1");
         memory.note(&a, "s1", "t1");
         assert!(memory.knows(&a, "s1", "t1"));
         for (asker, session, txn) in [(&a, "s1", "t2"), (&a, "s2", "t1"), (&b, "s1", "t1")] {
             assert!(!memory.knows(asker, session, txn), "{asker} {session} {txn}");
         }
+        follow(&a, "s2");
         for call in 0..MAX_CALLS {
             memory.note(&a, "s2", &call.to_string());
         }
         assert!(!memory.knows(&a, "s1", "t1"), "the oldest gives way");
-        assert_eq!(memory.sessions(&a), [Arc::from("s2")]);
-        assert!(memory.knows_session(&a, "s2") && !memory.knows_session(&a, "s1") && !memory.knows_session(&b, "s2"));
+        assert!(memory.knows_session(&a, "s1") && !memory.knows_session(&b, "s1"), "and its session is followed still");
         for other in 0..MAX_ASKERS {
-            memory.note(&id(&format!("spiffe://td/x{other}")), "s3", "t");
+            follow(&id(&format!("spiffe://td/x{other}")), "s3");
         }
         assert!(memory.sessions(&a).is_empty(), "and so does the oldest asker");
     }

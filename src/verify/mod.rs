@@ -37,7 +37,7 @@ use crate::proof::{
     BodyDigest, CheckedProof, Expected, Presented, ReplayCache, ReplayError, ReplayLimits, SessionClaims, check_wpt,
 };
 use crate::session::approvals::{ApprovalError, Asked};
-use crate::session::{Session, Sessions, Unusable};
+use crate::session::{Session, Sessions, State, Unusable};
 use crate::trust::Crls;
 use crate::wit::WitSession;
 
@@ -202,8 +202,21 @@ impl Verifier {
         if let Some(of) = holding.session.as_ref().filter(|_| asker.is_node) {
             self.told.note(&asker.spiffe_id, &of.wit.sid);
         }
+        if let Some(of) = &holding.session {
+            self.let_hear(asker, of.session.terms().id.as_str());
+        }
         let verdict = self.stands(asker, call, &holding).await?;
         Ok(self.recorded(asker, call, Some(&holding), verdict))
+    }
+
+    /// Lets an asker hear of a session from now on.
+    fn let_hear(&self, asker: &Asker, session: &str) {
+        let is_over = |id: &str| match self.sessions.find(id) {
+            Some(session) => matches!(session.state(), State::Ended(_)),
+            // One of this node that is not known any more ended long ago; those of others are theirs to say.
+            None => self.issuer.ledger.is_of_this_node(id) || self.nodes.unusable(id).is_some(),
+        };
+        self.memory.follow(&asker.spiffe_id, session, is_over);
     }
 
     /// Whether WIT and proof hold, and the WIT is one of this node.

@@ -316,6 +316,9 @@ impl Verifier {
         }
         let stands = || of_wit.as_ref().map_or(Ok(()), |wit| node.stands(&wit.sid));
         stands()?;
+        if let Some(wit) = &of_wit {
+            self.let_hear(asker, &wit.sid);
+        }
         // A replay is to use nothing up at the node either.
         self.not_seen(asker, &checked)?;
         let asked = node.ask(call, presented).await;
@@ -371,6 +374,9 @@ impl Verifier {
                     return Err(Inactive::SessionEnded(None).into());
                 }
                 view.binding = view.binding.min(binding);
+                if wit.one_use && call.rpcs.len() > 1 {
+                    return Err(Inactive::Several.into());
+                }
                 let mut agreed = call::agree(&view, &wit, checked.wit.spiffe_id(), proof, call)?;
                 // An old answer says that the WIT stood, and nothing of this call.
                 let approved = facts.approved && age.is_none();

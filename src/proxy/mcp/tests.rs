@@ -239,7 +239,8 @@ fn headers_that_repeat_the_body_say_what_it_says() {
     let resource = of("resources/read", r#""uri":"file:///a","#);
     let list = of("tools/list", "");
     let encoded = "=?base64?Y2Fmw6k=?=";
-    let rows: &[(&str, &[(&str, &str)], Option<&str>)] = &[
+    type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<&'a str>);
+    let rows: &[Row<'_>] = &[
         (&call, &[], None),
         (&call, &[("mcp-method", "tools/call"), ("mcp-name", encoded), ("mcp-protocol-version", "2026-07-28")], None),
         (&call, &[("mcp-method", "tools/list")], Some("mcp-method")),

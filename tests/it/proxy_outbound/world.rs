@@ -269,6 +269,7 @@ impl Proxy {
             }
         }
         let _ = child.kill();
+        let _ = child.wait();
         panic!("it did not get ready: {:#?}", log.iter().collect::<Vec<_>>());
     }
 
@@ -299,6 +300,6 @@ impl Drop for Proxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
         // Shown where the test has failed.
-        self.log.iter().for_each(|line| println!("{line}"));
+        self.log.iter().for_each(|line| eprintln!("{line}"));
     }
 }
