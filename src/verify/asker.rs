@@ -1,9 +1,10 @@
 //! Who asks, and what this agent told it lately.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
+use time::{Duration, OffsetDateTime};
 
 use super::Verifier;
 use crate::audit::Caller;
@@ -18,7 +19,10 @@ use crate::x509::Certificate;
 /// Askers that are remembered, and calls and sessions of each.
 const MAX_ASKERS: usize = 1024;
 const MAX_CALLS: usize = 1024;
-const MAX_SESSIONS: usize = 1 << 17;
+/// So many sessions of an asker are kept without a look at which are over.
+const MIN_FULL: usize = 1024;
+/// A session that is asked about no more, and of whose end nothing was heard: no session lasts so long without a call.
+const HEARS_FOR: Duration = Duration::days(1);
 
 /// Somebody who may ask about one URI; made by [`super::Verifier`] alone.
 #[derive(Clone, Debug)]
@@ -137,13 +141,16 @@ struct Known {
 struct Asked {
     /// Calls that were found active lately.
     calls: VecDeque<(Arc<str>, String)>,
-    sessions: HashSet<Arc<str>>,
+    /// When each was last asked about.
+    sessions: HashMap<Arc<str>, OffsetDateTime>,
+    /// So many sessions are looked through for those that are over.
+    full: usize,
 }
 
 impl Memory {
     /// Remembers that an asker is to hear of a session. Before the last look at that: an end that the look does not see is
     /// told.
-    pub(super) fn follow(&self, asker: &SpiffeId, session: &str, is_over: impl Fn(&str) -> bool) {
+    pub(super) fn follow(&self, asker: &SpiffeId, session: &str, now: OffsetDateTime, is_over: impl Fn(&str) -> bool) {
         let mut known = self.lock();
         if !known.askers.contains_key(asker) {
             if known.order.len() >= MAX_ASKERS
@@ -154,16 +161,16 @@ impl Memory {
             known.order.push_back(asker.clone());
         }
         let asked = known.askers.entry(asker.clone()).or_default();
-        if asked.sessions.contains(session) {
+        if let Some(at) = asked.sessions.get_mut(session) {
+            *at = now;
             return;
         }
-        if asked.sessions.len() >= MAX_SESSIONS {
-            asked.sessions.retain(|session| !is_over(session));
+        if asked.sessions.len() >= asked.full.max(MIN_FULL) {
+            asked.sessions.retain(|session, at| now - *at < HEARS_FOR && !is_over(session));
+            // Looked through again when there are twice as many: each costs a little, and never all at once.
+            asked.full = asked.sessions.len() * 2;
         }
-        // More than there can be on a node: whoever comes then is not followed, which is better than to forget another.
-        if asked.sessions.len() < MAX_SESSIONS {
-            asked.sessions.insert(session.into());
-        }
+        asked.sessions.insert(session.into(), now);
     }
 
     /// Remembers a call that was found active.
@@ -173,7 +180,8 @@ impl Memory {
         if asked.calls.len() >= MAX_CALLS {
             asked.calls.pop_front();
         }
-        let session = asked.sessions.get(session).map_or_else(|| Arc::from(session), Arc::clone);
+        let session =
+            asked.sessions.get_key_value(session).map_or_else(|| Arc::from(session), |(known, _)| known.clone());
         asked.calls.push_back((session, txn.to_owned()));
     }
 
@@ -186,21 +194,24 @@ impl Memory {
 
     /// Whether this asker hears of this session.
     pub(super) fn knows_session(&self, asker: &SpiffeId, session: &str) -> bool {
-        self.lock().askers.get(asker).is_some_and(|asked| asked.sessions.contains(session))
+        self.lock().askers.get(asker).is_some_and(|asked| asked.sessions.contains_key(session))
     }
 
     /// The sessions whose calls this asker was told of.
     pub(super) fn sessions(&self, asker: &SpiffeId) -> Vec<Arc<str>> {
-        self.lock().askers.get(asker).into_iter().flat_map(|asked| asked.sessions.iter().cloned()).collect()
+        self.lock().askers.get(asker).into_iter().flat_map(|asked| asked.sessions.keys().cloned()).collect()
     }
 
     /// The sessions of a node whose calls anybody here was told of; at most so many.
     pub(super) fn sessions_of_node(&self, node: &str, most: usize) -> Vec<String> {
         let known = self.lock();
         let all = known.askers.values().flat_map(|asked| asked.sessions.iter());
-        let of_node = all.filter(|session| session.split_once('.').is_some_and(|(of, _)| of == node));
-        let once: BTreeSet<&str> = of_node.map(|session| &**session).collect();
-        once.into_iter().take(most).map(str::to_owned).collect()
+        let of_node = all.filter(|(session, _)| session.split_once('.').is_some_and(|(of, _)| of == node));
+        // The latest first: those that were asked about long ago are likely over.
+        let mut latest: Vec<_> = of_node.map(|(session, at)| (std::cmp::Reverse(*at), session.clone())).collect();
+        latest.sort_unstable();
+        latest.dedup_by(|a, b| a.1 == b.1);
+        latest.into_iter().take(most).map(|(_, session)| session.to_string()).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -218,7 +229,8 @@ mod tests {
         let id = |text: &str| SpiffeId::parse(text).unwrap();
         let (a, b) = (id("spiffe://td/a"), id("spiffe://td/b"));
         let memory = Memory::default();
-        let follow = |asker: &SpiffeId, session: &str| memory.follow(asker, session, |_| false);
+        let follow =
+            |asker: &SpiffeId, session: &str| memory.follow(asker, session, OffsetDateTime::UNIX_EPOCH, |_| false);
         follow(&a, "s1");
         memory.note(&a, "s1", "t1");
         assert!(memory.knows(&a, "s1", "t1"));

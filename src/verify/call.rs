@@ -332,8 +332,7 @@ pub(super) fn agree_offline(
 /// A proof that names a tool is for one call of that tool: the request carries that one and no other.
 fn is_of_one_rpc(claims: &TetherClaims, call: &Call) -> Result<(), Inactive> {
     let Some(tool) = claims.tool.as_deref().filter(|_| !call.rpcs.is_empty()) else { return Ok(()) };
-    let mut named = call.rpcs.iter().filter(|rpc| !rpc.tool.is_empty());
-    let (Some(rpc), None) = (named.next(), named.next()) else { return Err(Inactive::Tool) };
+    let [rpc] = call.rpcs.as_slice() else { return Err(Inactive::Tool) };
     if rpc.tool != tool {
         return Err(Inactive::Tool);
     }

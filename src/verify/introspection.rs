@@ -4,18 +4,20 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Call, InSession, SessionView, Verified, form};
+use super::{Call, InSession, Rpc, RpcVerdict, SessionView, Verified, form};
 use crate::policy::Effect;
 use crate::proof::{BodyDigest, Method, Presented, ProofTarget, TargetUri};
 
 /// The body of every answer that is not a yes, whatever the reason.
 pub const INACTIVE: &str = "{\"active\":false}";
-/// The longest question: two tokens of the longest kind and a URI.
-pub const MAX_FORM_BYTES: usize = 40 * 1024;
+/// The longest question: two tokens of the longest kind, a URI, and what is said of the calls inside a request.
+pub const MAX_FORM_BYTES: usize = 96 * 1024;
 /// Names of scopes and tools, and how many of them.
 const MAX_NAME_BYTES: usize = 256;
 const MAX_SCOPES: usize = 64;
-const NAMES: [&str; 13] = [
+/// The most calls inside one request.
+const MAX_RPCS: usize = 64;
+const NAMES: [&str; 14] = [
     "token",
     "token_type_hint",
     "proof",
@@ -29,6 +31,7 @@ const NAMES: [&str; 13] = [
     "scope",
     "min_binding",
     "require_session",
+    "rpcs",
 ];
 
 /// A question: what was presented, and what the asker says of the request.
@@ -67,6 +70,7 @@ impl Introspected {
             effect,
             min_binding: take("min_binding").map_or(Some(0), |level| level.parse().ok())?,
             require_session: take("require_session").map_or(Some(false), |text| text.parse().ok())?,
+            rpcs: take("rpcs").map_or(Some(Vec::new()), |text| rpcs(&text))?,
             ..Call::of(target)
         };
         let fits = call.tool.len() <= MAX_NAME_BYTES
@@ -88,6 +92,47 @@ impl Introspected {
     }
 }
 
+/// A call inside a request, as one node tells another of it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToldRpc {
+    method: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    tool: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    arguments_sha256: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    effect: Option<Effect>,
+}
+
+/// The calls inside a request; `None` when they are none that may be asked about.
+fn rpcs(text: &str) -> Option<Vec<Rpc>> {
+    let told: Vec<ToldRpc> = serde_json::from_str(text).ok()?;
+    let fits = |told: &ToldRpc| !told.method.is_empty() && told.method.len().max(told.tool.len()) <= MAX_NAME_BYTES;
+    if told.len() > MAX_RPCS || !told.iter().all(fits) {
+        return None;
+    }
+    let rpc = |told: ToldRpc| {
+        let arguments = match told.arguments_sha256 {
+            Some(digest) => Some(BodyDigest::parse(&digest)?),
+            None => None,
+        };
+        Some(Rpc { method: told.method, tool: told.tool, arguments, effect: told.effect })
+    };
+    told.into_iter().map(rpc).collect()
+}
+
+fn told(rpcs: &[Rpc]) -> Option<String> {
+    let told = |rpc: &Rpc| ToldRpc {
+        method: rpc.method.clone(),
+        tool: rpc.tool.clone(),
+        arguments_sha256: rpc.arguments.map(|digest| digest.encoded()),
+        effect: rpc.effect,
+    };
+    let told: Vec<ToldRpc> = rpcs.iter().map(told).collect();
+    if told.is_empty() { None } else { serde_json::to_string(&told).ok() }
+}
+
 /// The form that asks `call` of another node.
 pub(super) fn question(call: &Call, presented: Presented<'_>) -> String {
     let digest = |digest: Option<BodyDigest>| digest.map(|digest| digest.encoded());
@@ -100,6 +145,7 @@ pub(super) fn question(call: &Call, presented: Presented<'_>) -> String {
         ("scope", Some(call.scopes.join(" ")).filter(|scope| !scope.is_empty())),
         ("min_binding", Some(call.min_binding.to_string())),
         ("require_session", Some(call.require_session.to_string())),
+        ("rpcs", told(&call.rpcs)),
     ];
     let required = [
         ("token", presented.wit),
@@ -118,6 +164,31 @@ pub(super) struct ToNode {
     pub(super) session: Option<SessionView>,
     /// Whether an approval that this node knows was given for exactly this call.
     pub(super) approved: bool,
+    /// Whether the WIT is good for one call.
+    #[serde(default)]
+    pub(super) one_use: bool,
+    /// What this node says of each call inside the request.
+    #[serde(default)]
+    pub(super) rpcs: Vec<SaidRpc>,
+}
+
+/// What a node says of a call inside a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SaidRpc {
+    pub(super) allowed: bool,
+    /// Whether an approval was given for exactly this call.
+    #[serde(default)]
+    pub(super) approved: bool,
+    /// What to approve.
+    #[serde(default)]
+    pub(super) approval: Option<String>,
+}
+
+impl SaidRpc {
+    fn of(verdict: &RpcVerdict) -> Self {
+        let approval = verdict.outcome.as_ref().err().and_then(|refused| refused.approval.clone());
+        Self { allowed: verdict.outcome.is_ok(), approved: verdict.approved, approval }
+    }
 }
 
 /// An answer of another node.
@@ -156,7 +227,12 @@ pub fn answer(call: &Call, verified: &Verified, to_node: bool) -> Value {
     if to_node {
         let session = verified.session.as_ref();
         let approved = session.is_some_and(|session| session.approved);
-        answer["tether"] = json!(ToNode { session: session.map(|session| session.view.clone()), approved });
+        answer["tether"] = json!(ToNode {
+            session: session.map(|session| session.view.clone()),
+            approved,
+            one_use: verified.one_use,
+            rpcs: verified.rpcs.iter().map(SaidRpc::of).collect(),
+        });
     }
     answer
 }

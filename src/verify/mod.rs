@@ -71,6 +71,8 @@ pub struct Verified {
     pub expires_at: OffsetDateTime,
     /// The thumbprint of the key that signed.
     pub thumbprint: String,
+    /// Whether the WIT is good for one call.
+    pub one_use: bool,
     /// Of a request that was made in a session.
     pub session: Option<InSession>,
     /// What policy said of the request; `None` where its calls are decided apart, or by the node whose asker asked.
@@ -216,7 +218,7 @@ impl Verifier {
             // One of this node that is not known any more ended long ago; those of others are theirs to say.
             None => self.issuer.ledger.is_of_this_node(id) || self.nodes.unusable(id).is_some(),
         };
-        self.memory.follow(&asker.spiffe_id, session, is_over);
+        self.memory.follow(&asker.spiffe_id, session, self.issuer.clock.now(), is_over);
     }
 
     /// Whether WIT and proof hold, and the WIT is one of this node.
@@ -328,6 +330,7 @@ impl Verifier {
             made_at: checked.made_at,
             expires_at: checked.expires_at,
             thumbprint: checked.thumbprint.clone(),
+            one_use: row.single_use,
             session: in_session,
             decided,
             rpcs,
@@ -380,7 +383,8 @@ impl Verifier {
         for (index, rpc) in call.rpcs.iter().enumerate() {
             let of_rpc = self.of_rpc(call, &view, &agreed, rpc, now);
             let effect = of_rpc.effect;
-            let outcome = match ask(&of_rpc, Some(index)).0 {
+            let (permit, approved) = ask(&of_rpc, Some(index));
+            let outcome = match permit {
                 Ok(permit) => Ok(Decided::of(effect, permit.into_decision())),
                 Err(Denial::StepUp { why, policies, .. }) => match approvals.not_tried(Some(index)) {
                     Ok(()) => {
@@ -391,7 +395,7 @@ impl Verifier {
                 },
                 Err(denial) => Err(Inactive::from(denial).into()),
             };
-            verdicts.push(RpcVerdict { effect, outcome });
+            verdicts.push(RpcVerdict { effect, outcome, approved });
         }
         if !waiting.is_empty() {
             return Err(NotYet::StepUp(waiting));

@@ -361,6 +361,9 @@ impl Verifier {
         call.is_bound(binding)?;
         let (session, decided, rpcs) = match (of_wit.zip(checked.session.as_ref()), facts.session) {
             (None, None) => {
+                if facts.one_use && call.rpcs.len() > 1 {
+                    return Err(Inactive::Several.into());
+                }
                 // Nobody says how old an answer about a call without a session may be.
                 if age.is_some() {
                     return Err(TooOld);
@@ -396,15 +399,30 @@ impl Verifier {
                     (Some(InSession { view, agreed, txn, approved }), Some(decided), Vec::new())
                 } else {
                     let mut rpcs = Vec::with_capacity(call.rpcs.len());
-                    for rpc in &call.rpcs {
+                    // An answer about other calls says nothing of these.
+                    let said = |index: usize| facts.rpcs.get(index).filter(|_| age.is_none());
+                    for (index, rpc) in call.rpcs.iter().enumerate() {
                         let of_rpc = self.of_rpc(call, &view, &agreed, rpc, now);
-                        // The node was asked about the request, and an approval it knows is of that.
-                        let outcome = match ask(&of_rpc, false) {
-                            Ok(decided) => Ok(decided),
+                        let approved = said(index).is_some_and(|said| said.approved);
+                        let outcome = match ask(&of_rpc, approved) {
+                            // The session's node decides too, and who approves is asked there.
+                            Ok(decided) => match said(index) {
+                                Some(said) if !said.allowed && said.approval.is_some() => {
+                                    Err(Inactive::StepUp(said.approval.clone()).into())
+                                }
+                                Some(said) if !said.allowed => Err(Inactive::Policy(Vec::new()).into()),
+                                Some(_) => Ok(decided),
+                                None if age.is_some() => Ok(decided),
+                                None => Err(Inactive::Policy(Vec::new()).into()),
+                            },
+                            Err(No(Inactive::StepUp(_))) => {
+                                let approval = said(index).and_then(|said| said.approval.clone());
+                                Err(Inactive::StepUp(approval).into())
+                            }
                             Err(No(inactive)) => Err(inactive.into()),
                             Err(TooOld) => return Err(TooOld),
                         };
-                        rpcs.push(RpcVerdict { effect: of_rpc.effect, outcome });
+                        rpcs.push(RpcVerdict { effect: of_rpc.effect, outcome, approved });
                     }
                     (Some(InSession { view, agreed, txn, approved: false }), None, rpcs)
                 }
@@ -421,6 +439,7 @@ impl Verifier {
             made_at: checked.made_at,
             expires_at: checked.expires_at,
             thumbprint: checked.thumbprint,
+            one_use: facts.one_use,
             session,
             decided,
             rpcs,
@@ -552,7 +571,8 @@ mod tests {
 
     #[test]
     fn what_is_remembered_of_a_node_is_bounded_and_forgotten_with_its_next_no() {
-        let known = Known { binding: 3, facts: ToNode { session: None, approved: false } };
+        let known =
+            Known { binding: 3, facts: ToNode { session: None, approved: false, one_use: false, rpcs: Vec::new() } };
         let mut good = Good::default();
         for number in 0..=MAX_GOOD {
             good.note(&number.to_string(), known.clone(), NOW);

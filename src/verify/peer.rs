@@ -98,8 +98,10 @@ impl Verifier {
 
     /// Whether a signing CA of this node signed the leaf: each node has its own, whoever shares the root.
     fn is_signed_here(&self, chain: &Chain) -> bool {
-        let signer = chain.intermediates().first().map(|certificate| certificate.serial().to_string());
-        signer.is_some_and(|id| self.issuer.trust.current().signers().slots().iter().any(|slot| slot.id == id))
+        let trust = self.issuer.trust.current();
+        let is_ours = |id: String| trust.signers().slots().iter().any(|slot| slot.id == id);
+        // Any of them: a certificate that has nothing to do with it may stand in front.
+        chain.intermediates().iter().any(|certificate| is_ours(certificate.serial().to_string()))
     }
 
     fn shown(&self, asker: &Asker, chain: &Chain) -> Result<Shown, Inactive> {

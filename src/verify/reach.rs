@@ -18,6 +18,8 @@ pub struct RpcVerdict {
     pub effect: Effect,
     /// Whether it may go on.
     pub outcome: Result<Decided, RpcRefused>,
+    /// Whether an approval was given for exactly this call.
+    pub approved: bool,
 }
 
 /// Why a call inside a request may not go on.
@@ -104,6 +106,7 @@ impl Verifier {
             made_at: now,
             expires_at: peer.not_after,
             thumbprint: peer.thumbprint.clone(),
+            one_use: false,
             session: None,
             decided,
             rpcs,
@@ -144,7 +147,8 @@ impl Verifier {
             let arguments = rpc.arguments.map(|digest| digest.hex()).unwrap_or_default();
             let named = Named { tool: &rpc.tool, rpc: &rpc.method, arguments_sha256: &arguments };
             let effect = rpc.effect(self.classified(agent, call, named, now));
-            RpcVerdict { effect, outcome: ask(named, effect).map_err(|denial| Inactive::from(denial).into()) }
+            let outcome = ask(named, effect).map_err(|denial| Inactive::from(denial).into());
+            RpcVerdict { effect, outcome, approved: false }
         });
         Ok((None, rpcs.collect()))
     }
