@@ -198,6 +198,7 @@ struct Started {
     program: String,
     child: Child,
     handle: WatchedPidFd,
+    /// Whether its process group ends with it. Only as long as it is not collected.
     group: bool,
 }
 
@@ -242,7 +243,7 @@ impl Started {
 impl Drop for Started {
     fn drop(&mut self) {
         if self.group {
-            // None of them may be left.
+            // None of them may be left. It is not collected (see `run`), so the number of the group is no other's.
             let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
         }
         if self.runs() {
@@ -344,13 +345,15 @@ async fn run(argv: &[OsString], timeout: Duration) -> Result<String, ReloadError
     let (out, err) = (started.child.stdout.take(), started.child.stderr.take());
     let all = async {
         let read = futures_util::future::join(aside(|| tail(out)), aside(|| tail(err)));
-        futures_util::future::join(started.status(), read).await
+        // It is not collected yet: until it is, its number stands for its process group and for no other.
+        futures_util::future::join(started.handle.exited(), read).await
     };
-    let Ok((status, (out, err))) = tokio::time::timeout(timeout, all).await else {
+    let Ok(((), (out, err))) = tokio::time::timeout(timeout, all).await else {
         return Err(ReloadError::Late { program: started.program.clone(), timeout });
     };
-    // It is collected: from here on its number may be another's. What it has left behind goes on.
+    // What it has left behind goes on.
     started.group = false;
+    let status = started.status().await;
     let (program, printed) = (started.program.clone(), printed(&[out, err]));
     match status {
         Ok(status) if status.success() => Ok(format!("ran `{program}`{printed}")),

@@ -83,6 +83,19 @@ async fn the_end_of_a_session_cuts_what_is_open_on_both_sides_and_a_new_one_begi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_begins_on_an_open_connection_cuts_it_also_where_no_proof_is_shown() {
+    let world = World::new().await;
+    let proxy = world.proxy(&["--proof", "none"]).await;
+    let mut a = Program::connected(&world, "a", &proxy);
+    assert_eq!(a.call("GET", "/before").status, 200, "outside of any session");
+    let session = a.start_session(&world.tool.uri("/"));
+    a.begin_endless();
+    a.end_session(&session);
+    a.is_cut();
+    world.tool.was_cut().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_says_where_to_and_a_call_elsewhere_is_refused_in_words_without_a_401() {
     let world = World::new().await;
     let proxy = world.proxy(&[]).await;

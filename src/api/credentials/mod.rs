@@ -15,12 +15,13 @@
 //! read it can use it until it ends. systemd reads it when the unit starts, and not again while it runs.
 
 mod asked;
+mod starts;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -29,6 +30,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 pub use self::asked::{Asked, Content, fuzz_credential_address};
+use self::starts::{Given, MAX_STARTS, Start, Starts};
 use crate::attest::{StartingError, StartingUnit, StartingUnits};
 use crate::audit::{Caller, Event};
 use crate::base::drain;
@@ -76,6 +78,9 @@ pub enum NotGiven {
     /// Who asked is no longer there.
     #[error("whoever asked is no longer systemd: {0}")]
     Gone(#[from] NotSystemd),
+    /// As many starts of units have a certificate as may have one at a time.
+    #[error("{MAX_STARTS} units that run have certificates from here, and no more can: stop some of them")]
+    Full,
     /// It took too long.
     #[error("there was no answer within {DEADLINE:?}")]
     Late,
@@ -92,6 +97,7 @@ impl NotGiven {
             Self::Unreadable(_) => "unreadable",
             Self::TooLarge(_) => "too_large",
             Self::Gone(_) => "not_systemd",
+            Self::Full => "full",
             Self::Late => "late",
         }
     }
@@ -121,28 +127,13 @@ pub struct Credentials {
     issuer: Arc<Issuer>,
     units: StartingUnits,
     /// What each start of a unit was given.
-    starts: Mutex<HashMap<Start, Arc<tokio::sync::Mutex<Given>>>>,
-}
-
-/// One start of one unit.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Start {
-    unit: String,
-    invocation: String,
-}
-
-/// What one start of a unit was given.
-#[derive(Debug, Default)]
-struct Given {
-    svid: Option<Arc<UnitSvid>>,
-    /// Which credentials, of this SVID.
-    names: HashSet<String>,
+    starts: Starts,
 }
 
 impl Credentials {
     /// Issues through `issuer` what the units are entitled to by what `units` says of them.
     pub fn new(issuer: Arc<Issuer>, units: StartingUnits) -> Self {
-        Self { issuer, units, starts: Mutex::default() }
+        Self { issuer, units, starts: Starts::default() }
     }
 
     /// Serves until the drain begins.
@@ -234,9 +225,9 @@ impl Credentials {
         content: &Content,
     ) -> Result<Secret<Vec<u8>>, NotGiven> {
         let start = Start { unit: unit.name().as_str().to_owned(), invocation: unit.invocation().to_owned() };
-        let place = self.lock().entry(start).or_default().clone();
+        let asking = self.starts.ask(start, self.issuer.clock.now()).ok_or(NotGiven::Full)?;
         // Held while signing: the next question of the same start waits for the same SVID.
-        let mut given = place.lock().await;
+        let mut given = asking.given().await;
         // What was given before belongs together. A name that is asked for again begins another round (each command of a
         // unit reads all of them), and half-way through its life a round gets a new SVID.
         let again = given.names.contains(&asked.name);
@@ -271,21 +262,15 @@ impl Credentials {
 
     /// Forgets the keys of what no longer stands, and revokes what the entries no longer give.
     async fn forget_ended(&self) {
-        let starts: Vec<_> = self.lock().iter().map(|(start, place)| (start.clone(), place.clone())).collect();
-        for (start, place) in starts {
-            let svid = place.lock().await.svid.clone();
+        for asking in self.starts.all() {
+            let svid = asking.given().await.svid.clone();
             let Some(svid) = svid else { continue };
             match self.issuer.judge_unit_again(&svid).await {
                 Ok(true) => {}
-                Ok(false) => drop(self.lock().remove(&start)),
-                Err(error) => tracing::error!(%error, unit = start.unit, "what a unit was given cannot be revoked"),
+                Ok(false) => asking.forget(&svid).await,
+                Err(error) => tracing::error!(%error, unit = asking.unit(), "what a unit was given cannot be revoked"),
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Start, Arc<tokio::sync::Mutex<Given>>>> {
-        // Plain assignments under the lock: what a panic elsewhere left behind is whole.
-        self.starts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record_disbelief(&self, socket: &UnixStream, disbelief: &NotSystemd) {

@@ -1,7 +1,5 @@
 //! Bearer tokens for an outside service, which the program that they are for never sees.
 
-use std::sync::Arc;
-
 use http::HeaderValue;
 use time::OffsetDateTime;
 
@@ -9,12 +7,23 @@ use super::program::{Program, Task};
 use super::refusal::Refusal;
 use crate::base::clock::Clock;
 use crate::base::secret::Secret;
-use crate::client::session::Within;
+use crate::client::session::{Token, Within};
 
-/// A token, used until half of its life is over.
+/// A token that is good for many requests, used until half of its life is over.
 pub(super) struct Bearer {
-    token: Arc<Secret<String>>,
+    token: Secret<String>,
     until: OffsetDateTime,
+}
+
+impl Bearer {
+    /// `None` for a token that is good once: the next request gets one of its own.
+    fn of(token: Token, now: OffsetDateTime) -> Option<Self> {
+        if token.one_use {
+            return None;
+        }
+        let until = now + (token.expires_at - now) / 2;
+        Some(Self { token: token.token, until })
+    }
 }
 
 /// The header that shows a token of the program's, in its session if it is in one.
@@ -32,9 +41,9 @@ pub(super) async fn header(
     }
     let within = task.session.as_deref().map_or(Within::NoSession, |session| Within::Session(Some(session)));
     let token = program.patiently(|| program.sessions().bearer(within, audience)).await?;
-    let until = now + (token.expires_at - now) / 2;
-    let bearer = kept.insert(Bearer { token: Arc::new(token.token), until });
-    Ok(shown(&bearer.token))
+    let header = shown(&token.token);
+    *kept = Bearer::of(token, now);
+    Ok(header)
 }
 
 /// The next request asks for another one.
@@ -47,4 +56,29 @@ fn shown(token: &Secret<String>) -> HeaderValue {
     let mut value = HeaderValue::from_str(&text).expect("a compact JWT has no characters that a header cannot have");
     value.set_sensitive(true);
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_kept_for_half_of_its_life_unless_it_is_good_once() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let token = |one_use| Token {
+            token: Secret::new("a.b.c".to_owned()),
+            id: "1".to_owned(),
+            session: None,
+            target: "https://api.example.com".to_owned(),
+            scopes: Vec::new(),
+            expires_at: now + Duration::from_secs(60),
+            one_use,
+            binding: (0, "bearer".to_owned()),
+        };
+        let kept = Bearer::of(token(false), now).map(|bearer| bearer.until);
+        assert_eq!(kept, Some(now + Duration::from_secs(30)));
+        assert!(Bearer::of(token(true), now).is_none());
+    }
 }

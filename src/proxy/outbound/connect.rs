@@ -95,7 +95,14 @@ impl Connect {
         let stream = TcpStream::connect((self.target.host(), self.target.port())).await?;
         stream.set_nodelay(true)?;
         let name = self.server_name.clone().unwrap_or_else(unnamed);
-        let stream = tls.connect(name, stream).await?;
+        let mut connecting = std::pin::pin!(tls.connect(name, stream));
+        // A handshake that shows a certificate waits for the agent, which signs, on its thread: what else that thread had to
+        // do is done by another one meanwhile.
+        let stream = std::future::poll_fn(|cx| match &self.trust {
+            Trust::Peer(_) => tokio::task::block_in_place(|| connecting.as_mut().poll(cx)),
+            Trust::Outside(_) => connecting.as_mut().poll(cx),
+        });
+        let stream = stream.await?;
         let state = stream.get_ref().1;
         let http2 = state.alpn_protocol() == Some(Protocol::ALPN[0]);
         match &self.trust {

@@ -73,6 +73,11 @@ impl Credential {
         matches!(self, Self::Wpt { .. } | Self::Bearer { .. })
     }
 
+    /// Whether it is made for each request, by an agent that says in which session.
+    pub(super) fn is_proof(&self) -> bool {
+        matches!(self, Self::Wpt { .. } | Self::Dpop)
+    }
+
     /// Gives the request, whose URI is absolute, what it is to show, and says in which session that was made.
     pub(super) async fn attach(
         &self,

@@ -20,11 +20,13 @@ use super::caller::Caller;
 use super::credential::{Credential, Known};
 use super::program::{Present, Task};
 use super::refusal::{Refusal, answered};
+use crate::base::quota::Turn;
 use crate::client::session::Digest;
 
 /// The longest body that is read whole.
 const MAX_WHOLE: usize = 4 << 20;
-/// A body of this size is no burden.
+/// A body of this size is no burden: it is kept, to be sent once more. A larger one is sent once and has a place of its
+/// own until then.
 const SMALL: usize = 64 << 10;
 /// How often a request is tried, each time with a proof of its own.
 const TRIES: u32 = 2;
@@ -94,16 +96,8 @@ impl Connection {
         }
         proxy.credential.strip(&mut head.headers);
         head.headers.insert(HOST, proxy.target.host_header());
-        // Who is nobody does not make this proxy hold anything.
-        self.task().await?;
-        let mut turn = None;
-        if self.reads_whole(&head) {
-            turn = Some(proxy.held_whole.turn(self.caller.uid()).await);
-        }
-        let (payload, known) = self.read(&head, body).await?;
-        // A small one may be held for as long as the target takes: many calls of tools that take long are no abuse.
-        drop(turn.take_if(|_| payload.is_small()));
-        let mut answer = match (self.send(head, payload, &known).await, &known.message) {
+        let (payload, mut known) = self.read(&head, body).await?;
+        let mut answer = match (self.send(head, payload, &mut known).await, &known.message) {
             (Err(refusal), Some(message)) => {
                 let refused = refusal.of_call().ok_or(refusal)?;
                 tracing::info!(pid = self.caller.instance().pid(), reason = refused.reason, "a call was refused");
@@ -134,9 +128,12 @@ impl Connection {
     /// What is to be known of the body before a proof can be made.
     async fn read(&self, head: &Parts, body: Incoming) -> Result<(Payload, Known), Refusal> {
         if !self.reads_whole(head) {
-            let payload = if body.is_end_stream() { Payload::Whole(Bytes::new()) } else { Payload::Passing(body) };
+            let payload = if body.is_end_stream() { Payload::Kept(Bytes::new()) } else { Payload::Once(passing(body)) };
             return Ok((payload, Known::default()));
         }
+        // Who is nobody does not make this proxy hold anything.
+        self.task().await?;
+        let turn = self.proxy.held_whole.turn(self.caller.uid()).await;
         let whole = Limited::new(body, MAX_WHOLE).collect().await.map_err(|error| {
             if error.is::<LengthLimitError>() { Refusal::TooLarge(MAX_WHOLE) } else { Refusal::Incomplete }
         })?;
@@ -144,12 +141,12 @@ impl Connection {
         let covered = self.proxy.credential == (Credential::Wpt { cover_body: true });
         let body = covered.then(|| Digest::of(&whole));
         let message = if self.reads_message(head) { Some(Message::read(&head.headers, whole.clone())?) } else { None };
-        Ok((Payload::Whole(whole), Known { body, message }))
+        Ok((Payload::whole(whole, turn), Known { body, message }))
     }
 
     /// Sends it, each time with a new proof: again when a connection that was open turns out to be closed, if that does
     /// no harm; and when the target wants another proof or nonce.
-    async fn send(&self, head: Parts, mut payload: Payload, known: &Known) -> Result<Response<Body>, Refusal> {
+    async fn send(&self, head: Parts, mut payload: Payload, known: &mut Known) -> Result<Response<Body>, Refusal> {
         let credential = &self.proxy.credential;
         let to = head.uri.clone();
         let websocket = wants_websocket(&head.headers);
@@ -158,7 +155,12 @@ impl Connection {
             let (task, proven) = self.proven(&head, known).await?;
             // The agent has signed for the program that it saw. Was that this one?
             self.caller.look()?;
-            let repeatable = payload.is_whole() && tries < TRIES;
+            let repeatable = payload.is_kept() && tries < TRIES;
+            if !payload.is_kept() {
+                // It has the body once more. From here on only the end of the session is a refusal of the call, and with
+                // that the connection is cut as a rule.
+                known.message = None;
+            }
             let request = Request::from_parts(proven, payload.take());
             let (mut over, upstream) = (task.lifeline.watch(), task.upstream(websocket));
             let cuts = Cuts { connection: self.program.0.cut(), request: Some(over.clone()) };
@@ -191,7 +193,9 @@ impl Connection {
     /// The head with what it is to show, and what it is made for now.
     async fn proven(&self, head: &Parts, known: &Known) -> Result<(Arc<Task>, Parts), Refusal> {
         let Proxy { credential, clock, .. } = &*self.proxy;
-        let mut task = self.task().await?;
+        // A proof says in which session it was made. Where there is none, that is asked each time: the end of a session
+        // that the program has begun meanwhile must cut what is made in it.
+        let mut task = if credential.is_proof() { self.task().await? } else { self.renew().await? };
         for _ in 0..TRIES {
             let mut proven = head.clone();
             let session = credential.attach(&mut proven, known, &self.program.0, &task, clock).await?;
@@ -220,36 +224,87 @@ impl Connection {
     }
 }
 
-/// A body that is here, or one that goes through.
+/// The body of a request on its way.
 enum Payload {
-    Whole(Bytes),
-    Passing(Incoming),
+    /// Kept until there is an answer.
+    Kept(Bytes),
+    /// Sent once: one that goes through, or is too large to be kept.
+    Once(Body),
     Gone,
 }
 
 impl Payload {
-    fn is_small(&self) -> bool {
-        matches!(self, Self::Whole(bytes) if bytes.len() <= SMALL)
+    /// One that was read whole, by `turn`. That is over with a large one, when it is written, and with a small one now: many
+    /// calls of tools that take long are no abuse.
+    fn whole(bytes: Bytes, turn: Turn) -> Self {
+        if bytes.len() <= SMALL {
+            return Self::Kept(bytes);
+        }
+        Self::Once(full(Bytes::from_owner(Held { bytes, _turn: turn })))
     }
 
-    fn is_whole(&self) -> bool {
-        matches!(self, Self::Whole(_))
+    fn is_kept(&self) -> bool {
+        matches!(self, Self::Kept(_))
     }
 
-    /// The body; one that goes through is there once.
     fn take(&mut self) -> Body {
         match std::mem::replace(self, Self::Gone) {
-            Self::Whole(bytes) => {
-                *self = Self::Whole(bytes.clone());
+            Self::Kept(bytes) => {
+                *self = Self::Kept(bytes.clone());
                 if bytes.is_empty() { empty() } else { full(bytes) }
             }
-            Self::Passing(body) => passing(body),
+            Self::Once(body) => body,
             Self::Gone => empty(),
         }
+    }
+}
+
+/// Bytes, and the turn that they take as long as they are here.
+struct Held {
+    bytes: Bytes,
+    _turn: Turn,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
 /// Whether it is the same to do it twice (RFC 9110, section 9.2.2).
 fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::base::quota::Turns;
+
+    #[tokio::test]
+    async fn a_large_body_takes_a_place_until_it_is_written_and_not_until_it_is_answered() {
+        let turns = Turns::new(1, 1);
+        let mut payload = Payload::whole(Bytes::from(vec![0; SMALL + 1]), turns.turn(1).await);
+        assert!(!payload.is_kept());
+        let sent = payload.take();
+        assert!(turns.turn(1).now_or_never().is_none(), "it is still here");
+        let written = sent.collect().await.expect("sent").to_bytes();
+        assert_eq!(written.len(), SMALL + 1);
+        drop(written);
+        assert!(turns.turn(1).now_or_never().is_some());
+        assert!(payload.take().is_end_stream(), "it is sent once");
+    }
+
+    #[tokio::test]
+    async fn a_small_body_takes_no_place_while_it_is_answered_and_is_sent_as_often_as_need_be() {
+        let turns = Turns::new(1, 1);
+        let mut payload = Payload::whole(Bytes::from(vec![0; SMALL]), turns.turn(1).await);
+        assert!(turns.turn(1).now_or_never().is_some());
+        for _ in 0..TRIES {
+            assert!(payload.is_kept());
+            assert_eq!(payload.take().collect().await.expect("sent").to_bytes().len(), SMALL);
+        }
+    }
 }
