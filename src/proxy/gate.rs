@@ -282,7 +282,8 @@ impl Head {
                 return Err(Ambiguous);
             }
             self.chunked = true;
-        } else if is(name, "upgrade") {
+        } else if is(name, "upgrade") && !self.is_http10 {
+            // In HTTP/1.0 it means nothing (RFC 9110, section 7.8), and what follows is the next request.
             self.switches = true;
         }
         Ok(())
@@ -388,6 +389,9 @@ mod tests {
             assert!(!passes(&format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n")), "{what}");
         }
         assert!(!passes("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), "chunked in 1.0");
+        let kept = "GET / HTTP/1.0\r\nConnection: keep-alive\r\nUpgrade: websocket\r\n\r\n";
+        assert!(passes(&format!("{kept}GET / HTTP/1.1\r\nHost: a\r\n\r\n")));
+        assert!(!passes(&format!("{kept}GET / HTTP/1.1\nHost: a\n\n")), "after what is no switch in 1.0");
         assert!(!passes("\r\nGET / HTTP/1.1\r\n\r\n"), "an empty line first");
         let bodies = [
             ("a size with a sign", "+3\r\nabc\r\n0\r\n\r\n"),

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::rt::bounds::Http2ServerConnExec;
 use hyper::rt::{Read, Write};
@@ -92,8 +92,8 @@ where
     let counted = busy.clone();
     let handle = move |request: Request<Incoming>| {
         let place = counted.enter();
-        // What comes after it was not read as HTTP (`Gate`), unless the other protocol has begun.
-        let last = request.version() == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE);
+        // What comes after it is not read by the gate: so nobody reads it as HTTP, whether the other protocol begins or not.
+        let last = ends_http1(&request);
         let answer = handle(request);
         async move {
             let mut answer = answer.await.map(|body| guarded(body, None, place));
@@ -109,6 +109,15 @@ where
         Protocol::Http1 | Protocol::Either => http1(Gate::new(io, limits, clock.clone()), limits, handle),
     };
     watched.run(connection).await
+}
+
+/// Whether the gate lets everything through after `request`.
+fn ends_http1<B>(request: &Request<B>) -> bool {
+    match request.version() {
+        Version::HTTP_2 => false,
+        _ if request.method() == Method::CONNECT => true,
+        version => version == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE),
+    }
 }
 
 fn http2<H, F>(io: impl Io, limits: &Limits, handle: H) -> Pin<Box<dyn Finish + Send>>

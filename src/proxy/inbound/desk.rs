@@ -1,22 +1,23 @@
 //! Where each request is decided.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::super::body::{Body, full};
+use super::super::body::{Body, full, guarded};
 use super::super::mcp::{self, Merge, Message, Next};
 use super::refusal::Refusal;
+use super::room::{Full, Held, Room};
+use super::tasks::{OpenTask, Tasks};
 use crate::base::clock::Clock;
 use crate::client::ClientError;
 use crate::client::session::Digest;
 use crate::client::tls::PeerCertificates;
 use crate::client::verifier::{Check, CheckError, Verified, VerifierClient};
+use crate::id::SpiffeId;
 
 /// How long a request waits for an agent that is away, as when it is started anew.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
@@ -25,14 +26,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a body that is read whole may take.
 const WHOLE_BODY_PATIENCE: Duration = Duration::from_secs(30);
-/// What all bodies that are held whole may take together, and in what it is counted.
-const WHOLE_BODIES: usize = 256 << 20;
-const BLOCK: usize = 1024;
-
-/// Room for them.
-pub(super) fn room() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(WHOLE_BODIES / BLOCK))
-}
 
 /// What every request must have, whatever policy says.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,8 +47,10 @@ pub(super) struct Desk {
     pub(super) demands: Demands,
     /// Whether what is behind speaks MCP.
     pub(super) mcp: bool,
-    /// What bodies that are held whole may take together, in blocks.
-    pub(super) room: Arc<Semaphore>,
+    /// For bodies that are held whole.
+    pub(super) room: Room,
+    /// What is open for each session.
+    pub(super) tasks: Tasks,
     pub(super) clock: Clock,
 }
 
@@ -63,29 +58,30 @@ pub(super) struct Desk {
 pub(super) struct Admitted {
     /// The agent's word; `None` when nobody was asked.
     pub(super) verified: Option<Verified>,
+    /// Its place among what is open for its session, for a request in one.
+    pub(super) task: Option<OpenTask>,
+    /// What goes on; a body that was read whole has its room until it has passed.
     pub(super) body: Body,
     /// What of the body was read, and passes as it was judged.
     pub(super) whole: Option<usize>,
     /// Errors for what was left out of it, to go with the answer.
     pub(super) merge: Option<Merge>,
-    /// The memory that it has, to be kept until it has passed.
-    pub(super) held: Option<Held>,
 }
 
-/// Room for a body that is held whole.
-pub(super) type Held = OwnedSemaphorePermit;
+/// The agent's word on a request, and the place of it among what is open for its session.
+type Word = (Verified, Option<OpenTask>);
 
 impl Desk {
-    /// Asks whether a request may go on, and how much of it.
+    /// Asks whether a request of `id`, which proved `peer`, may go on, and how much of it.
     pub(super) async fn decide(
         &self,
         head: &Parts,
         uri: &str,
-        peer: &PeerCertificates,
+        (id, peer): (&SpiffeId, &PeerCertificates),
         body: Body,
     ) -> Result<Admitted, Refusal> {
         let Some(verifier) = &self.verifier else {
-            return Ok(Admitted { verified: None, body, whole: None, merge: None, held: None });
+            return Ok(Admitted { verified: None, task: None, body, whole: None, merge: None });
         };
         let check = Check::from_peer(&head.method, uri, &head.headers, peer);
         let mut check = check.map_err(Refusal::Refused)?;
@@ -103,46 +99,35 @@ impl Desk {
             (limit, false) => limit,
         };
         let Some(limit) = limit else {
-            let verified = self.ask(verifier, &check).await?;
-            return Ok(Admitted { verified: Some(verified), body, whole: None, merge: None, held: None });
+            let (verified, task) = self.ask(verifier, &check).await?;
+            return Ok(Admitted { verified: Some(verified), task, body, whole: None, merge: None });
         };
-        let held = self.room_for(&body, limit)?;
+        let mut held = self.room.of(id, limit);
         let whole = tokio::select! {
-            whole = read(body, limit) => whole?,
+            whole = read(body, limit, &mut held) => whole?,
             () = self.clock.pause(WHOLE_BODY_PATIENCE) => return Err(Refusal::Incomplete),
         };
         if self.demands.covered_body.is_some() {
             check.body = Some(Digest::of(&whole));
         }
         if !has_message {
-            let verified = self.ask(verifier, &check).await?;
-            return Ok(Admitted::whole(verified, whole, None, held));
+            let word = self.ask(verifier, &check).await?;
+            return Ok(Admitted::whole(word, whole, None, held));
         }
         let message = Message::read(&head.headers, whole).map_err(|wrong| {
             tracing::debug!(%wrong, "not a message of MCP");
             Refusal::Answered { outcome: "malformed", answer: wrong.answer() }
         })?;
         check.rpcs = message.rpcs();
-        let verified = match self.ask(verifier, &check).await {
-            Ok(verified) => verified,
+        let word = match self.ask(verifier, &check).await {
+            Ok(word) => word,
             Err(refusal) => return Err(refusal.to(&message)),
         };
-        match message.after(&verified.rpcs) {
-            Next::Forward(bytes) => Ok(Admitted::whole(verified, bytes, None, held)),
-            Next::Part(bytes, merge) => Ok(Admitted::whole(verified, bytes, Some(merge), held)),
+        match message.after(&word.0.rpcs) {
+            Next::Forward(bytes) => Ok(Admitted::whole(word, bytes, None, held)),
+            Next::Part(bytes, merge) => Ok(Admitted::whole(word, bytes, Some(merge), held)),
             Next::Answer(answer) => Err(Refusal::Answered { outcome: "rpc_refused", answer }),
         }
-    }
-
-    /// Room for a body of at most `limit` bytes: what it says it has, or all of that.
-    fn room_for(&self, body: &Body, limit: usize) -> Result<Held, Refusal> {
-        let size = body.size_hint();
-        if size.lower() > limit as u64 {
-            return Err(Refusal::TooLarge);
-        }
-        let bytes = size.exact().unwrap_or(limit as u64);
-        let blocks = u32::try_from(bytes / BLOCK as u64 + 1).unwrap_or(u32::MAX);
-        self.room.clone().try_acquire_many_owned(blocks).map_err(|_| Refusal::Busy)
     }
 
     /// Asks until there is a word, for as long as a restart of the agent takes.
@@ -151,11 +136,25 @@ impl Desk {
     /// what a proof was used for is the agent's memory, not ours. The worst that comes of it is a refusal: of a proof
     /// that was noted by an agent that then could not answer (`replayed`), or that is older than the agent that is asked
     /// at last (`before_start`). The client makes a new one.
-    async fn ask(&self, verifier: &VerifierClient, check: &Check) -> Result<Verified, Refusal> {
+    ///
+    /// What may be in a session is asked only while the agent tells which sessions end, so that no end is missed after its word.
+    async fn ask(&self, verifier: &VerifierClient, check: &Check) -> Result<Word, Refusal> {
         let asking = async {
             loop {
+                let heard = match check.has_proof() {
+                    true => Some(self.tasks.heard().await),
+                    false => None,
+                };
                 match verifier.check(check).await {
-                    Ok(verified) => return Ok(verified),
+                    Ok(verified) => {
+                        let task = match (&verified.session, heard) {
+                            (Some(session), Some(heard)) => Some(self.tasks.enter(session, heard)),
+                            // There is no session without a proof.
+                            (Some(_), None) => return Err(Refusal::Unchecked),
+                            (None, _) => None,
+                        };
+                        return Ok((verified, task));
+                    }
                     Err(CheckError::Refused(refused)) => return Err(Refusal::Refused(refused)),
                     Err(CheckError::Agent(error @ (ClientError::Unreachable { .. } | ClientError::NotReady(_)))) => {
                         tracing::debug!(%error, "a request waits for the agent");
@@ -183,20 +182,27 @@ impl Desk {
 }
 
 impl Admitted {
-    fn whole(verified: Verified, bytes: Bytes, merge: Option<Merge>, held: Held) -> Self {
+    fn whole((verified, task): Word, bytes: Bytes, merge: Option<Merge>, held: Held) -> Self {
         let (verified, whole) = (Some(verified), Some(bytes.len()));
-        Self { verified, whole, body: full(bytes), merge, held: Some(held) }
+        Self { verified, task, whole, body: guarded(full(bytes), None, held), merge }
     }
 }
 
-/// The whole of a body.
-async fn read(mut body: Body, limit: usize) -> Result<Bytes, Refusal> {
+/// The whole of a body. `held` gets room for what it says it has at once, and otherwise for what has come.
+async fn read(mut body: Body, limit: usize, held: &mut Held) -> Result<Bytes, Refusal> {
+    let busy = |Full| Refusal::Busy;
+    let least = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if least > limit {
+        return Err(Refusal::TooLarge);
+    }
+    held.reach(least).map_err(busy)?;
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Refusal::Incomplete)?.into_data() else { break };
         if whole.len() + data.len() > limit {
             return Err(Refusal::TooLarge);
         }
+        held.reach(whole.len() + data.len()).map_err(busy)?;
         whole.extend_from_slice(&data);
     }
     Ok(whole.freeze())

@@ -17,6 +17,8 @@ mod identity;
 mod public;
 mod refusal;
 mod request;
+mod room;
+mod subscription;
 mod tasks;
 
 use std::future::Future;
@@ -35,6 +37,8 @@ use tokio_rustls::TlsAcceptor;
 use self::desk::Desk;
 use self::identity::Identity;
 use self::request::Connection;
+use self::room::Room;
+use self::subscription::Subscriber;
 use self::tasks::Tasks;
 use super::metrics::Metrics;
 use super::{
@@ -156,6 +160,7 @@ pub enum StartError {
 
 /// What all connections of a proxy share.
 struct Shared {
+    endpoint: Endpoint,
     source: X509Source,
     custody: Custody,
     authorize: Authorize,
@@ -165,7 +170,6 @@ struct Shared {
     public: Vec<PublicUri>,
     encoded_slashes: bool,
     desk: Desk,
-    tasks: Tasks,
     upstream: Upstream,
     limits: Limits,
     clock: Clock,
@@ -257,7 +261,15 @@ pub async fn build(settings: Inbound) -> Result<Bound, StartError> {
         None => None,
     };
     let upstream = Upstream::new(Connector::to(settings.upstream), settings.upstream_http2, &limits, clock.clone());
-    let verifier = settings.policy.then(|| VerifierClient::new(endpoint));
+    let verifier = settings.policy.then(|| VerifierClient::new(endpoint.clone()));
+    let desk = Desk {
+        verifier,
+        demands: settings.demands,
+        mcp: settings.mcp,
+        room: Room::default(),
+        tasks: Tasks::default(),
+        clock: clock.clone(),
+    };
     let shared = Shared {
         custody: settings.custody,
         authorize,
@@ -266,8 +278,8 @@ pub async fn build(settings: Inbound) -> Result<Bound, StartError> {
         with_certificate: settings.with_certificate,
         public: public.clone(),
         encoded_slashes: settings.encoded_slashes,
-        desk: Desk { verifier, demands: settings.demands, mcp: settings.mcp, room: desk::room(), clock: clock.clone() },
-        tasks: Tasks::default(),
+        desk,
+        endpoint,
         upstream,
         limits,
         clock,
@@ -285,10 +297,10 @@ impl Bound {
         let Self { listener, http, readiness, shared, .. } = self;
         let (trigger, watcher) = drain::channel();
         let mut duties = JoinSet::new();
-        if let Some(verifier) = shared.desk.verifier.clone() {
-            let (tasks, source, metrics) = (shared.tasks.clone(), shared.source.clone(), shared.metrics.clone());
+        if shared.desk.verifier.is_some() {
+            let (tasks, metrics) = (shared.desk.tasks.clone(), shared.metrics.clone());
             let cut = move |reason, how_many| metrics.cut(reason, how_many);
-            duties.spawn(tasks.follow(verifier, source, cut));
+            duties.spawn(tasks.follow(Subscriber::new(&shared.endpoint), cut));
         }
         // Probes are answered until the end.
         let (_probed, probes) = drain::channel();

@@ -12,7 +12,7 @@ use super::super::cut::Lifeline;
 use super::super::exchange::{Cuts, forward};
 use super::super::headers::forget_named;
 use super::Shared;
-use super::desk::{Admitted, Held};
+use super::desk::Admitted;
 use super::identity::{Identity, remove_claims, remove_proof};
 use super::public::{Target, target};
 use super::refusal::Refusal;
@@ -32,7 +32,6 @@ pub(super) struct Connection {
 /// What lasts as long as a request does.
 struct Open {
     _task: Option<OpenTask>,
-    _held: Option<Held>,
     report: Option<Report>,
 }
 
@@ -75,16 +74,15 @@ impl Connection {
         let Target { uri, authority, path } =
             target(&shared.public, shared.encoded_slashes, &head).map_err(Refusal::Misdirected)?;
         let asked = shared.clock.now();
-        let decided = shared.desk.decide(&head, &uri, &self.certificates, passing(body)).await;
+        let peer = (self.guard.peer(), &self.certificates);
+        let decided = shared.desk.decide(&head, &uri, peer, passing(body)).await;
         shared.metrics.check_duration.observe((shared.clock.now() - asked).as_seconds_f64().max(0.0));
-        let Admitted { verified, body, whole, merge, held } = decided?;
+        let Admitted { verified, task, body, whole, merge } = decided?;
 
-        let session = verified.as_ref().and_then(|verified| verified.session.as_deref());
-        let task = session.map(|session| shared.tasks.enter(session));
         let cut = task.as_ref().map(OpenTask::cut);
         let report = shared.desk.verifier.as_ref().zip(verified.as_ref());
         let report = report.and_then(|(verifier, verified)| Report::new(verifier, verified));
-        let open = Arc::new(Open { _task: task, _held: held, report });
+        let open = Arc::new(Open { _task: task, report });
 
         remove_claims(&mut head.headers);
         remove_proof(&mut head.headers);

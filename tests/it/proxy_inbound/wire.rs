@@ -168,6 +168,26 @@ async fn requests_one_after_the_other_on_one_connection_stay_the_requests_they_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_switch_that_does_not_happen_lets_nothing_past_the_gate() {
+    // A line feed alone, which the parser would take.
+    let smuggled = "GET /smuggled HTTP/1.1\nHost: HOST\nConnection: close\n\n";
+    for (what, first, seen) in [
+        (
+            "in 1.0",
+            "GET /a HTTP/1.0\r\nHost: HOST\r\nConnection: keep-alive\r\nUpgrade: websocket\r\n\r\n",
+            &["GET /a"][..],
+        ),
+        ("CONNECT", "CONNECT other:443 HTTP/1.1\r\nHost: HOST\r\n\r\n", &[]),
+        ("CONNECT in 1.0", "CONNECT other:443 HTTP/1.0\r\nHost: HOST\r\nConnection: keep-alive\r\n\r\n", &[]),
+    ] {
+        let stage = Stage::start().await;
+        let requests = format!("{first}{smuggled}").replace("HOST", &stage.host());
+        stage.raw(requests.as_bytes()).await;
+        assert_eq!(stage.tool.seen(), seen, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http2_brings_no_header_of_a_connection_and_no_second_host() {
     let stage = Stage::start().await;
     for (name, value) in [("connection", "x"), ("transfer-encoding", "chunked"), ("upgrade", "h2c"), ("te", "gzip")] {
