@@ -18,8 +18,10 @@ const WIT: HeaderName = HeaderName::from_static("workload-identity-token");
 /// Whatever a client sends under a name that begins so is removed.
 const OURS: [&str; 3] = ["tether-", "x-forwarded-", "x-envoy-"];
 /// And under these names: the last ones make some frameworks act on another path or method than the one that was decided on.
-const OURS_TOO: [&str; 8] = [
+const OURS_TOO: [&str; 10] = [
     "forwarded",
+    "client-cert",
+    "client-cert-chain",
     "x-real-ip",
     "workload-identity-token",
     "x-original-url",

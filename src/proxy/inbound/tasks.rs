@@ -162,6 +162,7 @@ impl Tasks {
     /// Cuts what the agent says has ended, for ever. `cut` is told how much was cut, and why.
     pub(super) async fn follow(self, subscriber: Subscriber, cut: impl Fn(CutReason, usize)) {
         let (mut backoff, entropy) = (Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), Entropy::system());
+        let mut warned = false;
         loop {
             let error = match subscriber.subscribe().await {
                 Ok(subscription) => {
@@ -169,11 +170,14 @@ impl Tasks {
                     let error = self.listen(subscription, &cut).await;
                     self.silence();
                     backoff.reset();
+                    warned = false;
                     error
                 }
                 Err(error) => error,
             };
-            tracing::warn!(%error, "the agent does not tell of sessions for now");
+            if !std::mem::replace(&mut warned, true) {
+                tracing::warn!(%error, "the agent does not tell of sessions for now");
+            }
             tokio::time::sleep(backoff.delay(&entropy)).await;
         }
     }
