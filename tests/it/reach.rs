@@ -255,7 +255,7 @@ async fn a_delegate_proves_and_mints_in_the_session_of_whom_it_asks_for_and_not_
     within(async { while next(&mut watch).await.unwrap().state() != State::Ended {} }).await;
     let named_session = ProveRequest { session, ..prove(named) };
     assert_eq!(ended_by(&sessions.prove(named_session).await.unwrap_err()), "completed");
-    assert_eq!(sessions.get(of_other).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(sessions.get(of_other).await.unwrap_err().code(), Code::InvalidArgument, "it is in none");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -316,7 +316,7 @@ async fn a_question_that_is_none_is_an_error_and_not_an_answer() {
         ("unknown", post(&format!("{form}&more=c")), 400),
         ("nothing", post(""), 400),
         ("no UTF-8", post("token=%ff"), 400),
-        ("too much", post(&format!("token={}", "a".repeat(41 * 1024))), 413),
+        ("too much", post(&format!("token={}", "a".repeat(97 * 1024))), 413),
         ("GET", "GET /introspect HTTP/1.1\r\nHost: agent\r\n\r\n".to_owned(), 405),
     ];
     for (what, request, status) in rows {

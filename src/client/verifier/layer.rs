@@ -11,11 +11,13 @@ use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use tonic::Code;
 use tower::{BoxError, Layer, Service};
 
 use super::{Check, CheckError, Class, ClientError, Digest, Effect, Outcome, Refused, Verified, VerifierClient};
 use crate::client::tls::PeerCertificates;
 use crate::proof::{TargetError, TargetUri};
+use crate::proto::APPROVAL_METADATA;
 
 /// Where a tool is reached, from its own configuration: `https://tool.example.com`, or with a path in front of all of its
 /// own. What a request says of its host is never asked.
@@ -63,6 +65,9 @@ pub struct Described {
 /// - 403 with `{"error":"forbidden"}`, or `{"error":"step_up","approval":ID}` when a person has to agree first;
 /// - 413 with `{"error":"too_large"}`: see [`Self::cover_body`];
 /// - 503 with `{"error":"unavailable"}`: the agent is away or cannot tell. Nothing is served unchecked.
+///
+/// To gRPC it says the same by gRPC's own status: `UNAUTHENTICATED`, `PERMISSION_DENIED` (with the metadata `tether-approval` where a
+/// person has to agree first), `RESOURCE_EXHAUSTED` or `UNAVAILABLE`.
 ///
 /// Where the server puts [`PeerCertificates`] among the extensions of its requests, the caller's certificate is judged with each of
 /// them, and a proof must be of the same identity. Then a layer that takes requests outside a session
@@ -286,6 +291,9 @@ impl Denial {
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", None),
             Self::Broken => (StatusCode::BAD_REQUEST, "incomplete", None),
         };
+        if is_grpc(parts) {
+            return grpc_answer(status, error, approval);
+        }
         let body = match approval {
             Some(approval) => serde_json::json!({ "error": error, "approval": approval }),
             None => serde_json::json!({ "error": error }),
@@ -300,6 +308,32 @@ impl Denial {
         }
         response
     }
+}
+
+/// Whether the caller speaks gRPC, which has statuses of its own and reads no body of another kind.
+fn is_grpc(parts: &Parts) -> bool {
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| kind.starts_with("application/grpc"))
+}
+
+/// The same as an answer of trailers alone, with the status that gRPC has for it.
+fn grpc_answer(status: StatusCode, error: &'static str, approval: Option<&str>) -> Response<Full<Bytes>> {
+    let code = match status {
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
+        StatusCode::BAD_REQUEST => Code::Cancelled,
+        _ => Code::Unavailable,
+    };
+    let mut response = Response::new(Full::default());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(i32::from(code)));
+    headers.insert("grpc-message", HeaderValue::from_static(error));
+    if let Some(approval) = approval.and_then(|approval| HeaderValue::from_str(approval).ok()) {
+        headers.insert(APPROVAL_METADATA, approval);
+    }
+    response
 }
 
 /// Reports when it is dropped, so that a call whose service fails, or whose caller goes away, is reported too.
