@@ -110,6 +110,8 @@ impl Introspection {
 
     async fn answer(&self, asker: &Asker, asked: &Introspected) -> Response<Full<Bytes>> {
         match self.verifier.judge(asker, &asked.call, asked.presented()).await {
+            // To whoever cannot be told which of the calls inside may go on, it is a yes only if all of them may.
+            Ok(Ok(verified)) if !asker.is_node() && verified.rpcs.iter().any(|rpc| rpc.outcome.is_err()) => inactive(),
             Ok(Ok(verified)) => no_store(answer(&asked.call, &verified, asker.is_node()).to_string()),
             Ok(Err(_)) => inactive(),
             Err(refusal) => self.not_told(&refusal.into(), None),

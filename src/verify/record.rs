@@ -83,7 +83,8 @@ fn request(call: &Call) -> String {
 /// One record of the request and, where it carries calls of its own, one of each of them instead.
 fn accepted(asker: &Asker, call: &Call, verified: &Verified) -> Vec<Record> {
     let none = BTreeSet::new();
-    if call.rpcs.is_empty() {
+    // Another node decides on the calls for its own asker, and writes them down there.
+    if verified.rpcs.is_empty() {
         let named = verified.session.as_ref().map_or(call.tool.as_str(), |session| session.agreed.tool.as_str());
         let effect = verified.decided.as_ref().map(|decided| decided.effect);
         let redact = verified.decided.as_ref().map_or(&none, |decided| &decided.redact);

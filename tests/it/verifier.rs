@@ -278,6 +278,26 @@ async fn introspection_gives_the_same_bytes_whatever_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn over_http_a_request_with_calls_inside_is_good_if_all_of_them_may_go_on() {
+    let agent = agent().await;
+    let no_shell = r#"forbid(principal, action in Action::"call", resource) when { context.tool == "shell" };"#;
+    agent.write_policies("shell.cedar", no_shell).await;
+    let mut sessions = agent.sessions().await;
+    let session = sessions.start(task("t", &[URI])).await.unwrap().into_inner().id;
+    let request = ProveRequest { session, method: "POST".to_owned(), uri: URI.to_owned(), ..ProveRequest::default() };
+    let search = r#"{"method":"tools/call","tool":"search"}"#;
+    let shell = r#"{"method":"tools/call","tool":"shell"}"#;
+    for (rpcs, good) in [(format!("[{search}]"), true), (format!("[{search},{shell}]"), false)] {
+        let headers = prove(&mut sessions, request.clone()).await;
+        let answer = ask(agent.http(), &post(&question("POST", URI, &headers, &[("rpcs", &rpcs)]))).await;
+        assert_eq!((answer.status, answer.body != INACTIVE), (200, good), "{rpcs}: {answer:?}");
+    }
+    let headers = prove(&mut sessions, request).await;
+    let garbled = ask(agent.http(), &post(&question("POST", URI, &headers, &[("rpcs", "[{}]")]))).await;
+    assert_eq!(garbled.status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_serve_the_uri_is_not_told_even_that_over_http() {
     let agent = TestAgent::without_entries_and(|config| {
         config.http.address = Some("127.0.0.1:0".parse().unwrap());
