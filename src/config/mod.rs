@@ -150,7 +150,8 @@ settings! {
         /// In the environment and with --set the same as an inline table: { "https://.." = { audience = "tether" } }.
         issuers: IssuerTable = IssuerTable::new();
         /// Other nodes of the trust domain whose sessions tools on this node may be called in: their node ids and where
-        /// their agents answer ([http] tls_address). A request of any other node is refused. { "NODE" =
+        /// their agents answer ([http] tls_address). A request of any other node is refused. These nodes also tell each
+        /// other what they revoke and which sessions end: configure each at the other. { "NODE" =
         /// "https://node.example.org:9466" }; in the environment and with --set: NODE=https://node.example.org:9466,....
         nodes: NodeUrls = NodeUrls::default();
         /// Where other nodes reach the tls_address of this one: stands in the tokens of sessions. Exactly what their

@@ -10,7 +10,6 @@ use crate::metrics::{Issued, Kind, Outcome};
 use crate::registry::Bind;
 
 /// A bearer token. Whoever has it can use it until it ends.
-#[derive(Clone)]
 pub struct Bearer {
     /// The JWT-SVID.
     pub token: String,

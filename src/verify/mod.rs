@@ -52,6 +52,7 @@ pub use self::told::{Feed, Interest, MAX_INTEREST_BYTES};
 
 use self::peer::Peer;
 use self::reach::{Reaching, is_of};
+
 /// A request whose caller is who it says, now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
