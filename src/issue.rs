@@ -43,7 +43,7 @@ pub use self::export::{Choice, ExportState, ExportedX509};
 pub(crate) use self::held::Acting;
 pub use self::held::{Asking, HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
-use self::tries::Tries;
+use self::tries::{MayPass, again};
 pub use self::unit::{UnitRefusal, UnitSvid, UnitToken};
 pub use self::validate::{Invalid, LooksAtSessions};
 
@@ -333,13 +333,7 @@ pub struct Issuer {
 impl Issuer {
     /// The X.509-SVIDs and bundles of a caller.
     pub async fn x509(&self, peer: &PeerConn) -> Result<X509State, Refusal> {
-        let mut tries = Tries::default();
-        let made = loop {
-            let made = self.x509_inner(peer).await;
-            if tries.are_over(&made) {
-                break made;
-            }
-        };
+        let made = again(|| self.x509_inner(peer)).await;
         self.recorded(peer, Some(Kind::X509), made)
     }
 
@@ -351,13 +345,7 @@ impl Issuer {
 
     /// WIT-SVIDs of a caller: for one identity, or for all of them.
     pub async fn wit(&self, peer: &PeerConn, wanted: Option<&SpiffeId>) -> Result<WitState, Refusal> {
-        let mut tries = Tries::default();
-        let made = loop {
-            let made = self.wit_inner(peer, wanted).await;
-            if tries.are_over(&made) {
-                break made;
-            }
-        };
+        let made = again(|| self.wit_inner(peer, wanted)).await;
         self.recorded(peer, Some(Kind::Wit), made)
     }
 
@@ -374,13 +362,7 @@ impl Issuer {
         audience: &[String],
         wanted: Option<&SpiffeId>,
     ) -> Result<Vec<(Identity, SignedJwt)>, Refusal> {
-        let mut tries = Tries::default();
-        let made = loop {
-            let made = self.jwt_inner(peer, audience, wanted).await;
-            if tries.are_over(&made) {
-                break made;
-            }
-        };
+        let made = again(|| self.jwt_inner(peer, audience, wanted)).await;
         self.recorded(peer, Some(Kind::Jwt), made)
     }
 

@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use super::{Acting, Asking, BEARER, Issuer, Refusal, Tries};
+use super::{Acting, Asking, BEARER, Issuer, Refusal, again};
 use crate::audit::Event;
 use crate::id::SpiffeId;
 use crate::ledger;
@@ -36,13 +36,7 @@ impl Issuer {
         audience: &str,
         wanted: Option<&SpiffeId>,
     ) -> Result<Bearer, Refusal> {
-        let mut tries = Tries::default();
-        let minted = loop {
-            let minted = self.mint_jwt_inner(asking, audience, wanted).await;
-            if tries.are_over(&minted) {
-                break minted;
-            }
-        };
+        let minted = again(|| self.mint_jwt_inner(asking, audience, wanted)).await;
         self.recorded(asking.peer, Some(Kind::Jwt), minted)
     }
 

@@ -6,7 +6,7 @@
 use time::OffsetDateTime;
 
 use super::kept::{Document, Kept};
-use super::tries::Tries;
+use super::tries::again;
 use super::{BEARER, Bundles, Entitled, Issuer, Refusal, bundles};
 use crate::attest::Attested;
 use crate::authority::{SignedJwt, Signers, X509Svid};
@@ -92,13 +92,7 @@ impl Document for ExportedX509 {
 impl Issuer {
     /// An X.509-SVID of a caller for files, and its bundles.
     pub async fn export_x509(&self, peer: &PeerConn, choice: &Choice) -> Result<ExportState, Refusal> {
-        let mut tries = Tries::default();
-        let made = loop {
-            let made = self.export_x509_inner(peer, choice).await;
-            if tries.are_over(&made) {
-                break made;
-            }
-        };
+        let made = again(|| self.export_x509_inner(peer, choice)).await;
         self.recorded(peer, Some(Kind::X509), made)
     }
 
@@ -117,13 +111,7 @@ impl Issuer {
         audience: &[String],
         choice: &Choice,
     ) -> Result<(SpiffeId, SignedJwt), Refusal> {
-        let mut tries = Tries::default();
-        let made = loop {
-            let made = self.export_jwt_inner(peer, audience, choice).await;
-            if tries.are_over(&made) {
-                break made;
-            }
-        };
+        let made = again(|| self.export_jwt_inner(peer, audience, choice)).await;
         self.recorded(peer, Some(Kind::Jwt), made)
     }
 

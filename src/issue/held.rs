@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::{Bundles, Entitled, Issuer, Refusal, Tries, attestation_refused, bundles};
+use super::{Bundles, Entitled, Issuer, Refusal, again, attestation_refused, bundles};
 use crate::audit::{Caller, Event};
 use crate::held::{HeldCredential, HeldError, Holds, NewKey, Shape};
 use crate::id::SpiffeId;
@@ -157,13 +157,7 @@ impl Issuer {
         wanted: Option<&SpiffeId>,
         on_behalf_of: Option<OnBehalfOf>,
     ) -> Result<HeldX509State, Refusal> {
-        let mut tries = Tries::default();
-        let held = loop {
-            let held = self.hold_x509_inner(peer, wanted, on_behalf_of).await;
-            if tries.are_over(&held) {
-                break held;
-            }
-        };
+        let held = again(|| self.hold_x509_inner(peer, wanted, on_behalf_of)).await;
         self.recorded(peer, Some(Kind::X509), held)
     }
 
@@ -200,20 +194,14 @@ impl Issuer {
         wanted: Option<&SpiffeId>,
         on_behalf_of: Option<OnBehalfOf>,
     ) -> Result<(Arc<HeldCredential>, Option<Arc<str>>), Refusal> {
-        let mut tries = Tries::default();
-        let held = loop {
-            let held = async {
-                let mut acting = self.acting(Asking { peer, on_behalf_of }).await?;
-                acting.entitled.narrow_to(wanted)?;
-                let (held, identity) = self.default_wit(peer, &acting).await?;
-                acting.look()?;
-                Ok((held, identity.hint().map(Arc::from)))
-            }
-            .await;
-            if tries.are_over(&held) {
-                break held;
-            }
-        };
+        let held = again(|| async {
+            let mut acting = self.acting(Asking { peer, on_behalf_of }).await?;
+            acting.entitled.narrow_to(wanted)?;
+            let (held, identity) = self.default_wit(peer, &acting).await?;
+            acting.look()?;
+            Ok((held, identity.hint().map(Arc::from)))
+        })
+        .await;
         self.recorded(peer, Some(Kind::Wit), held)
     }
 
@@ -247,34 +235,28 @@ impl Issuer {
         request: &ProofRequest<'_>,
         on_behalf_of: Option<OnBehalfOf>,
     ) -> Result<(SignedProof, Arc<HeldCredential>), Refusal> {
-        let mut tries = Tries::default();
-        let proven = loop {
-            let proven = async {
-                let acting = self.acting(Asking { peer, on_behalf_of }).await?;
-                let key = match request.key {
-                    Some(handle) => self.held.find(handle, acting.instance.id(), acting.by())?,
-                    None => self.default_wit(peer, &acting).await?.0,
-                };
-                let identity = self.identity_of(&acting, &key)?;
-                let now = self.clock.now();
-                let permit = self.may_use(&acting, identity, &key, now)?;
-                // Nothing waits after this.
-                acting.look()?;
-                let target = &request.target;
-                let (proof, kind) = match request.scheme {
-                    ProofScheme::Wpt => (self.held.wpt(permit, &key, target, now)?, "wpt"),
-                    ProofScheme::Dpop { access_token, nonce } => {
-                        (self.held.dpop(permit, &key, target, access_token, nonce, now)?, "dpop")
-                    }
-                };
-                self.record_use(&acting, &key, kind, Some(target))?;
-                Ok((proof, key))
-            }
-            .await;
-            if tries.are_over(&proven) {
-                break proven;
-            }
-        };
+        let proven = again(|| async {
+            let acting = self.acting(Asking { peer, on_behalf_of }).await?;
+            let key = match request.key {
+                Some(handle) => self.held.find(handle, acting.instance.id(), acting.by())?,
+                None => self.default_wit(peer, &acting).await?.0,
+            };
+            let identity = self.identity_of(&acting, &key)?;
+            let now = self.clock.now();
+            let permit = self.may_use(&acting, identity, &key, now)?;
+            // Nothing waits after this.
+            acting.look()?;
+            let target = &request.target;
+            let (proof, kind) = match request.scheme {
+                ProofScheme::Wpt => (self.held.wpt(permit, &key, target, now)?, "wpt"),
+                ProofScheme::Dpop { access_token, nonce } => {
+                    (self.held.dpop(permit, &key, target, access_token, nonce, now)?, "dpop")
+                }
+            };
+            self.record_use(&acting, &key, kind, Some(target))?;
+            Ok((proof, key))
+        })
+        .await;
         self.recorded(peer, None, proven)
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use time::OffsetDateTime;
 
-use super::{Bundles, Issuer, Kept, Refusal, Tries, bundles};
+use super::{Bundles, Issuer, Kept, Refusal, again, bundles};
 use crate::authority::X509Svid;
 use crate::authority::slot::Kind as SlotKind;
 use crate::id::SpiffeId;
@@ -52,13 +52,7 @@ impl Issuer {
     /// The X.509-SVIDs of a caller that it names, and its bundles. An identity that it does not have is no refusal, as
     /// long as it has any.
     pub async fn named_x509(&self, peer: &PeerConn, wanted: &WantedSvids) -> Result<NamedX509, Refusal> {
-        let mut tries = Tries::default();
-        let made = loop {
-            let made = self.named_x509_inner(peer, wanted).await;
-            if tries.are_over(&made) {
-                break made;
-            }
-        };
+        let made = again(|| self.named_x509_inner(peer, wanted)).await;
         self.recorded(peer, Some(Kind::X509), made)
     }
 

@@ -5,14 +5,28 @@ use super::Refusal;
 /// So often, before the caller is told.
 const ATTEMPTS: usize = 3;
 
-/// Counts attempts to make a credential.
-#[derive(Debug, Default)]
-pub(super) struct Tries(usize);
+/// What a refusal says about another attempt.
+pub(super) trait MayPass {
+    /// Whether it is for something that changed meanwhile, so that another attempt may do.
+    fn is_for_a_change(&self) -> bool;
+}
 
-impl Tries {
-    /// Whether the caller gets this, or there is another attempt.
-    pub(super) fn are_over<T>(&mut self, made: &Result<T, Refusal>) -> bool {
-        self.0 += 1;
-        self.0 >= ATTEMPTS || !matches!(made, Err(Refusal::Changed))
+impl MayPass for Refusal {
+    fn is_for_a_change(&self) -> bool {
+        matches!(self, Self::Changed)
     }
+}
+
+/// What `make` makes, in the first attempt that nothing changed under.
+pub(super) async fn again<T, E: MayPass, F>(make: impl Fn() -> F) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    for _ in 1..ATTEMPTS {
+        match make().await {
+            Err(refusal) if refusal.is_for_a_change() => {}
+            made => return made,
+        }
+    }
+    make().await
 }

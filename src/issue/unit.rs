@@ -8,7 +8,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::export::exportable;
-use super::{BEARER, Bundles, Entitled, Issuer, KEY_IN_WORKLOAD, Refusal, Tries, bundles};
+use super::{BEARER, Bundles, Entitled, Issuer, KEY_IN_WORKLOAD, MayPass, Refusal, again, bundles};
 use crate::attest::StartingUnit;
 use crate::audit::{Caller, Event};
 use crate::authority::{SignedJwt, X509Svid};
@@ -41,6 +41,12 @@ impl UnitRefusal {
             Self::Audience(_) => "audience",
             Self::Refused(refusal) => refusal.as_str(),
         }
+    }
+}
+
+impl MayPass for UnitRefusal {
+    fn is_for_a_change(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.is_for_a_change())
     }
 }
 
@@ -90,15 +96,7 @@ impl Issuer {
         unit: &StartingUnit,
         kept: Option<&Arc<UnitSvid>>,
     ) -> Result<Arc<UnitSvid>, UnitRefusal> {
-        let mut tries = Tries::default();
-        loop {
-            let made = self.unit_svid_inner(unit, kept).await;
-            let Err(UnitRefusal::Refused(refusal)) = made else { return made };
-            let refused = Err(refusal);
-            if tries.are_over(&refused) {
-                return refused.map_err(UnitRefusal::from);
-            }
-        }
+        again(|| self.unit_svid_inner(unit, kept)).await
     }
 
     async fn unit_svid_inner(
