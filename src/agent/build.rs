@@ -329,7 +329,8 @@ async fn open_registry(config: &Config, store: &Store, deps: &Deps) -> Result<(R
         built_in.push(parse_entry(&dev_entry(config), &registry::Source::BuiltIn, &rules).map_err(unreadable)?);
     }
     let stored = crate::api::admin::stored_entries(store, &rules).await?;
-    let registry = Registry::new(Some(config.entries_dir.clone()), rules, built_in, deps.clock.clone());
+    let registry = Registry::new(Some(config.entries_dir.clone()), rules, built_in, deps.clock.clone())
+        .keeping(config.state_dir.join("entries.kept"));
     registry.set_store_entries(stored.usable).await?;
     registry.reload().await;
     Ok((registry, stored.unusable))

@@ -258,7 +258,8 @@ impl StatusSource for AgentState {
         let crls = self.crls.latest();
         let heard = self.heard.borrow().clone();
         let changing = self.changing();
-        let weaker = changing.weaknesses.iter().cloned().chain(crls_left_out(&crls)).chain(silent_nodes(&heard));
+        let weaker = changing.weaknesses.iter().cloned().chain(crls_left_out(&crls)).chain(kept_entries(&load));
+        let weaker = weaker.chain(silent_nodes(&heard));
         let weaker: Vec<_> = weaker.collect();
         json!({
             "version": 1,
@@ -325,6 +326,17 @@ fn crls_left_out(crls: &CrlSet) -> Option<String> {
             "the revocation lists have {} bytes, too many to go with X.509-SVIDs: processes that do not ask for \
              FetchX509Bundles do not learn what is revoked; shorter svid.x509_ttl makes the lists shorter",
             crls.bytes()
+        )
+    })
+}
+
+/// What it means that entries are served from before the start.
+fn kept_entries(load: &LoadState) -> Option<String> {
+    load.kept_from.map(|at| {
+        format!(
+            "the entry files have mistakes since before the agent was started, so those of {} are in force: see \
+             `tether agent check`",
+            rfc3339(at)
         )
     })
 }

@@ -60,9 +60,9 @@ pub fn read(path: &Path, most_bytes: u64) -> Result<Vec<u8>, Mistake> {
 }
 
 /// The text that these bytes of a file are.
-pub fn text<'a>(path: &Arc<Path>, content: &'a [u8]) -> Result<&'a str, Mistake> {
-    std::str::from_utf8(content).map_err(|error| {
-        let readable = String::from_utf8_lossy(&content[..error.valid_up_to()]);
+pub fn text(path: &Arc<Path>, content: Vec<u8>) -> Result<String, Mistake> {
+    String::from_utf8(content).map_err(|error| {
+        let readable = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
         let (line, column) = Lines::new(&readable).position(readable.len());
         let message = "not UTF-8 from here on: save the file as UTF-8".to_owned();
         Mistake { path: path.clone(), line, column, message }

@@ -67,8 +67,14 @@ impl Policies {
     }
 
     fn with(which: BuiltIn, directory: Option<PathBuf>, may_be_absent: bool, clock: Clock) -> Self {
-        let state =
-            LoadState { ok: directory.is_none(), mistakes: [].into(), warnings: [].into(), at: clock.now(), files: 0 };
+        let state = LoadState {
+            ok: directory.is_none(),
+            mistakes: [].into(),
+            warnings: [].into(),
+            at: clock.now(),
+            files: 0,
+            kept_from: None,
+        };
         Self(Arc::new(Shared {
             built_in: which,
             clock,
@@ -139,6 +145,7 @@ impl Shared {
             warnings: warnings.into(),
             at: self.clock.now(),
             files,
+            kept_from: None,
         });
         self.state.send_replace(state.clone());
         state

@@ -75,6 +75,6 @@ fn read(paths: &[Arc<Path>]) -> Result<Vec<PolicyFile>, Vec<Mistake>> {
 
 fn file(path: &Arc<Path>) -> Result<PolicyFile, Mistake> {
     let content = files::read(path, MAX_FILE_BYTES)?;
-    let text = files::text(path, &content)?.to_owned();
+    let text = files::text(path, content)?;
     Ok(PolicyFile { path: path.clone(), text })
 }

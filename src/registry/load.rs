@@ -1,10 +1,12 @@
 //! The entries directory as a whole: all of its files are good, or none of them counts.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::entry::{Entry, Origin, rfc3339};
@@ -28,6 +30,19 @@ pub struct Loaded {
     pub warnings: Vec<Mistake>,
     /// How many files were read.
     pub files: usize,
+    /// What was in them, where every one could be read.
+    pub texts: Vec<(Arc<Path>, String)>,
+}
+
+/// A file of entries: where it was, and what was in it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct FileText<'a> {
+    /// Where.
+    #[serde(borrow)]
+    pub path: Cow<'a, str>,
+    /// What.
+    #[serde(borrow)]
+    pub text: Cow<'a, str>,
 }
 
 /// Reads the `*.toml` files of one directory. Hidden files are not entries: editors and volume mounts keep their own
@@ -51,6 +66,11 @@ impl Loader {
         Self { directory, rules, parsed: HashMap::new() }
     }
 
+    /// What entries must obey.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// Reads the directory. `others` are the entries from elsewhere, whose ids files must not use. Blocks on the disk.
     pub fn load(&mut self, others: &[Arc<Entry>], now: OffsetDateTime) -> Loaded {
         let mut loaded = Loaded::default();
@@ -70,7 +90,8 @@ impl Loader {
         let mut before = std::mem::take(&mut self.parsed);
         for path in files {
             match self.file(&path, before.remove(&path), &mut interner) {
-                Ok(parsed) => {
+                Ok((parsed, text)) => {
+                    loaded.texts.push((path.clone(), text));
                     loaded.entries.extend(parsed.entries.iter().cloned());
                     self.parsed.insert(path, parsed);
                 }
@@ -82,21 +103,26 @@ impl Loader {
         loaded
     }
 
-    fn file(&self, path: &Arc<Path>, before: Option<Parsed>, interner: &mut Interner) -> Result<Parsed, Vec<Mistake>> {
+    fn file(
+        &self,
+        path: &Arc<Path>,
+        before: Option<Parsed>,
+        interner: &mut Interner,
+    ) -> Result<(Parsed, String), Vec<Mistake>> {
         let content = files::read(path, MAX_FILE_BYTES).map_err(|mistake| vec![mistake])?;
         let mut sha256 = [0; 32];
         sha256.copy_from_slice(digest(&SHA256, &content).as_ref());
+        let text = files::text(path, content).map_err(|mistake| vec![mistake])?;
         if let Some(before) = before.filter(|before| before.digest == sha256) {
-            return Ok(before);
+            return Ok((before, text));
         }
-        let text = files::text(path, &content).map_err(|mistake| vec![mistake])?;
-        let entries = parse_interned(text, &Source::File(path.clone()), &self.rules, interner)?;
-        Ok(Parsed { digest: sha256, entries: entries.into_iter().map(Arc::new).collect() })
+        let entries = parse_interned(&text, &Source::File(path.clone()), &self.rules, interner)?;
+        Ok((Parsed { digest: sha256, entries: entries.into_iter().map(Arc::new).collect() }, text))
     }
 }
 
 /// Every id that is used twice, at its second place with the first one named.
-fn clashes(entries: &[Arc<Entry>], others: &[Arc<Entry>]) -> Vec<Mistake> {
+pub(super) fn clashes(entries: &[Arc<Entry>], others: &[Arc<Entry>]) -> Vec<Mistake> {
     let mut first: HashMap<&str, &Arc<Entry>> = others.iter().map(|entry| (entry.id().as_str(), entry)).collect();
     let mut mistakes = Vec::new();
     for entry in entries {

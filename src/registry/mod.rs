@@ -5,7 +5,8 @@
 //! locks and never sees half a change.
 //!
 //! What holds:
-//! - a set of files with any mistake in it changes nothing, and every mistake is reported with its place;
+//! - a set of files with any mistake in it changes nothing, also over a restart of the agent, and every mistake is
+//!   reported with its place;
 //! - not knowing is never taken for a no: an entry whose selectors could not be established is unavailable;
 //! - the order of identities is the order of entries: files by path and position, then the store by age, then built-in
 //!   ones. Who may only use the admin API cannot displace an identity or a hint that a file gives.
@@ -19,6 +20,7 @@ mod fields;
 mod import;
 mod index;
 mod judge;
+mod kept;
 mod keys;
 mod lifetime;
 mod load;

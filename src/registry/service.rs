@@ -1,6 +1,6 @@
 //! The registry of a running agent: entries from all sources, the index over them, and when it changes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
@@ -9,7 +9,8 @@ use tokio::sync::watch;
 
 use super::entry::Entry;
 use super::index::Index;
-use super::load::Loader;
+use super::kept::Kept;
+use super::load::{FileText, Loader};
 use super::parse::Rules;
 use super::watch::EntriesWatch;
 use crate::base::clock::Clock;
@@ -51,6 +52,8 @@ pub struct LoadState {
     pub at: OffsetDateTime,
     /// How many files there were.
     pub files: usize,
+    /// Where the entries that are served are older than this agent: when they were read without a mistake.
+    pub kept_from: Option<OffsetDateTime>,
 }
 
 /// Entries from files, from the store and built-in ones, as one index that is replaced whole.
@@ -73,6 +76,13 @@ struct Shared {
 struct Sources {
     loader: Option<Loader>,
     files: Vec<Arc<Entry>>,
+    kept: Option<Kept>,
+    /// Whether what is kept is what `files` came from.
+    is_kept: bool,
+    /// Since when `files` are from before this agent.
+    kept_from: Option<OffsetDateTime>,
+    /// Whether files were loaded without a mistake.
+    loaded: bool,
     store: Vec<Arc<Entry>>,
     built_in: Vec<Arc<Entry>>,
     generation: u64,
@@ -84,9 +94,25 @@ impl Registry {
         let built_in: Vec<_> = built_in.into_iter().map(Arc::new).collect();
         let index = Index::build(0, built_in.clone());
         let loader = directory.clone().map(|directory| Loader::new(directory, rules));
-        let state =
-            LoadState { ok: directory.is_none(), mistakes: [].into(), warnings: [].into(), at: clock.now(), files: 0 };
-        let sources = Sources { loader, files: Vec::new(), store: Vec::new(), built_in, generation: 0 };
+        let state = LoadState {
+            ok: directory.is_none(),
+            mistakes: [].into(),
+            warnings: [].into(),
+            at: clock.now(),
+            files: 0,
+            kept_from: None,
+        };
+        let sources = Sources {
+            loader,
+            files: Vec::new(),
+            kept: None,
+            is_kept: false,
+            kept_from: None,
+            loaded: false,
+            store: Vec::new(),
+            built_in,
+            generation: 0,
+        };
         Self(Arc::new(Shared {
             clock,
             directory,
@@ -94,6 +120,14 @@ impl Registry {
             index: watch::Sender::new(Arc::new(index)),
             state: watch::Sender::new(Arc::new(state)),
         }))
+    }
+
+    /// Keeps the last set of files without a mistake in the file at `path`, and serves it after a start with a mistake
+    /// in them. Call it before the first [`Self::reload`].
+    #[must_use]
+    pub fn keeping(self, path: PathBuf) -> Self {
+        self.0.sources().kept = Some(Kept::at(path));
+        self
     }
 
     /// The index now.
@@ -149,9 +183,17 @@ impl Shared {
         let others: Vec<_> = sources.store.iter().chain(&sources.built_in).cloned().collect();
         let loaded = sources.loader.as_mut().map(|loader| loader.load(&others, now)).unwrap_or_default();
         let ok = loaded.mistakes.is_empty();
-        if ok && !same(&sources.files, &loaded.entries) {
-            sources.files = loaded.entries;
-            self.flip(&mut sources);
+        if ok {
+            sources.loaded = true;
+            sources.kept_from = None;
+            if !same(&sources.files, &loaded.entries) {
+                sources.files = loaded.entries;
+                sources.is_kept = false;
+                self.flip(&mut sources);
+            }
+            sources.keep(&loaded.texts, now);
+        } else if !sources.loaded && sources.kept_from.is_none() {
+            self.take_kept(&mut sources, &others);
         }
         let state = Arc::new(LoadState {
             ok,
@@ -159,9 +201,26 @@ impl Shared {
             warnings: loaded.warnings.into(),
             at: now,
             files: loaded.files,
+            kept_from: sources.kept_from,
         });
         self.state.send_replace(state.clone());
         state
+    }
+
+    /// Serves what the agent before this one served.
+    fn take_kept(&self, sources: &mut Sources, others: &[Arc<Entry>]) {
+        let (Some(kept), Some(loader)) = (&sources.kept, &sources.loader) else { return };
+        match kept.load(others, loader.rules()) {
+            Ok(last) => {
+                sources.files = last.entries;
+                sources.kept_from = Some(last.at);
+                self.flip(sources);
+            }
+            Err(error) => {
+                let path = kept.path().display();
+                tracing::error!(%path, %error, "no entry file is in force: those of before the start cannot be used");
+            }
+        }
     }
 
     fn set_store_entries(&self, entries: Vec<Arc<Entry>>) -> Result<(), RegistryError> {
@@ -188,6 +247,20 @@ impl Shared {
         sources.generation += 1;
         let all = sources.files.iter().chain(&sources.store).chain(&sources.built_in).cloned();
         self.index.send_replace(Arc::new(Index::build(sources.generation, all.collect())));
+    }
+}
+
+impl Sources {
+    /// Keeps the files that were just loaded, after what they say is in force.
+    fn keep(&mut self, texts: &[(Arc<Path>, String)], now: OffsetDateTime) {
+        let Some(kept) = self.kept.as_ref().filter(|_| !self.is_kept) else { return };
+        let files = texts.iter().map(|(path, text)| FileText { path: path.to_string_lossy(), text: text.into() });
+        match kept.save(files.collect(), now) {
+            Ok(()) => self.is_kept = true,
+            Err(error) => {
+                tracing::warn!(%error, "a start with a mistake in the entry files would find no entries: they cannot be kept");
+            }
+        }
     }
 }
 

@@ -107,3 +107,54 @@ async fn an_id_is_used_once_over_files_and_store() {
     let state = registry.reload().await;
     assert!(state.mistakes[0].message.contains("already used by the entry from store"), "{:?}", state.mistakes);
 }
+
+#[tokio::test]
+async fn a_start_with_a_mistake_in_the_files_serves_what_was_served_before() {
+    let (dir, state) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let kept = state.path().join("entries.kept");
+    write(dir.path(), "a.toml", &toml("a"));
+    write(dir.path(), "b.toml", &toml("b"));
+    let before = registry(&dir).keeping(kept.clone());
+    assert_eq!(before.reload().await.kept_from, None);
+    let served = before.index();
+
+    write(dir.path(), "b.toml", "nonsense = 1\n");
+    let after = registry(&dir).keeping(kept.clone());
+    let load = after.reload().await;
+    assert!(!load.ok, "the mistake is reported");
+    assert_eq!(load.kept_from, Some(OffsetDateTime::UNIX_EPOCH));
+    assert_eq!(after.index().entries(), served.entries(), "with their places in the files");
+    assert_eq!(after.reload().await.kept_from, load.kept_from, "as long as the mistake is there");
+
+    write(dir.path(), "b.toml", &toml("c"));
+    let load = after.reload().await;
+    assert!(load.ok && load.kept_from.is_none());
+    assert_eq!(ids(&after), ["a", "c", "built-in"]);
+}
+
+#[tokio::test]
+async fn a_set_that_may_not_be_used_any_more_is_not_served() {
+    let (dir, state) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let kept = state.path().join("entries.kept");
+    write(dir.path(), "a.toml", &toml("a"));
+    registry(&dir).keeping(kept.clone()).reload().await;
+    write(dir.path(), "a.toml", "nonsense = 1\n");
+
+    let elsewhere = Rules::new(TrustDomain::parse("elsewhere").expect("valid"));
+    let (clock, _) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
+    let registered = Registry::new(Some(dir.path().to_owned()), elsewhere, Vec::new(), clock).keeping(kept.clone());
+    assert_eq!(registered.reload().await.kept_from, None);
+    assert_eq!(ids(&registered), [""; 0], "its entries are of another trust domain");
+
+    let clashing = registry(&dir).keeping(kept.clone());
+    clashing.set_store_entries(vec![stored("a")]).await.expect("no clash");
+    assert_eq!(clashing.reload().await.kept_from, None);
+    assert_eq!(ids(&clashing), ["a", "built-in"], "the store uses its id");
+
+    for content in ["", "{}", r#"{"version":2,"at":"1970-01-01T00:00:00Z","files":[]}"#] {
+        write(state.path(), "entries.kept", content);
+        let damaged = registry(&dir).keeping(kept.clone());
+        assert_eq!(damaged.reload().await.kept_from, None, "{content:?}");
+        assert_eq!(ids(&damaged), ["built-in"], "{content:?}");
+    }
+}
