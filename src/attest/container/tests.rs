@@ -36,7 +36,7 @@ impl Box {
             return None;
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let parent = cgroup::mount_point()?.join(format!("tether-test-{}-{number}", std::process::id()));
+        let parent = cgroup::mount_point()?.join(format!("tether-container-{}-{number}", std::process::id()));
         fs::create_dir(&parent).ok()?;
         let id = format!("abcdef{:026x}{number:032x}", std::process::id());
         let this = Self { kind, id, parent, sleeper: Sleeper::start() };
