@@ -304,3 +304,29 @@ impl Connection {
         Ok((status, body.to_bytes()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attest::container::tests::FakeEngine;
+
+    #[tokio::test]
+    async fn an_engine_that_is_out_is_tried_until_it_is_there_without_anybody_asking() {
+        let dir = tempfile::tempdir().expect("temporary");
+        let socket = EngineSocket::of_user(&dir.path().join("engine.sock"), nix::unistd::geteuid().as_raw());
+        let config = Config { patience: Duration::from_secs(60), ..Config::usual(Kind::Podman) };
+        let engine = Engine::new(Kind::Podman, socket, &config, Clock::system(), Entropy::system());
+        assert_eq!(engine.weaker(), None, "it was not asked yet");
+        let mut health = engine.0.health.subscribe();
+        let attending = tokio::spawn({
+            let engine = engine.clone();
+            async move { engine.attend().await }
+        });
+        health.wait_for(|health| matches!(health, Health::Out(_))).await.expect("it is there");
+        assert!(engine.weaker().is_some_and(|why| why.contains("there is no socket")));
+        let _there = FakeEngine::well_in(dir);
+        health.wait_for(|health| *health == Health::Well).await.expect("it is there");
+        assert_eq!(engine.weaker(), None);
+        attending.abort();
+    }
+}

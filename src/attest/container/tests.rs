@@ -96,6 +96,17 @@ impl Box {
         Container::asking(self.kind, Some(socket), &self.config(patience), clock, Entropy::system())
     }
 
+    /// The same container in systemd's own hierarchy of version 1, and its process there alone; `None` where there is none.
+    fn in_version_1(&self) -> Option<VersionOne> {
+        let name = self.parent.file_name().expect("a name");
+        let parent = PathBuf::from("/sys/fs/cgroup/systemd").join(name);
+        cgroup::has_two_hierarchies().then_some(())?;
+        let directory = parent.join(self.directory().file_name().expect("a name"));
+        fs::create_dir(&parent).and_then(|()| fs::create_dir(&directory)).expect("made");
+        fs::write(directory.join("cgroup.procs"), self.pid().to_string()).expect("moved");
+        Some(VersionOne { parent, directory })
+    }
+
     async fn look(&self, attestor: &Container) -> Evidence {
         evidence(attestor.attest(&self.sleeper.subject(), &Wanted::everything()).await.expect("looked at"))
     }
@@ -103,6 +114,21 @@ impl Box {
     /// What a truthful engine says of it.
     fn description(&self) -> String {
         describe(&self.id, self.pid(), true)
+    }
+}
+
+struct VersionOne {
+    parent: PathBuf,
+    directory: PathBuf,
+}
+
+impl Drop for VersionOne {
+    fn drop(&mut self) {
+        let procs = fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default();
+        for pid in procs.lines() {
+            let _ = fs::write("/sys/fs/cgroup/systemd/cgroup.procs", pid);
+        }
+        let _ = fs::remove_dir(&self.directory).and_then(|()| fs::remove_dir(&self.parent));
     }
 }
 
@@ -140,14 +166,17 @@ fn ok(body: impl Into<String>) -> Reply {
 type Script = Arc<dyn Fn(&str) -> Reply + Send + Sync>;
 
 /// Whoever listens where an engine should.
-struct FakeEngine {
+pub(super) struct FakeEngine {
     dir: tempfile::TempDir,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl FakeEngine {
     fn start(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
-        let dir = tempfile::tempdir().expect("temporary");
+        Self::start_in(tempfile::tempdir().expect("temporary"), script)
+    }
+
+    fn start_in(dir: tempfile::TempDir, script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
         let listener = UnixListener::bind(dir.path().join("engine.sock")).expect("bound");
         let (script, asked): (Script, _) = (Arc::new(script), Arc::<Mutex<Vec<String>>>::default());
         let heard = asked.clone();
@@ -157,6 +186,11 @@ impl FakeEngine {
             }
         });
         Self { dir, asked }
+    }
+
+    /// One that is there, and is asked about nothing.
+    pub(super) fn well_in(dir: tempfile::TempDir) -> Self {
+        Self::start_in(dir, |_| ok("OK"))
     }
 
     /// One that is there, and answers this about any container.
@@ -235,6 +269,31 @@ async fn processes_outside_of_containers_have_neither_facts_nor_gaps_and_the_eng
     let forged = container.look(&attestor).await;
     assert_eq!((forged.selectors.len(), forged.gaps.len(), forged.notes.len()), (0, 0, 1));
     assert_eq!(engine.questions(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn on_hosts_with_both_versions_either_hierarchy_tells_and_two_that_disagree_say_nothing() {
+    let Some(container) = Box::start(Kind::Docker) else { return };
+    let Some(version_1) = container.in_version_1() else { return };
+    let engine = FakeEngine::saying(ok(container.description()));
+    let attestor = container.attestor(&engine, AMPLE);
+    let both = container.look(&attestor).await;
+    assert_eq!((both.gaps.len(), both.selectors.len()), (0, 5));
+    container.leave();
+    let version_1_alone = container.look(&attestor).await;
+    assert_eq!((&version_1_alone.selectors, version_1_alone.gaps.len()), (&both.selectors, 0));
+    chown(&version_1.parent, Some(65_534), None).expect("we are root");
+    assert_eq!(container.look(&attestor).await.selectors.len(), 0, "a user could have made it");
+    chown(&version_1.parent, Some(0), None).expect("we are root");
+    // The process moves on to another container in one of them.
+    container.enter(container.pid());
+    let other = version_1.parent.join("c".repeat(64));
+    fs::create_dir(&other).expect("made");
+    fs::write(other.join("cgroup.procs"), container.pid().to_string()).expect("moved");
+    let disagree = container.look(&attestor).await;
+    assert!(disagree.gap("docker", "name").is_some_and(|gap| gap.why.contains("two containers")), "{disagree:?}");
+    fs::write(version_1.directory.join("cgroup.procs"), container.pid().to_string()).expect("moved");
+    fs::remove_dir(&other).expect("it is empty");
 }
 
 #[tokio::test]
@@ -385,28 +444,4 @@ async fn a_container_the_engine_does_not_answer_about_costs_no_other_container()
     assert!(found.gap("docker", "name").is_some_and(|gap| gap.why.contains("about the container")), "{found:?}");
     assert_eq!(attestor.weaker(), None, "the engine is well");
     assert_eq!(other.look(&attestor).await.gaps, []);
-}
-
-#[tokio::test]
-async fn an_engine_that_is_out_is_tried_until_it_is_there_without_anybody_asking() {
-    let dir = tempfile::tempdir().expect("temporary");
-    let path = dir.path().join("engine.sock");
-    let socket = EngineSocket::of_user(&path, nix::unistd::geteuid().as_raw());
-    let config = Config { patience: AMPLE, ..Config::usual(Kind::Podman) };
-    let attestor = Container::asking(Kind::Podman, Some(socket), &config, Clock::system(), Entropy::system());
-    let attending = tokio::spawn(attestor.attend().expect("there is an engine"));
-    while attestor.weaker().is_none() {
-        tokio::task::yield_now().await;
-    }
-    assert!(attestor.weaker().is_some_and(|why| why.contains("there is no socket")));
-    let listener = UnixListener::bind(&path).expect("bound");
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream, Arc::new(|_| ok("OK")), Arc::default()));
-        }
-    });
-    while attestor.weaker().is_some() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    attending.abort();
 }
