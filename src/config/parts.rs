@@ -86,18 +86,18 @@ impl Config {
                 patience: patience(systemd.patience),
                 ..systemd
             },
-            docker: self.engine(container::Kind::Docker, &section.docker.socket, &section.docker.cgroup_parents),
-            podman: self.engine(container::Kind::Podman, &section.podman.socket, &section.podman.cgroup_parents),
+            docker: self.engine(&section.docker.socket, &section.docker.cgroup_parents),
+            podman: self.engine(&section.podman.socket, &section.podman.cgroup_parents),
         }
     }
 
-    fn engine(&self, kind: container::Kind, socket: &Option<PathBuf>, parents: &[String]) -> container::Config {
-        let usual = container::Config::usual(kind);
+    fn engine(&self, socket: &Option<PathBuf>, parents: &[String]) -> container::Config {
         container::Config {
             socket: socket.clone(),
             // What is no place was refused when the configuration was read.
             parents: parents.iter().filter_map(|parent| parent.parse().ok()).collect(),
-            patience: usual.patience.min(self.attest.deadline * 3 / 4),
+            // As for the others: what is waited for ends before the whole does.
+            patience: self.attest.deadline * 3 / 4,
         }
     }
 

@@ -158,13 +158,13 @@ struct Inner {
 impl Engine {
     /// The engine at `socket`.
     pub fn new(kind: Kind, socket: EngineSocket, config: &Config, clock: Clock, entropy: Entropy) -> Self {
-        // Of the time there is, a third is for showing that it is there at all.
-        let guard = Guard::new(config.patience / 3, kind.meanwhile(), clock.clone(), entropy.clone());
+        // Half of the time is for showing that it is there at all: podman may have to be started for that.
+        let guard = Guard::new(config.patience / 2, kind.meanwhile(), clock.clone(), entropy.clone());
         Self(Arc::new(Inner {
             kind,
             socket,
             guard,
-            patience: config.patience / 3 * 2,
+            patience: config.patience / 2,
             memo: Memo::new(clock, KEEP, REMEMBERED),
             at_once: Semaphore::new(AT_ONCE),
             health: watch::Sender::new(Health::Unasked),

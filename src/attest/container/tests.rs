@@ -371,6 +371,27 @@ async fn a_process_older_than_the_first_of_its_container_is_not_believed_to_be_i
 }
 
 #[tokio::test]
+async fn a_process_that_leaves_its_container_while_the_engine_is_asked_has_nothing_of_it() {
+    let Some(container) = Box::start(Kind::Docker) else { return };
+    let first = Sleeper::start();
+    container.enter(first.0.id());
+    // Younger than the first, as every other process of a container is.
+    let mover = Sleeper::start();
+    container.enter(mover.0.id());
+    let (id, named, pid) = (container.id.clone(), first.0.id(), mover.0.id());
+    let elsewhere = container.parent.join("cgroup.procs");
+    let engine = FakeEngine::start(move |path| {
+        if path != "/_ping" {
+            fs::write(&elsewhere, pid.to_string()).expect("moved");
+        }
+        if path == "/_ping" { ok("OK") } else { ok(describe(&id, named, true)) }
+    });
+    let attestor = container.attestor(&engine, AMPLE);
+    let found = attestor.attest(&mover.subject(), &Wanted::everything()).await;
+    assert!(matches!(found, Err(AttestError::Changed { .. })), "{found:?}");
+}
+
+#[tokio::test]
 async fn a_thousand_processes_of_a_container_cost_one_question_while_its_first_process_lives() {
     let Some(container) = Box::start(Kind::Docker) else { return };
     let first = Arc::new(Mutex::new(Sleeper::start()));
