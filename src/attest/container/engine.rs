@@ -37,8 +37,8 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_FIELDS: usize = 64;
 /// Questions to one engine at the same time.
 const AT_ONCE: usize = 8;
-/// Containers that are remembered, and how long: nothing of a container that runs changes but its name.
-const REMEMBERED: usize = 1024;
+/// Containers that are remembered, a descriptor each, and how long: nothing of a container that runs changes but its name.
+const REMEMBERED: usize = 512;
 const KEEP: Duration = Duration::from_secs(60);
 /// How soon an engine that did not answer is tried again although nobody asks.
 const FIRST_TRY: Duration = Duration::from_secs(1);
