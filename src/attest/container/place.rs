@@ -18,7 +18,7 @@ use nix::libc;
 use thiserror::Error;
 
 use crate::attest::{AttestError, CgroupPaths, Subject, outside};
-use crate::sys::cgroup::{Group, ROOT_ID};
+use crate::sys::cgroup::{Group, ROOT_ID, has_two_hierarchies};
 use crate::sys::procfs::ProcDir;
 
 use super::Kind;
@@ -181,7 +181,10 @@ pub(super) enum Located {
 /// Finds the container that a process is in.
 pub(super) fn locate(kind: Kind, parents: &[Parent], subject: &Subject) -> Result<Located, AttestError> {
     let paths = CgroupPaths::read(&subject.proc_dir)?;
-    let located = locate_in(kind, parents, &paths, |hierarchy, path| match hierarchy {
+    // A hierarchy that is not mounted here is nobody's here, whatever those outside use it for.
+    let is_used = paths.unified.is_none() || has_two_hierarchies();
+    let used = CgroupPaths { systemd: paths.systemd.clone().filter(|_| is_used), ..paths.clone() };
+    let located = locate_in(kind, parents, &used, |hierarchy, path| match hierarchy {
         Hierarchy::Unified => subject.cgroup_id.is_none_or(|id| id == ROOT_ID || is_at(path, id)),
         // The kernel names no other way to look at it.
         Hierarchy::Systemd => true,
@@ -208,15 +211,17 @@ fn locate_in(
         let why = "the process is in no cgroup hierarchy that tells: neither version 2 nor systemd's own";
         return Ok(Located::Unknown(why.to_owned()));
     }
-    if let Some((_, path)) = known.iter().find(|(_, path)| CgroupPaths::is_outside(path)) {
-        return Ok(Located::Unknown(outside(path)));
-    }
     // The kernel says so of a directory that was removed: the process has left it, or is about to end.
     if known.iter().any(|(_, path)| path.ends_with(" (deleted)")) {
         return Err(Moved);
     }
-    let (mut found, mut remark): (Option<Place>, _) = (None, None);
+    let (mut found, mut remark, mut unseen): (Option<Place>, _, _) = (None, None, None);
     for (hierarchy, path) in known {
+        if CgroupPaths::is_outside(path) {
+            // What the other hierarchy tells counts by itself.
+            unseen = Some(outside(path));
+            continue;
+        }
         let Some((container, end)) = container_in_path(kind, parents, path) else {
             if looks_like_one(kind, path) {
                 remark.get_or_insert_with(|| elsewhere(kind, path));
@@ -253,7 +258,11 @@ fn locate_in(
             None => found = Some(place),
         }
     }
-    Ok(found.map_or(Located::Outside(remark), Located::In))
+    Ok(match (found, unseen) {
+        (Some(place), _) => Located::In(place),
+        (None, Some(why)) => Located::Unknown(why),
+        (None, None) => Located::Outside(remark),
+    })
 }
 
 fn moved(paths: &CgroupPaths) -> AttestError {

@@ -85,8 +85,12 @@ impl Box {
         Config { socket: None, parents: vec![format!("/{name}").parse().expect("valid")], patience }
     }
 
+    pub fn parents(&self) -> Vec<Parent> {
+        self.config(AMPLE).parents
+    }
+
     pub fn locate(&self) -> Result<Located, AttestError> {
-        locate(self.kind, &self.config(AMPLE).parents, &self.sleeper.subject())
+        locate(self.kind, &self.parents(), &self.sleeper.subject())
     }
 
     /// The attestor with this engine.

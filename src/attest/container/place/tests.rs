@@ -132,6 +132,15 @@ fn a_directory_counts_only_where_root_alone_may_write_to_all_above_it() {
 }
 
 #[test]
+fn a_container_in_one_hierarchy_is_one_though_the_other_cannot_be_seen() {
+    let Some(container) = Box::start(Kind::Docker) else { return };
+    let unified = CgroupPaths::read(&container.proc_dir()).expect("readable").unified;
+    let paths = CgroupPaths { unified, systemd: Some("/../..".to_owned()) };
+    let located = locate_in(Kind::Docker, &container.parents(), &paths, |_, _| true);
+    assert!(matches!(located, Ok(Located::In(_))), "{located:?}");
+}
+
+#[test]
 fn a_process_that_is_elsewhere_by_now_is_not_held_by_the_place_it_was_in() {
     let Some(container) = Box::start(Kind::Docker) else { return };
     let Ok(Located::In(place)) = container.locate() else { panic!("it is in its container") };
