@@ -44,6 +44,16 @@ pub const KINDS: &[(&str, &str)] = &[
     ("launch", "script_sha256"),
     ("launch", "dir"),
     ("launch", "dir_sha256"),
+    ("docker", "label"),
+    ("docker", "env"),
+    ("docker", "image_id"),
+    ("docker", "image_config_digest"),
+    ("docker", "name"),
+    ("podman", "label"),
+    ("podman", "env"),
+    ("podman", "image_id"),
+    ("podman", "image_config_digest"),
+    ("podman", "name"),
 ];
 
 /// Why a text is not a selector.
@@ -113,6 +123,18 @@ impl Selector {
     /// The value: `1000`.
     pub fn value(&self) -> &str {
         self.text.splitn(3, ':').nth(2).unwrap_or_default()
+    }
+
+    /// The fact for people who look at a process: without what may be a secret, which the value of a variable of a
+    /// container's environment often is.
+    pub fn shown(&self) -> String {
+        match (self.kind(), self.key()) {
+            ("docker" | "podman", "env") => {
+                let name = self.value().split('=').next().unwrap_or_default();
+                format!("{}:env:{name}=(not shown)", self.kind())
+            }
+            _ => self.to_string(),
+        }
     }
 
     /// Whether the fact is about the executable file, or follows it as security labels do, so that a swapped program
@@ -214,6 +236,14 @@ mod tests {
         let selector = Selector::parse("unix:path:/opt/a:b").expect("valid");
         assert_eq!((selector.kind(), selector.key(), selector.value()), ("unix", "path", "/opt/a:b"));
         assert!(selector.is_about_executable());
+    }
+
+    #[test]
+    fn the_value_of_an_environment_variable_is_not_shown() {
+        let shown = |text: &str| Selector::parse(text).expect("valid").shown();
+        assert_eq!(shown("docker:env:PASSWORD=a=b"), "docker:env:PASSWORD=(not shown)");
+        assert_eq!(shown("podman:env:PASSWORD=a"), "podman:env:PASSWORD=(not shown)");
+        assert_eq!(shown("docker:label:app:web"), "docker:label:app:web");
     }
 
     #[test]

@@ -173,6 +173,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         audit: deps.audit.clone(),
         clock: deps.clock.clone(),
         own,
+        issuer: issuer.clone(),
     }));
     // It was read without a mistake, or we would not be here.
     state.config_reloaded(true);

@@ -113,6 +113,14 @@ fn half_life(not_before: OffsetDateTime, not_after: OffsetDateTime) -> OffsetDat
     not_before + (not_after - not_before) / 2
 }
 
+/// Tries those whom the attestors ask, so that it is known before anybody needs them whether they are there.
+pub(super) async fn attend_attestors(issuer: Arc<Issuer>, mut drain: drain::Watcher) {
+    tokio::select! {
+        () = drain.draining() => {}
+        () = issuer.attestation.attend() => {}
+    }
+}
+
 /// Reloads entries when their files change. Where they cannot be watched, says so and leaves it to `agent reload`.
 pub(super) async fn watch_entries(registry: Registry, state: Arc<AgentState>, mut drain: drain::Watcher) {
     match registry.watch() {

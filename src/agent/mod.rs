@@ -236,6 +236,7 @@ impl Bound {
         duties.spawn(duties::watch_policies(policies.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::report_bundles(trust.clone(), issuer.metrics.clone(), watcher.clone()));
         duties.spawn(issuer.crls.clone().announce(watcher.clone()));
+        duties.spawn(duties::attend_attestors(issuer.clone(), watcher.clone()));
         duties.spawn(notify::feed_watchdog(watcher.clone()));
         let ledger = issuer.ledger.clone();
         duties.spawn({

@@ -15,6 +15,7 @@ use crate::base::entropy::Entropy;
 use crate::base::quota::Quota;
 use crate::config::Config;
 use crate::http::Readiness;
+use crate::issue::Issuer;
 use crate::metrics::Metrics;
 use crate::peer::Instances;
 use crate::policy::{Policies, PolicySet};
@@ -41,6 +42,7 @@ pub(super) struct Parts {
     pub(super) audit: Audit,
     pub(super) clock: Clock,
     pub(super) own: OwnSvid,
+    pub(super) issuer: Arc<Issuer>,
 }
 
 /// One agent's view of itself.
@@ -63,6 +65,7 @@ pub struct AgentState {
     started_at: OffsetDateTime,
     changing: Mutex<Changing>,
     own: OwnSvid,
+    issuer: Arc<Issuer>,
 }
 
 #[derive(Default)]
@@ -95,6 +98,7 @@ impl AgentState {
             metrics: parts.metrics,
             audit: parts.audit,
             own: parts.own,
+            issuer: parts.issuer,
             changing: Mutex::new(Changing { weaknesses: parts.weaknesses, ..Changing::default() }),
         }
     }
@@ -259,7 +263,7 @@ impl StatusSource for AgentState {
         let heard = self.heard.borrow().clone();
         let changing = self.changing();
         let weaker = changing.weaknesses.iter().cloned().chain(crls_left_out(&crls)).chain(kept_entries(&load));
-        let weaker = weaker.chain(silent_nodes(&heard));
+        let weaker = weaker.chain(silent_nodes(&heard)).chain(self.issuer.attestation.weaker());
         let weaker: Vec<_> = weaker.collect();
         json!({
             "version": 1,

@@ -31,6 +31,7 @@ use crate::issue::{Issuer, caller};
 use crate::peer::{InstanceError, Instances, PeerConn};
 use crate::proto::admin as wire;
 use crate::registry::{Registry, Rules, Verdict};
+use crate::selector::Selector;
 use crate::session::Sessions;
 use crate::store::Store;
 use crate::telemetry::LogLevel;
@@ -342,7 +343,7 @@ impl Admin {
             pid: instance.pid(),
             instance: instance.id().to_string(),
             weak: instance.weak().map(|weak| weak.to_string()).unwrap_or_default(),
-            selectors: evidence.selectors.iter().map(ToString::to_string).collect(),
+            selectors: evidence.selectors.iter().map(Selector::shown).collect(),
             gaps: gaps.collect(),
             entries,
             notes,

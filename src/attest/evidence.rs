@@ -110,6 +110,14 @@ impl Findings {
         }
     }
 
+    /// Adds a fact; `false` for a value that cannot stand in a selector.
+    pub(super) fn try_fact(&mut self, key: &'static str, value: impl fmt::Display) -> bool {
+        let selector = Selector::new(self.kind, key, value);
+        let is_one = selector.is_some();
+        self.selectors.extend(selector);
+        is_one
+    }
+
     /// Adds a fact of this kind that was found before.
     pub(super) fn found(&mut self, selector: Selector) {
         debug_assert_eq!(self.kind, selector.kind(), "an attestor speaks of its own kind");

@@ -81,6 +81,14 @@ where
         flight.await
     }
 
+    /// Forgets the answer to a question, if `is_wrong` says so of it.
+    pub fn forget_if(&self, key: &K, is_wrong: impl FnOnce(&V) -> bool) {
+        let mut state = lock(&self.shared);
+        if state.done.get(key).is_some_and(|(value, _)| is_wrong(value)) {
+            state.done.remove(key);
+        }
+    }
+
     fn start(
         &self,
         uid: u32,

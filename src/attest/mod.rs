@@ -8,6 +8,7 @@
 //! instance again before acting on it (peer rule 4).
 
 mod cgroup;
+pub mod container;
 pub(crate) mod dbus;
 mod evidence;
 pub(crate) mod guard;
@@ -27,6 +28,7 @@ use futures_util::future::{BoxFuture, join_all};
 use thiserror::Error;
 use time::OffsetDateTime;
 
+use self::container::Container;
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::metrics::{self, AttestorFailure, FailureReason, Metrics};
@@ -57,11 +59,21 @@ pub struct Config {
     pub unix: UnixConfig,
     /// How systemd is asked.
     pub systemd: SystemdConfig,
+    /// How docker is asked.
+    pub docker: container::Config,
+    /// How podman is asked.
+    pub podman: container::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(1), unix: UnixConfig::default(), systemd: SystemdConfig::default() }
+        Self {
+            deadline: Duration::from_secs(1),
+            unix: UnixConfig::default(),
+            systemd: SystemdConfig::default(),
+            docker: container::Config::usual(container::Kind::Docker),
+            podman: container::Config::usual(container::Kind::Podman),
+        }
     }
 }
 
@@ -125,6 +137,16 @@ pub trait Attestor: Send + Sync {
     ///
     /// The future must not block: whatever can wait for a file system or another process runs elsewhere.
     fn attest<'a>(&'a self, subject: &'a Subject, wanted: &'a Wanted) -> BoxFuture<'a, Result<Findings, AttestError>>;
+
+    /// What is lost now because somebody whom it asks does not answer, with what to do about it.
+    fn weaker(&self) -> Option<String> {
+        None
+    }
+
+    /// Work that goes on for as long as the agent runs: trying whether whom it asks is there.
+    fn attend(&self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
 }
 
 /// All attestors of this agent, each with its deadline.
@@ -135,15 +157,18 @@ pub struct Attestors {
 }
 
 impl Attestors {
-    /// The attestors of a Linux host: unix, cgroup, systemd, lsm, launch.
+    /// The attestors of a Linux host: unix, cgroup, systemd, lsm, launch, docker, podman.
     pub fn of_host(config: &Config, clock: &Clock, entropy: &Entropy) -> Self {
         let bus = Bus::new(config.systemd.address.clone());
+        let engine = |kind, config| Container::new(kind, config, clock.clone(), entropy.clone());
         Self::default()
             .with(Unix::new(&config.unix, Nss, clock.clone()), config.deadline)
             .with(Cgroup, config.deadline)
             .with(Systemd::new(&config.systemd, bus, clock.clone(), entropy.clone()), config.deadline)
             .with(Lsm::of_host(), config.deadline)
             .with(MemberOfLaunch, config.deadline)
+            .with(engine(container::Kind::Docker, &config.docker), config.deadline)
+            .with(engine(container::Kind::Podman, &config.podman), config.deadline)
     }
 
     /// Adds an attestor, which may take at most `deadline`.
@@ -171,6 +196,17 @@ impl Attestors {
             evidence.add(findings);
         }
         evidence
+    }
+
+    /// What is lost now because somebody does not answer.
+    pub fn weaker(&self) -> Vec<String> {
+        self.all.iter().filter_map(|(attestor, _)| attestor.weaker()).collect()
+    }
+
+    /// The work that goes on for as long as the agent runs. Never ends.
+    pub async fn attend(&self) {
+        join_all(self.all.iter().filter_map(|(attestor, _)| attestor.attend())).await;
+        std::future::pending().await
     }
 
     async fn one(&self, attestor: &dyn Attestor, deadline: Duration, subject: &Subject, wanted: &Wanted) -> Findings {

@@ -139,8 +139,11 @@ impl Moment {
         let groups = if asked { Some(instance.status()?.groups) } else { None };
         let launched = if wanted.has_kind("launch") { Some(launched(instance, launches)?) } else { None };
         let moment = Self { facts: instance.look()?, groups, places: None, launched };
+        let asks = |kinds: &[&str]| kinds.iter().any(|kind| wanted.has_kind(kind));
         let is_told = moment.facts.cgroup_id.is_some_and(|id| id != cgroup::ROOT_ID);
-        if is_told || !["systemd", "cgroup"].iter().any(|kind| wanted.has_kind(kind)) {
+        // Containers may stand in either hierarchy, where there are two.
+        let may_be_elsewhere = asks(&["docker", "podman"]) && cgroup::has_two_hierarchies();
+        if !may_be_elsewhere && (is_told || !asks(&["systemd", "cgroup", "docker", "podman"])) {
             return Ok(moment);
         }
         // What cannot be read is for the attestors to say.
@@ -161,6 +164,16 @@ impl Attestation {
     /// Attests with `attestors`, of which each user's callers get their turns. `launches` knows what was launched.
     pub fn new(attestors: Attestors, launches: Launches, turns: Turns, clock: Clock) -> Self {
         Self { attestors, launches, turns, clock }
+    }
+
+    /// What is lost now because somebody whom the attestors ask does not answer.
+    pub fn weaker(&self) -> Vec<String> {
+        self.attestors.weaker()
+    }
+
+    /// The work of the attestors that goes on for as long as the agent runs. Never ends.
+    pub async fn attend(&self) {
+        self.attestors.attend().await
     }
 
     /// What was launched: members of it have `launch:*` selectors.
@@ -275,6 +288,7 @@ fn subject(
         pid: instance.pid(),
         uid: facts.uid,
         gid: facts.gid,
+        cgroup_id: facts.cgroup_id,
         proc_dir: instance.proc_dir().clone(),
         pidfd: Some(Arc::new(pidfd)),
         executable,

@@ -28,6 +28,8 @@ pub struct Subject {
     pub uid: u32,
     /// Its effective group now, in our user namespace.
     pub gid: u32,
+    /// The inode number of its cgroup v2 directory now; `None` where it cannot be found out.
+    pub cgroup_id: Option<u64>,
     /// Its `/proc/PID`.
     pub proc_dir: Arc<ProcDir>,
     /// Its pidfd, where the kernel has them.

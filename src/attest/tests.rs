@@ -38,6 +38,7 @@ impl Sleeper {
             pid,
             uid,
             gid,
+            cgroup_id: None,
             proc_dir,
             pidfd: None,
             executable,

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::attest::container::{Kind as Engine, examine_socket};
 use crate::client::Endpoint;
+use crate::config;
 use crate::peer::Limits;
 use crate::sys::{Kernel, harden};
 
@@ -69,6 +71,7 @@ fn findings(host: &Host) -> Vec<Finding> {
     let mut findings = kernel(&Kernel::probe());
     findings.extend([yama(), cgroups(), ptrace(host), descriptors(), systemd(), bus(host), clock(host)]);
     findings.extend(agent_sockets(host));
+    findings.extend(engines(host));
     findings
 }
 
@@ -193,6 +196,45 @@ fn clock(host: &Host) -> Finding {
         finding("clock", Health::Ok, "a time service keeps it", lost)
     } else {
         finding("clock", Health::Weak, format!("no time service seen; it says {}", super::output::time(now)), lost)
+    }
+}
+
+/// The container engines, as the configuration of the installed agent names them.
+fn engines(host: &Host) -> [Finding; 2] {
+    let system = Path::new(config::SYSTEM_FILE);
+    let file = host.root.as_ref().map(|root| root.join(system.strip_prefix("/").unwrap_or(system)));
+    let file = Some(file.unwrap_or_else(|| system.to_owned()));
+    let loaded = config::Source { file, dev: None, env: host.env.clone(), flags: Vec::new() }.load();
+    let attest = loaded.map(|loaded| loaded.config.attest).ok();
+    let named = |socket: fn(&config::Attest) -> &Option<PathBuf>| attest.as_ref().map(|attest| socket(attest).clone());
+    [
+        engine(
+            Engine::Docker,
+            named(|attest| &attest.docker.socket),
+            "docker:* is unavailable to processes in docker's containers, if the agent fares like this command",
+        ),
+        engine(
+            Engine::Podman,
+            named(|attest| &attest.podman.socket),
+            "podman:* is unavailable to processes in podman's containers, if the agent fares like this command",
+        ),
+    ]
+}
+
+/// Whether an engine can be asked: `None` when the configuration cannot be read.
+fn engine(engine: Engine, socket: Option<Option<PathBuf>>, lost: &'static str) -> Finding {
+    let what = engine.as_str();
+    let Some(socket) = socket else {
+        return finding(what, Health::Ok, format!("not known: {} cannot be read", config::SYSTEM_FILE), lost);
+    };
+    let Some(socket) = socket else {
+        let usual = engine.usual_socket();
+        let is_here = if Path::new(usual).exists() { format!("; it is at {usual}") } else { String::new() };
+        return finding(what, Health::Ok, format!("not asked: attest.{what}.socket is not set{is_here}"), lost);
+    };
+    match examine_socket(&socket) {
+        Ok(()) => finding(what, Health::Ok, format!("{}, root's", socket.display()), lost),
+        Err(why) => finding(what, Health::Missing, why, lost),
     }
 }
 

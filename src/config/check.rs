@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{AuthorityKind, Config};
+use crate::attest::container::Parent;
 use crate::bundle::oidc::IssuerUrl;
 use crate::user::fetch::Endpoint;
 use crate::user::{IssuerSettings, KeySource};
@@ -33,6 +34,7 @@ pub(super) fn mistakes(config: &Config, is_set: &dyn Fn(&str) -> bool) -> Vec<(&
     secrets(config, &mut rule);
     issuers(config, &mut rule);
     audit(config, &mut rule);
+    containers(config, &mut rule);
     rule(
         config.sessions.launchers.iter().all(|path| path.starts_with('/')),
         "sessions.launchers",
@@ -161,6 +163,22 @@ fn audit(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
     rule(section.keep >= 2, "audit.keep", two);
     let hour = Duration::from_secs(60 * 60);
     rule(section.keep_for.is_none_or(|keep_for| keep_for >= hour), "audit.keep_for", "it is at least 1h");
+}
+
+fn containers(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {
+    let (docker, podman) = (&config.attest.docker, &config.attest.podman);
+    let absolute = "it is an absolute path, without `unix://`";
+    let is_path = |socket: &Option<std::path::PathBuf>| socket.as_ref().is_none_or(|path| path.is_absolute());
+    rule(is_path(&docker.socket), "attest.docker.socket", absolute);
+    rule(is_path(&podman.socket), "attest.podman.socket", absolute);
+    for (name, parents) in [
+        ("attest.docker.cgroup_parents", &docker.cgroup_parents),
+        ("attest.podman.cgroup_parents", &podman.cgroup_parents),
+    ] {
+        for invalid in parents.iter().filter_map(|parent| parent.parse::<Parent>().err()) {
+            rule(false, name, &invalid.to_string());
+        }
+    }
 }
 
 fn limits(config: &Config, rule: &mut impl FnMut(bool, &'static str, &str)) {

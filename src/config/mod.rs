@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::attest::container::Kind as Engine;
 use crate::id::TrustDomain;
 use crate::policy::{AudienceCaps, DEFAULT_DIRECTORY};
 use crate::telemetry;
@@ -260,6 +261,8 @@ settings! {
         deadline: Duration = Duration::from_secs(1);
         section unix: AttestUnix;
         section systemd: AttestSystemd;
+        section docker: AttestDocker;
+        section podman: AttestPodman;
         section peer: AttestPeer;
     }
 }
@@ -280,6 +283,33 @@ settings! {
         /// The D-Bus address systemd is asked at. Absent: DBUS_SYSTEM_BUS_ADDRESS, else the system bus.
         bus_address: Option<String> = None;
     }
+}
+
+settings! {
+    /// Selectors docker:*, see docs/containers.md.
+    pub struct AttestDocker {
+        /// Docker's socket, usually "/run/docker.sock". It and everything on the way to it belong to root, and root's
+        /// process answers, or it is not asked. The agent needs its group, which makes the agent as powerful as root.
+        /// Absent: docker is not asked, and entries that need docker:* are unavailable to processes in its containers.
+        socket: Option<PathBuf> = None;
+        /// The directories of control groups directly below which docker puts containers: those of `--cgroup-parent`. In a
+        /// path, `*` stands for a part of one name. Only where root alone may write to all of them.
+        cgroup_parents: Vec<String> = usual_parents(Engine::Docker);
+    }
+}
+
+settings! {
+    /// Selectors podman:*, for containers that root runs, see docs/containers.md.
+    pub struct AttestPodman {
+        /// The socket of root's podman, usually "/run/podman/podman.sock". The same holds for it as for docker's.
+        socket: Option<PathBuf> = None;
+        /// The directories of control groups directly below which podman puts containers; as for docker.
+        cgroup_parents: Vec<String> = usual_parents(Engine::Podman);
+    }
+}
+
+fn usual_parents(engine: Engine) -> Vec<String> {
+    engine.usual_parents().iter().map(|parent| (*parent).to_owned()).collect()
 }
 
 settings! {

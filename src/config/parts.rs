@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::api::{sds, serve};
+use crate::attest::container;
 use crate::audit;
 use crate::authority::{self, DiskFiles};
 use crate::base::quota::{Quota, Turns};
@@ -85,6 +86,18 @@ impl Config {
                 patience: patience(systemd.patience),
                 ..systemd
             },
+            docker: self.engine(&section.docker.socket, &section.docker.cgroup_parents),
+            podman: self.engine(&section.podman.socket, &section.podman.cgroup_parents),
+        }
+    }
+
+    fn engine(&self, socket: &Option<PathBuf>, parents: &[String]) -> container::Config {
+        container::Config {
+            socket: socket.clone(),
+            // What is no place was refused when the configuration was read.
+            parents: parents.iter().filter_map(|parent| parent.parse().ok()).collect(),
+            // As for the others: what is waited for ends before the whole does.
+            patience: self.attest.deadline * 3 / 4,
         }
     }
 

@@ -129,7 +129,7 @@ fn missing(f: &mut fmt::Formatter<'_>, required: &Selector, evidence: &Evidence)
     if same_kind.is_empty() {
         return write!(f, "the process has no `{}:{}`", key.kind(), key.key());
     }
-    let shown: Vec<String> = same_kind.iter().take(SHOWN).map(|fact| format!("`{fact}`")).collect();
+    let shown: Vec<String> = same_kind.iter().take(SHOWN).map(|fact| format!("`{}`", fact.shown())).collect();
     let more = if same_kind.len() > SHOWN { " and more" } else { "" };
     write!(f, "the process has {}{more}", shown.join(", "))
 }

@@ -1,4 +1,4 @@
-//! Control groups of version 2: directories held by a descriptor, and their emptiness as an event.
+//! Control groups: directories held by a descriptor, and of version 2 their emptiness as an event.
 //!
 //! A directory is named by its path and by its inode number, which the kernel calls the id of the group: one that is
 //! made again at the same path has another. Directories of version 2 cannot be renamed.
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use nix::fcntl::{OFlag, open, openat};
 use nix::libc;
 use nix::sys::stat::{Mode, fstat};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -21,6 +21,8 @@ pub const ROOT_ID: u64 = 1;
 
 /// Where systemd mounts the hierarchy: alone, and beside version 1.
 const MOUNT_POINTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// Where systemd mounts its own hierarchy of version 1.
+const SYSTEMD_MOUNT_POINT: &str = "/sys/fs/cgroup/systemd";
 const EVENTS: &str = "cgroup.events";
 /// Far longer than the file, which has two short lines.
 const EVENTS_LIMIT: usize = 512;
@@ -34,6 +36,11 @@ pub fn mount_point() -> Option<PathBuf> {
     let is_mounted =
         |path: &str| nix::sys::statfs::statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
     MOUNT_POINTS.iter().find(|path| is_mounted(path)).map(PathBuf::from)
+}
+
+/// Whether systemd's own hierarchy of version 1 is there as well, as on hosts that use version 1.
+pub fn has_two_hierarchies() -> bool {
+    std::path::Path::new(SYSTEMD_MOUNT_POINT).is_dir()
 }
 
 impl Group {
@@ -50,6 +57,17 @@ impl Group {
             }
         }
         Ok(None)
+    }
+
+    /// The root of systemd's own hierarchy of version 1 (`name=systemd`), as it is mounted here; `None` on hosts that use
+    /// version 2 alone.
+    pub fn systemd_root() -> io::Result<Option<Self>> {
+        let root = match open(SYSTEMD_MOUNT_POINT, directory(), Mode::empty()) {
+            Ok(root) => Self(root),
+            Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        Ok((fstatfs(&root.0)?.filesystem_type() == CGROUP_SUPER_MAGIC).then_some(root))
     }
 
     /// The directory at `path` below this one, a path as in `/proc/PID/cgroup`: a leading slash stands for this
@@ -70,6 +88,12 @@ impl Group {
     /// Its inode number: the id by which the kernel knows it.
     pub fn id(&self) -> io::Result<u64> {
         Ok(fstat(&self.0)?.st_ino)
+    }
+
+    /// Its user and mode: who may write to a directory names others in it.
+    pub fn owner_and_mode(&self) -> io::Result<(u32, u32)> {
+        let found = fstat(&self.0)?;
+        Ok((found.st_uid, found.st_mode & 0o7777))
     }
 
     /// Watches whether there are processes in it or below. The root of the whole hierarchy has no such file

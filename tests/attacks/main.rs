@@ -11,6 +11,7 @@ mod handshake;
 
 mod agent_process;
 mod cases;
+mod engine;
 mod http2;
 mod kernel;
 mod naive;

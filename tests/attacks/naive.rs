@@ -18,6 +18,7 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
+use crate::engine;
 use crate::http2::PRIZE;
 use crate::target::Rule;
 
@@ -68,6 +69,9 @@ impl Naive {
             Rule::Group(_) => false,
             Rule::Path(path) => executable_path(pid).is_some_and(|found| found == *path),
             Rule::Program { path, .. } => executable_path(pid).is_some_and(|found| found == *path),
+            Rule::Container { socket, .. } => {
+                engine::naively_found(pid).is_some_and(|id| engine::says_trusted(socket, &id))
+            }
             Rule::Unit(name) => innermost_cgroup(pid).is_some_and(|found| found == *name),
         }
     }

@@ -15,6 +15,7 @@ use tether::proto::admin::agent_client::AgentClient;
 use tokio::runtime::Runtime;
 use tokio::sync::broadcast;
 
+use crate::engine::LABEL;
 use crate::http2::PRIZE;
 use crate::naive::Naive;
 use crate::roles::{GOT, NOTHING};
@@ -67,6 +68,8 @@ pub enum Rule {
     Program { path: PathBuf, sha256: String },
     /// The processes of a unit.
     Unit(String),
+    /// The processes of containers that the engine at this socket gives the label. Containers are below `parent`.
+    Container { socket: PathBuf, parent: String },
 }
 
 impl Rule {
@@ -85,6 +88,7 @@ impl Rule {
             Self::Group(gid) => format!("\"unix:supplementary_gid:{gid}\""),
             Self::Path(path) => format!("\"unix:path:{}\"", path.display()),
             Self::Program { path, sha256 } => format!("\"unix:path:{}\", \"unix:sha256:{sha256}\"", path.display()),
+            Self::Container { .. } => format!("\"docker:label:{LABEL}\""),
             Self::Unit(name) => format!("\"systemd:unit:{name}\""),
         };
         format!("[[entry]]\nid = \"trusted\"\nspiffe_id = \"{PRIZE}\"\nowner = \"team\"\nmatch = [{selectors}]\n")
@@ -247,6 +251,10 @@ impl Tether {
         config.attest.deadline = PATIENCE;
         if side == Side::OldKernel {
             config.attest.peer.kernel = KernelInterfaces::Baseline;
+        }
+        if let Rule::Container { socket, parent } = rule {
+            config.attest.docker.socket = Some(socket.clone());
+            config.attest.docker.cgroup_parents = vec![parent.clone()];
         }
         let (entries, admin) = (config.entries_dir.clone(), config.listen.admin.clone());
         std::fs::create_dir_all(&entries).unwrap();

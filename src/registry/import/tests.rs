@@ -58,7 +58,7 @@ fn what_cannot_be_taken_over_is_refused_by_name_all_at_once() {
         "entry `long`: the longest lifetime allowed here is `1d`, not `1d1h`",
         "entry `negative`: `jwt_svid_ttl` is negative",
         "entry `none`: `match` is empty, which would match every process: write at least one selector",
-        "entry `selectors`: `docker:label:app:web` is not a selector this agent knows; \
+        "entry `selectors`: `docker:image-signature:verified` is not a selector this agent knows; \
          the kinds are listed by `tether explain --kinds`",
         "entry `selectors`: `k8s:ns:default` is not a selector this agent knows; \
          the kinds are listed by `tether explain --kinds`",

@@ -235,13 +235,13 @@ fn mistakes_in_required_fields_and_in_the_whole_are_found_too() {
             ],
         ),
         (
-            "[[entry]]\nspiffe_id = 'spiffe://td/tether/x'\nmatch = ['unix:uid:1', 'k8s:ns:a', 'docker:image_id:x']\n\
+            "[[entry]]\nspiffe_id = 'spiffe://td/tether/x'\nmatch = ['unix:uid:1', 'k8s:ns:a', 'docker:image-signature:x']\n\
              owner = 'o'\n",
             &[
                 "2:13: the path `/tether` is reserved for the agent itself: choose another",
                 "3:24: `k8s:ns:a` is not a selector this agent knows; \
                  the kinds are listed by `tether explain --kinds`",
-                "3:36: `docker:image_id:x` is not a selector this agent knows; \
+                "3:36: `docker:image-signature:x` is not a selector this agent knows; \
                  the kinds are listed by `tether explain --kinds`",
             ],
         ),

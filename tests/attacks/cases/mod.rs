@@ -2,6 +2,7 @@
 
 mod certificate;
 mod connection;
+mod container;
 mod delegate;
 mod ends;
 mod exec;
@@ -52,6 +53,7 @@ pub fn all() -> impl Iterator<Item = &'static Attack> {
         process::ATTACKS,
         files::ATTACKS,
         placement::ATTACKS,
+        container::ATTACKS,
         limits::LIMITS,
         held::ATTACKS,
         tokens::ATTACKS,

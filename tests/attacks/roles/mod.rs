@@ -5,6 +5,7 @@
 //! [`GOT`] and [`NOTHING`] are the verdicts.
 
 mod connection;
+mod container;
 mod exec;
 mod masquerade;
 mod placement;
@@ -68,6 +69,7 @@ pub fn play() -> bool {
         ("enter-cgroup", [directory, socket]) => placement::enter_cgroup(directory, socket),
         ("leave-group", [socket, gid]) => placement::leave_group(socket, gid),
         ("change-user", [socket, uid]) => placement::change_user(socket, uid),
+        ("engine", [socket, pid]) => container::engine(socket, pid),
         ("make-act", [pid, order]) => tracing::make_act(pid, order),
         ("workload", [socket]) => workload::obey(socket),
         ("workload-below", [socket]) => workload::above(socket),

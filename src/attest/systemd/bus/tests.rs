@@ -93,6 +93,7 @@ fn ourselves() -> Subject {
         pid,
         uid: nix::unistd::geteuid().as_raw(),
         gid: nix::unistd::getegid().as_raw(),
+        cgroup_id: None,
         proc_dir: Arc::new(ProcDir::open(pid).expect("we live")),
         pidfd,
         executable: ExecutableEvidence::Withheld { why: "not asked for".into() },
