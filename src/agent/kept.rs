@@ -10,7 +10,7 @@
 //! to more than 0, its default. And an agent that is killed loses the changes of the last [`pause`].
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use crate::bond::Tie;
 use crate::held::{Held, Kept, KeptError};
 use crate::issue::Issuer;
 use crate::ledger::{Ledger, LedgerError, Reason, Standing};
+use crate::sys::inherited::Inherited;
 use crate::sys::memfd;
 
 /// The name of the file in the store.
@@ -35,15 +36,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Takes back what the agent before us kept, for processes that still live and credentials that still stand; ends what
 /// was issued for keys that did not come back. Nothing may be answered before this returns.
-pub(super) async fn take_back(issuer: &Issuer) -> Result<(), LedgerError> {
-    let kept = match memfd::inherited(NAME) {
-        Ok(files) => files,
-        Err(error) => {
-            tracing::warn!(%error, "held keys from before the restart cannot be taken back");
-            Vec::new()
-        }
-    };
-    for file in kept {
+pub(super) async fn take_back(issuer: &Issuer, inherited: &Inherited) -> Result<(), LedgerError> {
+    for (_, file) in inherited.files(|name| name == NAME) {
         match read(file) {
             Ok(kept) => {
                 let of = kept.len();
@@ -64,6 +58,7 @@ pub(super) async fn take_back(issuer: &Issuer) -> Result<(), LedgerError> {
 }
 
 fn read(mut file: File) -> Result<Kept, KeptError> {
+    file.rewind()?;
     // One that can be changed is not ours.
     if memfd::is_sealed(&file) { Kept::read(&mut file) } else { Err(KeptError::Damaged) }
 }

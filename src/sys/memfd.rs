@@ -1,9 +1,7 @@
-//! Files in memory that cannot be changed once written, and those that the service manager kept for us.
+//! Files in memory that cannot be changed once written.
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::fd::{FromRawFd as _, OwnedFd};
-use std::sync::Once;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -29,30 +27,6 @@ pub fn is_sealed(file: &File) -> bool {
 
 fn all_seals() -> SealFlag {
     SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
-}
-
-/// The descriptors with this name that the service manager handed to this process (sd_listen_fds(3)), at their begin;
-/// once in the life of the process, later none. Those with other names are closed: nobody waits for them.
-pub fn inherited(name: &str) -> io::Result<Vec<File>> {
-    static TAKEN: Once = Once::new();
-    let mut found = Ok(Vec::new());
-    TAKEN.call_once(|| found = take_inherited(name));
-    found
-}
-
-fn take_inherited(name: &str) -> io::Result<Vec<File>> {
-    let mut found = Vec::new();
-    for (fd, named) in sd_notify::listen_fds_with_names()? {
-        // SAFETY: the service manager opened the descriptor for this process and nothing else here knows of it: this runs
-        // once. The environment said so with our process id in it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        if named == name {
-            let mut file = File::from(fd);
-            file.seek(SeekFrom::Start(0))?;
-            found.push(file);
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]
