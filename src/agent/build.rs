@@ -119,7 +119,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         entropy: deps.entropy.clone(),
     });
 
-    super::kept::take_back(&issuer, &deps.inherited).await?;
+    let (kept, not_kept) = super::kept::take_back(&issuer, &deps.inherited).await?;
     // Before anything can be answered: what died while there was no agent no longer stands.
     let ends = Ends::resume(issuer.clone(), instances.clone(), new_ties).await?;
     let sessions = open_sessions(&config, &node, &issuer, &store, &deps).await?;
@@ -184,6 +184,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         clock: deps.clock.clone(),
         own,
     }));
+    not_kept.into_iter().for_each(|why| state.weaker(why));
     // It was read without a mistake, or we would not be here.
     state.config_reloaded(true);
     readiness.set("authority", Ok(()));
@@ -250,6 +251,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             drain_deadline: config.limits.drain,
             reloader,
             pulse,
+            kept,
         },
     })
 }

@@ -217,6 +217,7 @@ struct Parts {
     drain_deadline: Duration,
     reloader: Arc<dyn Reloadable>,
     pulse: pulse::Pulse,
+    kept: Option<kept::Store>,
 }
 
 /// Opens and binds everything.
@@ -253,9 +254,9 @@ impl Bound {
 
         let audit = issuer.audit.clone();
         duties.spawn(duties::keep_audit(audit.clone(), state.clone(), watcher.clone()));
-        duties.spawn(kept::keep(issuer.held.clone(), watcher.clone()));
         duties.spawn(kept::wipe_revoked(issuer.held.clone(), ledger.clone(), watcher.clone()));
 
+        let held = issuer.held.clone();
         let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
         let exports = ExportApi::new(issuer.clone(), watcher.clone());
         let offered = state.config().sessions.enabled;
@@ -267,6 +268,9 @@ impl Bound {
         let services = serve::Services { workload, exports, sessions, secrets };
         duties.spawn(self.parts.ends.run(watcher.clone()));
         duties.spawn(self.parts.pulse.beat(watcher.clone()));
+        if let Some(kept) = self.parts.kept {
+            duties.spawn(kept.tend(held, watcher.clone()));
+        }
         duties.spawn(self.parts.verifier.clone().follow_nodes(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
