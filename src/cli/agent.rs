@@ -40,7 +40,8 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     let source = config::source(args, &context.host)?;
     let Loaded { config, .. } = source.load()?;
     let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failure, chain(error));
-    let log = telemetry::init(config.log.level.as_str(), config.log.format).map_err(|error| failed(&error))?;
+    let (log, _last_lines) =
+        telemetry::init(config.log.level.as_str(), config.log.format).map_err(|error| failed(&error))?;
     let read_again = move || match source.load() {
         Ok(loaded) => Ok(loaded.config),
         Err(Mistakes(mistakes)) => Err(mistakes.iter().map(ToString::to_string).collect()),

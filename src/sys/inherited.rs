@@ -163,6 +163,10 @@ fn judge(socket: &OwnedFd, role: Role, path: &Path) -> Result<(), (String, Strin
 }
 
 fn take_all() -> io::Result<Vec<(String, OwnedFd)>> {
+    // Those of another process are none of ours, and their names no mistake.
+    if std::env::var("LISTEN_PID").ok() != Some(std::process::id().to_string()) {
+        return Ok(Vec::new());
+    }
     let all = sd_notify::listen_fds_with_names()?;
     // SAFETY: the service manager opened the descriptors for this process, and the environment said so with our process
     // id in it. Nothing else here knows of them, for this runs once.
