@@ -6,7 +6,6 @@
 
 use std::fmt::{self, Write as _};
 use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
