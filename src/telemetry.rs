@@ -1,17 +1,31 @@
-//! Logs: text or JSON on stderr, with a level that can be changed while running.
+//! Logs: text or JSON on stderr, or entries of the journal, with a level that can be changed while running.
 
+mod journal;
+mod lines;
+
+use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
+use self::journal::{Entries, Journal};
+use self::lines::Lines;
+
+/// How long the last lines may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Entries of the journal with fields where stderr is the journal, else text.
     #[default]
+    Auto,
+    /// For people.
     Text,
     /// One JSON object a line.
     Json,
@@ -28,11 +42,25 @@ pub enum LevelError {
     /// Logging was not set up by this agent.
     #[error("this process does not own its log")]
     NotOurs,
+    /// The thread that writes the log cannot be started.
+    #[error("the thread that writes the log cannot be started")]
+    Thread(#[source] std::io::Error),
 }
 
 /// Changes the level of the running log; clones change the same one.
 #[derive(Clone, Debug, Default)]
 pub struct LogLevel(Option<Arc<reload::Handle<EnvFilter, Registry>>>);
+
+/// Writes what is left of the log when it is dropped: at the end of the process.
+#[derive(Debug)]
+#[must_use = "dropped at once, it writes the first lines and not the last"]
+pub struct LastLines(Lines);
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        self.0.flush(LAST_LINES);
+    }
+}
 
 impl LogLevel {
     /// The directives in force.
@@ -76,16 +104,36 @@ fn parse(directives: &str) -> Result<EnvFilter, LevelError> {
 
 /// Sets up the log of this process. The second call in one process changes nothing and returns a level that is not
 /// its own, so that several agents can run in one test process.
-pub fn init(directives: &str, format: Format) -> Result<LogLevel, LevelError> {
+pub fn init(directives: &str, format: Format) -> Result<(LogLevel, LastLines), LevelError> {
     let (filter, handle) = reload::Layer::new(parse(directives)?);
-    let lines = fmt::layer().with_writer(std::io::stderr);
-    let lines = match format {
-        Format::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
-        Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+    let journal =
+        (format == Format::Auto && journal::is_stderr()).then(|| Journal::connect(Path::new(journal::SOCKET)));
+    let (lines, layer) = match journal {
+        Some(Ok(mut journal)) => {
+            let lines = Lines::start(move |entry| journal.send(entry)).map_err(LevelError::Thread)?;
+            (lines.clone(), Entries(lines).boxed())
+        }
+        Some(Err(_)) | None => {
+            // A reader that is gone is no reason to stop.
+            let lines = Lines::start(|line| drop(std::io::stderr().write_all(line))).map_err(LevelError::Thread)?;
+            (lines.clone(), on_stderr(lines, format))
+        }
     };
-    match tracing_subscriber::registry().with(filter).with(lines).try_init() {
-        Ok(()) => Ok(LogLevel(Some(Arc::new(handle)))),
-        Err(_) => Ok(LogLevel(None)),
+    let level = match tracing_subscriber::registry().with(filter).with(layer).try_init() {
+        Ok(()) => LogLevel(Some(Arc::new(handle))),
+        Err(_) => LogLevel(None),
+    };
+    Ok((level, LastLines(lines)))
+}
+
+type Filtered = tracing_subscriber::layer::Layered<reload::Layer<EnvFilter, Registry>, Registry>;
+
+fn on_stderr(lines: Lines, format: Format) -> Box<dyn Layer<Filtered> + Send + Sync> {
+    // Its own errors it would print, and fail where that cannot be written either.
+    let layer = fmt::layer().with_writer(lines).log_internal_errors(false);
+    match format {
+        Format::Auto | Format::Text => layer.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        Format::Json => layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use prometheus_client::registry::Registry as MetricsRegistry;
 
 use super::http::Listeners;
-use super::{AgentState, Bound, Deps, Parts, StartError, observer};
+use super::pulse::Pulse;
+use super::{AgentState, Bound, Deps, Parts, StartError, notify, observer};
 use crate::api::admin::{Admin, Reloadable, Roles, StatusSource};
 use crate::api::credentials::{self, Credentials};
 use crate::api::gate::RoleLayer;
@@ -33,6 +34,7 @@ use crate::session::{self, Sessions};
 use crate::store::{Change, Expect, Space, Store, StoreError};
 use crate::sys::Kernel;
 use crate::sys::harden::Hardening;
+use crate::sys::inherited::Role;
 use crate::trust::{Crls, Trust};
 use crate::user::Users;
 use crate::verify::tls::{OwnSvid, Tls};
@@ -40,7 +42,7 @@ use crate::verify::{Nodes, Verifier};
 
 /// The parts of `/readyz`.
 const PARTS: &[&str] = &["agent", "audit", "authority", "entries", "policies", "store"];
-const NODE_ID: &str = "node-id";
+pub(super) const NODE_ID: &str = "node-id";
 /// Who may ask on the admin socket is decided by role; connections to it are few.
 const ADMIN_CONNECTIONS: usize = 256;
 /// Calls open on the admin socket.
@@ -49,6 +51,7 @@ const ADMIN_CALLS: usize = 64;
 const ADMIN_SHARE: usize = 4;
 
 pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartError> {
+    let _starting = notify::Starting::begin();
     // Before the first key is read or made.
     let hardening = Hardening::apply();
     let kernel = config.kernel();
@@ -116,7 +119,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         entropy: deps.entropy.clone(),
     });
 
-    super::kept::take_back(&issuer).await?;
+    let (kept, not_kept) = super::kept::take_back(&issuer, &deps.inherited).await?;
     // Before anything can be answered: what died while there was no agent no longer stands.
     let ends = Ends::resume(issuer.clone(), instances.clone(), new_ties).await?;
     let sessions = open_sessions(&config, &node, &issuer, &store, &deps).await?;
@@ -137,8 +140,11 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     };
     let (limits, admin_limits) = limits(config.connection_limits(), &hardening);
     // Both sockets let everyone connect: who gets what is decided by who it is, never by who could open a file.
-    let workload = Listener::bind(&config.listen.workload, 0o666, listener(limits))?;
-    let admin = Listener::bind(&config.listen.admin, 0o666, listener(admin_limits))?;
+    let handed = |role, path| deps.inherited.listener(role, path);
+    let path = &config.listen.workload;
+    let workload = Listener::open(handed(Role::Workload, path)?, path, 0o666, listener(limits))?;
+    let path = &config.listen.admin;
+    let admin = Listener::open(handed(Role::Admin, path)?, path, 0o666, listener(admin_limits))?;
 
     metrics::register_workload_connections(&mut metrics_registry, workload.open_connections());
 
@@ -146,10 +152,14 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         Some(path) => {
             let units = StartingUnits::of_host(&config.attestation(), &deps.clock, &deps.entropy);
             let credentials = Arc::new(Credentials::new(issuer.clone(), units));
-            Some((credentials::Listener::bind(path, &issuer)?, credentials))
+            let handed = handed(Role::Credentials, path)?;
+            Some((credentials::Listener::open(handed, path, &issuer)?, credentials))
         }
         None => None,
     };
+    for name in deps.inherited.close_rest() {
+        tracing::warn!(name, "what the service manager handed over by this name is not used, and was closed");
+    }
     let calls = config.calls();
     let readiness = Readiness::waiting(PARTS);
     let introspection = Introspection::new(verifier.clone(), instances.clone(), trust.clone());
@@ -175,6 +185,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         own,
         issuer: issuer.clone(),
     }));
+    not_kept.into_iter().for_each(|why| state.weaker(why));
     // It was read without a mistake, or we would not be here.
     state.config_reloaded(true);
     readiness.set("authority", Ok(()));
@@ -197,7 +208,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         trust: trust.clone(),
         registry: registry.clone(),
         rules: config.entry_rules(),
-        store,
+        store: store.clone(),
         sessions: sessions.clone(),
         issuer: issuer.clone(),
         instances,
@@ -205,6 +216,14 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         status: state.clone(),
         reload: reloader.clone(),
     });
+
+    let (of, open, held) = (state.clone(), calls.clone(), issuer.held.clone());
+    let pulse = Pulse {
+        issuer: issuer.clone(),
+        store,
+        workload: config.listen.workload.clone(),
+        summary: Box::new(move || summary(&of, open.len(), held.len())),
+    };
 
     Ok(Bound {
         workload: config.listen.workload.clone(),
@@ -232,8 +251,21 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             calls,
             drain_deadline: config.limits.drain,
             reloader,
+            pulse,
+            kept,
         },
     })
+}
+
+/// How the agent is, in a line: for `systemctl status`.
+fn summary(state: &AgentState, calls: usize, held: usize) -> String {
+    let entries = state.registry().index().entries().len();
+    let connections = state.connections();
+    let serving =
+        format!("serving {connections} connections, {calls} calls and streams, {entries} entries, {held} held keys");
+    let parts = state.readiness.parts();
+    let failing: Vec<&str> = parts.iter().filter(|(_, state)| state.is_err()).map(|(name, _)| *name).collect();
+    if failing.is_empty() { serving } else { format!("{serving}; not ready: {}", failing.join(", ")) }
 }
 
 fn prepare_directories(config: &Config) -> Result<(), StartError> {

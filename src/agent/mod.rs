@@ -8,6 +8,7 @@ mod duties;
 mod http;
 mod kept;
 mod notify;
+mod pulse;
 mod reload;
 mod state;
 
@@ -41,6 +42,7 @@ use crate::registry::{Registry, RegistryError};
 use crate::session::Sessions;
 use crate::session::approvals::ApprovalError;
 use crate::store::StoreError;
+use crate::sys::inherited::{Inherited, InheritedError};
 use crate::sys::socket::SocketError;
 use crate::telemetry::LogLevel;
 use crate::trust::{CrlError, Trust, TrustError};
@@ -62,10 +64,12 @@ pub struct Deps {
     pub log: LogLevel,
     /// How the configuration is read again.
     pub reload: Reload,
+    /// What the service manager handed over.
+    pub inherited: Inherited,
 }
 
 impl Default for Deps {
-    /// The real clock and entropy, and a configuration that cannot be read again.
+    /// The real clock and entropy, a configuration that cannot be read again, and nothing handed over.
     fn default() -> Self {
         Self {
             clock: Clock::system(),
@@ -73,6 +77,7 @@ impl Default for Deps {
             audit: Audit::default(),
             log: LogLevel::default(),
             reload: Reload::never(),
+            inherited: Inherited::default(),
         }
     }
 }
@@ -126,6 +131,9 @@ pub enum StartError {
     /// A socket cannot be bound.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// A socket that was handed over cannot be served.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
     /// The configuration names no files for a disk authority.
     #[error("`[authority] kind = \"disk\"` needs `cert_file` and `key_file`")]
     DiskFiles,
@@ -208,6 +216,8 @@ struct Parts {
     calls: Quota,
     drain_deadline: Duration,
     reloader: Arc<dyn Reloadable>,
+    pulse: pulse::Pulse,
+    kept: Option<kept::Store>,
 }
 
 /// Opens and binds everything.
@@ -237,7 +247,6 @@ impl Bound {
         duties.spawn(duties::report_bundles(trust.clone(), issuer.metrics.clone(), watcher.clone()));
         duties.spawn(issuer.crls.clone().announce(watcher.clone()));
         duties.spawn(duties::attend_attestors(issuer.clone(), watcher.clone()));
-        duties.spawn(notify::feed_watchdog(watcher.clone()));
         let ledger = issuer.ledger.clone();
         duties.spawn({
             let (ledger, watcher) = (ledger.clone(), watcher.clone());
@@ -246,9 +255,9 @@ impl Bound {
 
         let audit = issuer.audit.clone();
         duties.spawn(duties::keep_audit(audit.clone(), state.clone(), watcher.clone()));
-        duties.spawn(kept::keep(issuer.held.clone(), watcher.clone()));
         duties.spawn(kept::wipe_revoked(issuer.held.clone(), ledger.clone(), watcher.clone()));
 
+        let held = issuer.held.clone();
         let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
         let exports = ExportApi::new(issuer.clone(), watcher.clone());
         let offered = state.config().sessions.enabled;
@@ -259,6 +268,10 @@ impl Bound {
         let secrets = settings.map(|settings| sds::Secrets::new(issuer.clone(), settings, watcher.clone()));
         let services = serve::Services { workload, exports, sessions, secrets };
         duties.spawn(self.parts.ends.run(watcher.clone()));
+        duties.spawn(self.parts.pulse.beat(watcher.clone()));
+        if let Some(kept) = self.parts.kept {
+            duties.spawn(kept.tend(held, watcher.clone()));
+        }
         duties.spawn(self.parts.verifier.clone().follow_nodes(watcher.clone()));
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
@@ -291,7 +304,6 @@ impl Bound {
         }
         drop((watcher, stop));
 
-        notify::ready("serving");
         tokio::pin!(shutdown);
         let early = tokio::select! {
             () = &mut shutdown => Ok(()),

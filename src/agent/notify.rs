@@ -3,8 +3,19 @@
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::task::JoinHandle;
 
-use crate::base::drain;
+/// How much more time a start asks for at once.
+const MORE_TIME: Duration = Duration::from_secs(30);
+/// How often it asks.
+const EVERY: Duration = Duration::from_secs(10);
+/// How often at most: a start that takes half an hour hangs.
+const TIMES: usize = 180;
+
+/// Whether anybody is told.
+pub(super) fn is_heard() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
@@ -12,9 +23,19 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Everything is bound and served.
+/// Everything is bound and served; also the end of a reload.
 pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// How it is, for `systemctl status`.
+pub(super) fn status(status: &str) {
+    tell(&[NotifyState::Status(status)]);
+}
+
+/// The agent answers.
+pub(super) fn alive(status: &str) {
+    tell(&[NotifyState::Watchdog, NotifyState::Status(status)]);
 }
 
 /// A reload begins; [`ready`] ends it.
@@ -30,14 +51,28 @@ pub(super) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
 }
 
-/// Keeps the watchdog fed, if there is one, as long as this runtime runs its tasks.
-pub(super) async fn feed_watchdog(mut drain: drain::Watcher) {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return drain.draining().await };
-    let mut ticks = tokio::time::interval((interval / 2).max(Duration::from_millis(1)));
-    loop {
-        tokio::select! {
-            () = drain.draining() => return,
-            _ = ticks.tick() => tell(&[NotifyState::Watchdog]),
+/// A start that takes long, as with a large ledger, and asks for more time until this is dropped.
+pub(super) struct Starting(Option<JoinHandle<()>>);
+
+impl Starting {
+    /// Begins to ask, where somebody listens. Call it inside a runtime.
+    pub(super) fn begin() -> Self {
+        Self(is_heard().then(|| tokio::spawn(ask_for_time())))
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(asking) = &self.0 {
+            asking.abort();
         }
+    }
+}
+
+async fn ask_for_time() {
+    let more = u32::try_from(MORE_TIME.as_micros()).unwrap_or(u32::MAX);
+    for _ in 0..TIMES {
+        tokio::time::sleep(EVERY).await;
+        tell(&[NotifyState::ExtendTimeoutUsec(more), NotifyState::Status("starting: reading what was issued")]);
     }
 }

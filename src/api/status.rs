@@ -162,6 +162,7 @@ fn held(error: &HeldError) -> Code {
         HeldError::Purpose | HeldError::Tls(_) => Code::InvalidArgument,
         HeldError::OtherIdentity => Code::Internal,
         HeldError::Processes(_) | HeldError::Keys | HeldError::Sign(_) | HeldError::Key(_) => Code::Unavailable,
+        HeldError::Table(_) | HeldError::Described(_) => Code::Unavailable,
     }
 }
 

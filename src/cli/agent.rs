@@ -1,6 +1,7 @@
 //! `tether agent`: run it, check what it would run with, tell it to reload, ask whether it is ready.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,12 +15,16 @@ use crate::config::{Config, Loaded, Mistake, Mistakes, Place};
 use crate::policy;
 use crate::proto::admin::ReloadRequest;
 use crate::registry;
+use crate::sys::inherited::Inherited;
 use crate::telemetry;
 
 use super::args::{AgentCommand, ConfigArgs};
 use super::failure::{Exit, Failure, chain};
 use super::output::Tone;
 use super::{Context, config, sockets, within};
+
+/// How long work that nobody waits for any more may hold up the end of the process.
+const AFTER_THE_DRAIN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(command: AgentCommand, context: &mut Context) -> Result<(), Failure> {
     match command {
@@ -35,15 +40,17 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     let source = config::source(args, &context.host)?;
     let Loaded { config, .. } = source.load()?;
     let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failure, chain(error));
-    let log = telemetry::init(config.log.level.as_str(), config.log.format).map_err(|error| failed(&error))?;
+    let (log, _last_lines) =
+        telemetry::init(config.log.level.as_str(), config.log.format).map_err(|error| failed(&error))?;
     let read_again = move || match source.load() {
         Ok(loaded) => Ok(loaded.config),
         Err(Mistakes(mistakes)) => Err(mistakes.iter().map(ToString::to_string).collect()),
     };
-    let deps = Deps { log, reload: Reload::with(read_again), ..Deps::default() };
+    let inherited = Inherited::take().map_err(|error| failed(&error))?;
+    let deps = Deps { log, reload: Reload::with(read_again), inherited, ..Deps::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(&error))?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         // Before anything is bound: a signal that comes early still ends the agent in order.
         let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failed(&error))?;
@@ -65,7 +72,10 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
         };
         announce(&config, context)?;
         bound.run(shutdown).await.map_err(|error| failed(&error))
-    })
+    });
+    // A thread that reads a file which never comes is no reason to outstay the drain.
+    runtime.shutdown_timeout(AFTER_THE_DRAIN);
+    ended
 }
 
 /// What was bound. The last line is `ready`: from then on calls are answered.

@@ -31,7 +31,8 @@ fn serve(
         LogFormatName::Text => telemetry::Format::Text,
         LogFormatName::Json => telemetry::Format::Json,
     };
-    telemetry::init(log.log_level.as_str(), format).map_err(|error| Failure::new(Exit::Failure, chain(&error)))?;
+    let logging = telemetry::init(log.log_level.as_str(), format);
+    let _logging = logging.map_err(|error| Failure::new(Exit::Failure, chain(&error)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::Failure, format!("cannot start: {error}")))?;
     runtime.block_on(work(context))

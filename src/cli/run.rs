@@ -42,6 +42,10 @@ const DEFAULT_PURPOSE: &str = "interactive";
 const DEFAULT_TARGET: &str = "*";
 /// How long a command that was interrupted at the terminal has to end by itself before it is told to.
 const INTERRUPTED: Duration = Duration::from_secs(1);
+/// How long the agent may be away: its session goes on when it is started anew.
+const AWAY: Duration = Duration::from_secs(60);
+/// How often it is looked whether it is back.
+const AGAIN: Duration = Duration::from_millis(200);
 /// As shells say it.
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
@@ -78,7 +82,7 @@ pub(super) async fn run(args: RunArgs, context: &mut Context) -> Result<(), Fail
         }
         _ => session.clone(),
     };
-    let mut changes = sessions
+    let changes = sessions
         .answer(sessions.client().watch(WatchRequest { session: session.id.clone(), ..WatchRequest::default() }))
         .await?;
 
@@ -94,7 +98,8 @@ pub(super) async fn run(args: RunArgs, context: &mut Context) -> Result<(), Fail
             return Err(ended(Failure::new(Exit::Command(code), text)).await);
         }
     };
-    let (why, code) = first_end(child, &mut changes, &mut signals).await;
+    let watched = Watched { session: &session.id, sessions: &sessions, changes };
+    let (why, code) = first_end(child, watched, &mut signals).await;
     let code = finish(Finish { why, code, child, grace: args.grace }, &session.id, &tree, &sessions, context).await;
     match code {
         0 => Ok(()),
@@ -108,7 +113,7 @@ enum End {
     Exited,
     /// The session, for this reason.
     Session(String),
-    /// The agent can no longer be asked.
+    /// The agent cannot be asked, for longer than it takes to start it anew.
     AgentGone,
     /// This process was told to end, or the command was, at the terminal.
     Signal { at_the_terminal: bool },
@@ -128,7 +133,7 @@ async fn finish(end_of: Finish, session: &str, tree: &Tree, sessions: &Sessions,
         context.output.note(&format!("the session has ended ({reason}): its command is stopped"));
     }
     if matches!(why, End::AgentGone) {
-        context.output.note("the agent is gone, and the session with it: its command is stopped");
+        context.output.note("the agent has not come back, and the session is gone with it: its command is stopped");
     } else if let Err(failure) = end(session, sessions).await {
         context
             .output
@@ -160,7 +165,7 @@ async fn wait_for(child: i32, code: &mut Option<u8>) {
 }
 
 /// Waits for the command, the session or a signal, whichever ends it all.
-async fn first_end(child: i32, changes: &mut Streaming<Session>, signals: &mut Signals) -> (End, Option<u8>) {
+async fn first_end(child: i32, mut watched: Watched<'_>, signals: &mut Signals) -> (End, Option<u8>) {
     loop {
         tokio::select! {
             biased;
@@ -168,11 +173,44 @@ async fn first_end(child: i32, changes: &mut Streaming<Session>, signals: &mut S
                 return (End::Exited, Some(code));
             },
             at_the_terminal = signals.end.told() => return (End::Signal { at_the_terminal }, None),
-            change = changes.message() => match change {
-                Ok(Some(session)) if session.state() == State::Ended => return (End::Session(session.end_reason), None),
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return (End::AgentGone, None),
+            change = watched.next() => match change {
+                Some(session) if session.state() == State::Ended => return (End::Session(session.end_reason), None),
+                Some(_) => {}
+                None => return (End::AgentGone, None),
             },
+        }
+    }
+}
+
+/// The session, as it changes.
+struct Watched<'a> {
+    session: &'a str,
+    sessions: &'a Sessions,
+    changes: Streaming<Session>,
+}
+
+impl Watched<'_> {
+    /// How the session is when it has changed; `None` when nobody can be asked any more. An agent that is started anew
+    /// goes on with the session, so it is waited for. Given up half-way, it begins again.
+    async fn next(&mut self) -> Option<Session> {
+        loop {
+            if let Ok(Some(session)) = self.changes.message().await {
+                return Some(session);
+            }
+            self.changes = tokio::time::timeout(AWAY, self.again()).await.ok()??;
+        }
+    }
+
+    /// The changes from now on; `None` when the agent that answers knows of no such session.
+    async fn again(&self) -> Option<Streaming<Session>> {
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            let request = WatchRequest { session: self.session.to_owned(), ..WatchRequest::default() };
+            match self.sessions.client().watch(request).await {
+                Ok(changes) => return Some(changes.into_inner()),
+                Err(status) if status.code() == Code::NotFound => return None,
+                Err(_) => {}
+            }
         }
     }
 }

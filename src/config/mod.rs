@@ -356,13 +356,15 @@ settings! {
 }
 
 settings! {
-    /// The log, on standard error. Never holds keys or tokens.
+    /// The log, on standard error. Never holds keys or tokens. Nothing waits for its reader: what it does not take in time
+    /// is lost, and counted.
     pub struct Log {
         /// A level (error, warn, info, debug, trace), or one for each part: "info,tether::peer=trace". `tether log
         /// level` changes it until the next start.
         level: LogFilter = LogFilter::info();
-        /// "text" or "json".
-        format: telemetry::Format = telemetry::Format::Text;
+        /// "text", "json", or "auto": entries of the journal with fields, such as TETHER_SPIFFE_ID,
+        /// where standard error is the journal, and text elsewhere.
+        format: telemetry::Format = telemetry::Format::Auto;
     }
 }
 

@@ -267,9 +267,10 @@ impl Text for KeyType {
 }
 
 impl Text for telemetry::Format {
-    const FORM: &'static str = "one of \"text\" \"json\"";
+    const FORM: &'static str = "one of \"auto\" \"text\" \"json\"";
     fn parse_text(text: &str) -> Result<Self, String> {
         match text {
+            "auto" => Ok(Self::Auto),
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
             other => Err(format!("expected {}, not `{other}`", <Self as Text>::FORM)),
@@ -277,6 +278,7 @@ impl Text for telemetry::Format {
     }
     fn text(&self) -> String {
         match self {
+            Self::Auto => "auto".to_owned(),
             Self::Text => "text".to_owned(),
             Self::Json => "json".to_owned(),
         }

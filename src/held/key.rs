@@ -10,7 +10,6 @@ use time::OffsetDateTime;
 use super::HeldError;
 use super::tls::{CertificateVerify, NotCertificateVerify};
 use crate::base::entropy::Entropy;
-use crate::base::secret::Secret;
 use crate::id::SpiffeId;
 use crate::ledger;
 use crate::peer::{Instance, InstanceId};
@@ -23,7 +22,7 @@ use crate::x509::PrivateKey;
 #[serde(rename_all = "snake_case")]
 pub enum Holds {
     /// TLS: the certificates of an X.509-SVID in DER, one after the other, the leaf first.
-    X509(Vec<u8>),
+    X509(#[serde(with = "base64_text")] Vec<u8>),
     /// Proofs: a WIT-SVID.
     Wit(String),
 }
@@ -203,8 +202,6 @@ impl fmt::Debug for HeldCredential {
 /// A key in memory. The crypto library wipes its own copy when it is freed.
 pub(super) struct HeldKey {
     pub(super) credential: Arc<HeldCredential>,
-    /// For the copy that outlives the agent.
-    pub(super) pkcs8: Secret<Vec<u8>>,
     purpose: Purpose,
 }
 
@@ -236,12 +233,11 @@ impl HeldKey {
     }
 
     pub(super) fn of(credential: HeldCredential, key: PrivateKey) -> Result<Self, HeldError> {
-        let pkcs8 = key.to_pkcs8()?;
         let purpose = match credential.holds {
             Holds::X509(_) => Purpose::Tls(key),
             Holds::Wit(_) => Purpose::Proofs(ProofKey::new(&key).map_err(HeldError::Sign)?),
         };
-        Ok(Self { credential: Arc::new(credential), pkcs8, purpose })
+        Ok(Self { credential: Arc::new(credential), purpose })
     }
 
     pub(super) fn sign_tls(&self, content: &CertificateVerify<'_>) -> Result<Vec<u8>, HeldError> {
@@ -280,6 +276,22 @@ impl HeldKey {
 impl fmt::Debug for HeldKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "HeldKey({:?}, redacted)", self.credential)
+    }
+}
+
+/// Bytes as text, a third longer than they are.
+mod base64_text {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64_STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        BASE64_STANDARD.decode(String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 

@@ -3,8 +3,8 @@
 //! Promises: a key belongs to one instance and one identity, or to one session. The former is found only by a handle,
 //! which is no credential: the handle of somebody else's key is as good as none. Using a key takes a permit, which only
 //! policy makes, and signs one of three things that are built or checked here: a WPT, a DPoP proof, a TLS 1.3
-//! CertificateVerify. There is no way to sign other bytes and none to get a key out, but for the one file in memory that
-//! carries keys over a restart of the agent (see [`Held::write_to`]). A key is wiped when its instance ends, when its
+//! CertificateVerify. There is no way to sign other bytes and none to get a key out, but for the one table in memory that
+//! carries keys over the end of the agent (see [`Table`]). A key is wiped when its instance ends, when its
 //! credential expires and when it is told to; that of a session by whoever keeps sessions, with the session.
 //!
 //! Does not: decide who may ask, or know whether a credential was revoked; whoever calls asks policy and the ledger.
@@ -12,6 +12,7 @@
 mod kept;
 mod key;
 mod session;
+mod table;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -19,6 +20,7 @@ mod tls;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use serde::Serialize;
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
@@ -26,17 +28,20 @@ use tokio::sync::{Notify, watch};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::base::quota::{Full, Place, Quota};
+use crate::base::secret::Secret;
 use crate::jwt::JwtError;
 use crate::peer::{Instance, InstanceId};
 use crate::policy::KeyUse;
 use crate::proof::{ProofTarget, SignedProof};
 use crate::x509::KeyError;
 
-pub use self::kept::{Kept, KeptError};
+pub use self::kept::Kept;
 use self::key::HeldKey;
 pub use self::key::{HeldCredential, Holds, NewKey, Shape};
 use self::session::SessionKey;
 pub use self::session::SessionProof;
+use self::table::Kind;
+pub use self::table::{Table, TableError};
 pub use self::tls::{CertificateVerify, NotCertificateVerify};
 
 /// Processes for which keys are held: two descriptors each.
@@ -73,6 +78,12 @@ pub enum HeldError {
     /// The crypto library could not sign, or a key is none.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// It could not be put where it outlives the agent, so it is not held at all.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// What is public about a key cannot be written down.
+    #[error("what is public about the key cannot be written down")]
+    Described(#[source] serde_json::Error),
 }
 
 /// All keys this agent holds. Cheap to clone.
@@ -98,6 +109,8 @@ struct State {
     /// By session id.
     sessions: HashMap<String, Arc<SessionKey>>,
     instances: HashMap<InstanceId, OfInstance>,
+    /// INVARIANT: where there is one, it has the same keys.
+    table: Option<Table>,
 }
 
 /// The keys of one instance, which is watched as long as there are any.
@@ -128,12 +141,19 @@ impl Held {
     /// There are too many.
     pub fn keep(&self, instance: &Arc<Instance>, uid: u32, key: NewKey) -> Result<Arc<HeldCredential>, HeldError> {
         let handle = self.0.entropy.hex::<16>();
+        let pkcs8 = key.key.to_pkcs8()?;
         let key = HeldKey::new(handle, instance, uid, key)?;
-        self.insert(instance, Arc::new(key))
+        self.insert(instance, Arc::new(key), &pkcs8)
     }
 
-    fn insert(&self, instance: &Arc<Instance>, key: Arc<HeldKey>) -> Result<Arc<HeldCredential>, HeldError> {
+    fn insert(
+        &self,
+        instance: &Arc<Instance>,
+        key: Arc<HeldKey>,
+        pkcs8: &Secret<Vec<u8>>,
+    ) -> Result<Arc<HeldCredential>, HeldError> {
         let credential = key.credential.clone();
+        let described = describe(&*credential)?;
         let now = self.0.clock.now();
         let mut state = self.0.state();
         if !state.instances.contains_key(instance.id()) {
@@ -144,13 +164,14 @@ impl Held {
             state.instances.insert(*instance.id(), new);
         }
         state.remove_of(instance.id(), |key| key.not_after() <= now);
-        let State { keys, credentials, instances, .. } = &mut *state;
-        // Just put in, or found above; removing leaves the instance to its watcher.
-        let of = instances.get_mut(instance.id()).ok_or(HeldError::NotHeld)?;
-        if of.keys.len() >= KEYS_PER_INSTANCE {
+        if state.instances.get(instance.id()).is_some_and(|of| of.keys.len() >= KEYS_PER_INSTANCE) {
             return Err(HeldError::Keys);
         }
         let handle = credential.handle().to_owned();
+        state.outlive(&handle, Kind::Process, Some(credential.uid()), &described, pkcs8)?;
+        let State { keys, credentials, instances, .. } = &mut *state;
+        // Just put in, or found above; removing leaves the instance to its watcher.
+        let of = instances.get_mut(instance.id()).ok_or(HeldError::NotHeld)?;
         of.keys.insert(handle.clone(), key.clone());
         of.poke.notify_one();
         keys.insert(handle.clone(), key);
@@ -281,6 +302,19 @@ impl Drop for Shared {
 }
 
 impl State {
+    /// Writes a key to the table, if there is one. Before it is anywhere where it could be used.
+    fn outlive(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        uid: Option<u32>,
+        described: &[u8],
+        pkcs8: &Secret<Vec<u8>>,
+    ) -> Result<(), HeldError> {
+        let Some(table) = &mut self.table else { return Ok(()) };
+        Ok(table.add(name, kind, uid, described, pkcs8.expose())?)
+    }
+
     /// Takes away the keys of one instance of which `doomed` holds. The last holder wipes them: nobody but a signature
     /// that is being made.
     fn remove_of(
@@ -291,6 +325,7 @@ impl State {
         let Some(of) = self.instances.get_mut(instance) else { return Vec::new() };
         let gone: Vec<_> = of.keys.extract_if(.., |_, key| doomed(&key.credential)).collect();
         for (handle, key) in &gone {
+            self.table.as_mut().into_iter().for_each(|table| table.wipe(handle));
             self.keys.remove(handle);
             self.credentials.remove(key.credential.id());
         }
@@ -299,6 +334,11 @@ impl State {
         }
         gone.into_iter().map(|(_, key)| key.credential.clone()).collect()
     }
+}
+
+/// What is public about a key, as it stands in the table.
+fn describe(public: &impl Serialize) -> Result<Vec<u8>, HeldError> {
+    serde_json::to_vec(public).map_err(HeldError::Described)
 }
 
 /// Wipes the keys of one instance when it ends, and each when it expires; is done when there are none left.

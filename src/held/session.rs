@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{Held, HeldError};
-use crate::base::secret::Secret;
+use super::table::Kind;
+use super::{Held, HeldError, describe};
 use crate::jwt::Jwk;
 use crate::policy::{Call, Permit};
 use crate::proof::{ProofKey, ProofTarget, SessionClaims, SignedProof};
@@ -18,12 +18,10 @@ use crate::x509::{KeyError, KeyType, PrivateKey};
 
 /// The key of one session.
 pub(super) struct SessionKey {
-    /// For the copy that outlives the agent.
-    pub(super) pkcs8: Secret<Vec<u8>>,
     key: ProofKey,
 }
 
-/// What is public about it, beside it in the copy that outlives the agent.
+/// What is public about it, beside it in the table that outlives the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KeptSession {
     pub(super) session: String,
@@ -31,7 +29,7 @@ pub(super) struct KeptSession {
 
 impl SessionKey {
     fn new(key: &PrivateKey) -> Result<Self, HeldError> {
-        Ok(Self { pkcs8: key.to_pkcs8()?, key: ProofKey::new(key).map_err(HeldError::Sign)? })
+        Ok(Self { key: ProofKey::new(key).map_err(HeldError::Sign)? })
     }
 }
 
@@ -73,8 +71,13 @@ impl Held {
     /// Holds the key of a session again that was kept over a restart.
     pub(super) fn hold_session(&self, session: &str, key: &PrivateKey) -> Result<Confirmation, HeldError> {
         let public = Jwk::from_spki(key.public_key()).map_err(|_| KeyError::Unsupported)?;
-        let key = Arc::new(SessionKey::new(key)?);
-        self.0.state().sessions.insert(session.to_owned(), key);
+        let (pkcs8, key) = (key.to_pkcs8()?, Arc::new(SessionKey::new(key)?));
+        let described = describe(&KeptSession { session: session.to_owned() })?;
+        {
+            let mut state = self.0.state();
+            state.outlive(session, Kind::Session, None, &described, &pkcs8)?;
+            state.sessions.insert(session.to_owned(), key);
+        }
         self.0.changed();
         Ok(Confirmation::of(public))
     }
@@ -87,7 +90,11 @@ impl Held {
 
     /// Wipes the key of a session. When this returns no use of it begins. Says whether there was one.
     pub fn wipe_session(&self, session: &str) -> bool {
-        let wiped = self.0.state().sessions.remove(session).is_some();
+        let wiped = {
+            let mut state = self.0.state();
+            state.table.as_mut().into_iter().for_each(|table| table.wipe(session));
+            state.sessions.remove(session).is_some()
+        };
         if wiped {
             self.0.changed();
         }

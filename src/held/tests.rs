@@ -131,42 +131,54 @@ mod with_an_instance {
         assert_eq!(held.len(), KEYS_PER_INSTANCE);
     }
 
+    /// Keys held in a table, and the file that a service manager would keep of it.
+    fn outliving() -> (Held, Arc<Instance>, std::fs::File) {
+        let (held, _hand, me) = held();
+        let table = Table::new(me.id().boot()).unwrap();
+        let file = std::os::fd::AsFd::as_fd(&table).try_clone_to_owned().unwrap().into();
+        held.outlive_in(table);
+        (held, me, file)
+    }
+
     #[tokio::test]
     async fn what_is_kept_comes_back_for_the_same_instance_and_nobody_else() {
-        let (before, _hand, me) = held();
+        let (before, me, file) = outliving();
         let mine = before.keep(&me, 0, key("a", 5)).unwrap();
         let revoked = before.keep(&me, 0, key("b", 5)).unwrap();
-        let mut file = Vec::new();
-        assert_eq!(before.write_to(&mut file).unwrap(), 2);
+        let wiped = before.keep(&me, 0, key("c", 5)).unwrap();
+        before.wipe(|key| key.id() == wiped.id());
+        let confirmation = before.begin_session("session").await.unwrap();
+        before.begin_session("over").await.unwrap();
+        before.wipe_session("over");
         let back = |find: &dyn Fn() -> Option<Arc<Instance>>| {
             let (after, ..) = held();
-            let kept = Kept::read(&mut &file[..]).unwrap();
+            let kept = Kept::read(&file, me.id().boot()).unwrap();
+            assert_eq!(kept.len(), 3);
             after.take_back(kept, |_, _| find(), |key| key.id() != revoked.id());
             after
         };
         let after = back(&|| Some(me.clone()));
         assert_eq!(after.find(mine.handle(), me.id(), me.id()).unwrap(), mine);
-        assert_eq!(after.len(), 1, "what was revoked meanwhile is not taken back");
-        assert!(back(&|| None).is_empty(), "the process is gone");
+        assert_eq!(after.len(), 2, "what was revoked meanwhile is not taken back");
+        assert_eq!(after.sessions(), ["session"]);
+        assert_eq!(after.session_key("session").unwrap().key(), confirmation.key());
+        assert_eq!(back(&|| None).len(), 1, "the process is gone, and sessions are for others to judge");
     }
 
-    #[test]
-    fn what_is_damaged_is_not_taken_back() {
-        let (held, ..) = tokio::runtime::Runtime::new().unwrap().block_on(async {
-            let (held, hand, me) = held();
-            held.keep(&me, 0, key("a", 5)).unwrap();
-            (held, hand, me)
-        });
-        let mut file = Vec::new();
-        held.write_to(&mut file).unwrap();
-        for length in 0..file.len() {
-            assert!(Kept::read(&mut &file[..length]).is_err(), "{length}");
-        }
-        let mut other = file.clone();
-        other[17] = b'3';
-        assert!(matches!(Kept::read(&mut &other[..]), Err(KeptError::Version)));
-        let mut long = file;
-        long[19..27].fill(0xff);
-        assert!(matches!(Kept::read(&mut &long[..]), Err(KeptError::Damaged)));
+    #[tokio::test]
+    async fn a_key_that_is_wiped_is_nowhere_in_the_table_any_more() {
+        use std::os::unix::fs::FileExt as _;
+        let (held, me, file) = outliving();
+        let new = key("a", 5);
+        let pkcs8 = new.key.to_pkcs8().unwrap();
+        held.keep(&me, 0, new).unwrap();
+        let is_there = || {
+            let mut all = vec![0; 1 << 16];
+            file.read_exact_at(&mut all, 0).unwrap();
+            all.windows(pkcs8.expose().len()).any(|window| window == pkcs8.expose())
+        };
+        assert!(is_there(), "in the moment it is held");
+        held.wipe(|_| true);
+        assert!(!is_there(), "in the moment it is wiped");
     }
 }

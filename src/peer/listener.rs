@@ -42,19 +42,50 @@ pub struct Listener {
     processes: Quota,
     next: AtomicU64,
     exhaustion: Exhaustion,
-    _file: SocketFile,
+    /// Removed with the listener. One that was handed to us is not ours to remove.
+    _file: Option<SocketFile>,
 }
 
 impl Listener {
+    /// Serves `handed`, if the service manager has bound `path` for us, else binds it with [`Listener::bind`].
+    pub fn open(
+        handed: Option<std::os::unix::net::UnixListener>,
+        path: &Path,
+        mode: u32,
+        config: ListenerConfig,
+    ) -> Result<Self, SocketError> {
+        match handed {
+            Some(listener) => Self::adopt(listener, path, config),
+            None => Self::bind(path, mode, config),
+        }
+    }
+
+    /// Who connected before this waits in its queue. The file, its mode and its owner are the service manager's.
+    fn adopt(
+        listener: std::os::unix::net::UnixListener,
+        path: &Path,
+        config: ListenerConfig,
+    ) -> Result<Self, SocketError> {
+        let failed = |action| move |source| SocketError::Io { action, path: path.to_owned(), source };
+        // What the unit does not say: nothing but senders comes along with bytes.
+        let kernel = config.instances.kernel();
+        socket::label_messages(&listener, kernel).map_err(failed("set the options of"))?;
+        Self::new(listener, config, None).map_err(failed("listen on"))
+    }
+
     /// Listens at `path`; the socket gets exactly `mode`, and is removed with the listener. Call it inside a runtime.
     pub fn bind(path: &Path, mode: u32, config: ListenerConfig) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Io { action: "listen on", path: path.to_owned(), source };
         let listener = socket::listen_at(path, mode, config.instances.kernel())?;
         let file = SocketFile::of(path).map_err(failed)?;
-        Self::new(listener, config, file).map_err(failed)
+        Self::new(listener, config, Some(file)).map_err(failed)
     }
 
-    fn new(listener: std::os::unix::net::UnixListener, config: ListenerConfig, file: SocketFile) -> io::Result<Self> {
+    fn new(
+        listener: std::os::unix::net::UnixListener,
+        config: ListenerConfig,
+        file: Option<SocketFile>,
+    ) -> io::Result<Self> {
         let listener = UnixListener::from_std(listener)?;
         let quota = || Quota::new(config.limits.connections, config.limits.connections_per_uid);
         let (open, processes) = (quota(), quota());

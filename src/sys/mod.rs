@@ -5,6 +5,7 @@
 mod access;
 pub mod cgroup;
 pub mod harden;
+pub mod inherited;
 pub mod kernel;
 pub mod launch;
 pub mod memfd;

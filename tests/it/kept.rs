@@ -1,89 +1,29 @@
-//! Held keys over a restart of the agent, with a service manager that keeps a descriptor for it and with none.
+//! Held keys over the end of the agent, with a service manager that keeps a descriptor for it and with none.
 
 use std::fs::File;
-use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tether::proto::admin::ListCredentialsRequest;
 use tether::proto::admin::credentials_client::CredentialsClient;
 use tether::sys::memfd;
 
 use crate::another::Another;
-use crate::harness::{PATIENCE, channel};
+use crate::harness::channel;
+use crate::manager::Manager;
 use crate::program::AgentProcess;
-
-const NAME: &str = "tether-held";
-
-/// The part of a service manager that is notified, and stores what it is told to.
-struct Manager {
-    socket: UnixDatagram,
-    path: PathBuf,
-    stored: Option<File>,
-}
-
-impl Manager {
-    fn new(dir: &Path) -> Self {
-        let path = dir.join("notify");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { socket, path, stored: None }
-    }
-
-    fn env(&self) -> [(&str, &str); 1] {
-        [("NOTIFY_SOCKET", self.path.to_str().unwrap())]
-    }
-
-    /// Takes notifications until one of them is `wanted`.
-    fn until(&mut self, wanted: &str) {
-        while !self.next().expect("notified").contains(wanted) {}
-    }
-
-    /// Takes all notifications that were sent.
-    fn drain(&mut self) {
-        self.socket.set_nonblocking(true).unwrap();
-        while self.next().is_some() {}
-    }
-
-    fn next(&mut self) -> Option<String> {
-        let mut text = [0; 4096];
-        let mut space = nix::cmsg_space!([i32; 4]);
-        let mut buffers = [IoSliceMut::new(&mut text)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(self.socket.as_raw_fd(), &mut buffers, Some(&mut space), flags).ok()?;
-        let mut sent = Vec::new();
-        for control in message.cmsgs().unwrap() {
-            if let ControlMessageOwned::ScmRights(fds) = control {
-                // SAFETY: the kernel made these descriptors for this message, and nobody else knows of them.
-                sent.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        let length = message.bytes;
-        let text = String::from_utf8_lossy(&text[..length]).into_owned();
-        let named = text.lines().any(|line| line == format!("FDNAME={NAME}"));
-        match (text.lines().next(), named) {
-            (Some("FDSTORE=1"), true) => self.stored = Some(File::from(sent.remove(0))),
-            (Some("FDSTOREREMOVE=1"), true) => self.stored = None,
-            _ => assert!(sent.is_empty(), "{text}"),
-        }
-        Some(text)
-    }
-
-    /// What is stored, as a path that another process of ours can open.
-    fn kept(&self) -> PathBuf {
-        let file = self.stored.as_ref().expect("something is stored");
-        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
-    }
-}
 
 /// What another process gets once it has noticed that there is another agent.
 fn prove(another: &mut Another, key: &str) -> String {
+    again(another, &format!("prove {key} GET https://a/"))
+}
+
+fn again(another: &mut Another, what: &str) -> String {
     loop {
-        let answer = another.ask(&format!("prove {key} GET https://a/"));
-        if !answer.starts_with("Unavailable") && !answer.starts_with("Unknown") && !answer.starts_with("Cancelled") {
+        let answer = another.ask(what);
+        if !["Unavailable", "Unknown", "Cancelled"].iter().any(|away| answer.starts_with(away)) {
             return answer;
         }
     }
@@ -94,24 +34,24 @@ fn held_keys_survive_the_end_of_the_agent_in_a_sealed_file_for_processes_that_st
     for end in [Signal::SIGKILL, Signal::SIGTERM] {
         let dir = tempfile::tempdir().unwrap();
         let mut manager = Manager::new(dir.path());
-        let agent = AgentProcess::start(dir.path(), &[], &manager.env());
+        let agent = manager.start();
         let (mut lives, mut dies) = (Another::start(&agent.workload()), Another::start(&agent.workload()));
-        let (key, wit) = lives.hold_wit();
-        manager.until("FDSTORE=1");
         dies.hold_wit();
-        manager.until("FDSTORE=1");
-        assert!(memfd::is_sealed(manager.stored.as_ref().unwrap()));
-        if end == Signal::SIGTERM {
-            agent.stop();
-            manager.drain();
-        } else {
-            drop(agent);
+        // Killed in the moment in which the answer is there.
+        let (key, wit) = lives.hold_wit();
+        match end {
+            Signal::SIGKILL => agent.kill(),
+            _ => drop(agent.stop()),
         }
+        manager.settle();
+        assert!(matches!(&manager.stored[..], [(_, file)] if memfd::is_sealed(file)), "one file, sealed");
         dies.end();
 
-        let mut agent = AgentProcess::with_kept(dir.path(), NAME, &manager.kept(), &manager.env());
+        let mut agent = manager.start();
         let log = agent.log_line("held keys from before the restart");
         assert!(log.contains("taken=1") && log.contains("of=2"), "{log}");
+        manager.settle();
+        assert_eq!(manager.stored.len(), 1, "the old one was given up");
         let proven = prove(&mut lives, &key);
         assert!(proven.contains(&wit), "the same key and the same WIT: {proven}");
         assert_eq!(lives.hold_wit(), (key, wit));
@@ -140,29 +80,83 @@ async fn without_a_service_manager_held_keys_end_with_the_agent_and_the_ledger_s
 }
 
 #[test]
-fn a_session_goes_on_after_a_restart_with_the_same_key_if_the_agent_could_keep_it() {
+fn a_session_goes_on_after_a_crash_with_the_same_key() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new(dir.path());
-    let agent = AgentProcess::start(dir.path(), &[], &manager.env());
+    let agent = manager.start();
     let (mut lives, mut dies) = (Another::start(&agent.workload()), Another::start(&agent.workload()));
-    let id = lives.ask("start t https://a/");
     let over = dies.ask("start t https://a/");
+    let id = lives.ask("start t https://a/");
     let before = lives.ask(&format!("in {id} GET https://a/"));
     assert!(before.starts_with('{'), "{before}");
-    agent.stop();
-    manager.drain();
+    let newest = lives.ask("start t https://a/");
+    manager.kill(agent);
     dies.end();
 
-    let _agent = AgentProcess::with_kept(dir.path(), NAME, &manager.kept(), &manager.env());
-    let after = loop {
-        let answer = lives.ask(&format!("in {id} GET https://a/"));
-        if !answer.starts_with("Unavailable") && !answer.starts_with("Unknown") && !answer.starts_with("Cancelled") {
-            break answer;
-        }
-    };
+    let _agent = manager.start();
+    let after = again(&mut lives, &format!("in {id} GET https://a/"));
     assert_eq!(key_of(&after), key_of(&before), "one session is one key");
-    assert_eq!(lives.ask(&format!("state {id}")), "Active ");
-    assert_eq!(lives.ask(&format!("state {over}")), "Ended process_exit");
+    for (session, state) in [(&id, "Active "), (&newest, "Active "), (&over, "Ended process_exit")] {
+        assert_eq!(lives.ask(&format!("state {session}")), state);
+    }
+    assert!(lives.ask(&format!("in {newest} GET https://a/")).starts_with('{'), "begun just before the crash");
+    assert_eq!(lives.ask(&format!("end {newest}")), "completed");
+}
+
+#[test]
+fn a_session_that_has_ended_stays_ended_and_its_key_wiped_over_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new(dir.path());
+    let agent = manager.start();
+    let mut another = Another::start(&agent.workload());
+    let id = another.ask("start t https://a/");
+    another.ask(&format!("end {id}"));
+    manager.kill(agent);
+    let mut agent = manager.start();
+    assert!(agent.log_line("held keys from before the restart").contains("of=0"));
+    let refused = again(&mut another, &format!("in {id} GET https://a/"));
+    assert!(!refused.starts_with('{'), "{refused}");
+}
+
+#[test]
+fn a_file_that_the_agent_before_did_not_write_is_not_believed() {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let made = |content: &[u8], seals| {
+        let mut file = File::from(memfd_create("forged", flags).unwrap());
+        file.write_all(content).unwrap();
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        file
+    };
+    let other = [b"tether held keys 2\n".as_slice(), &[0; 8192]].concat();
+    let rows = [
+        (made(b"tether held keys 3\n", SealFlag::empty()), "not sealed"),
+        (made(&other, SealFlag::all()), "this version does not know"),
+        (made(&[0; 8192], SealFlag::all()), "this version does not know"),
+        (File::open("/proc/self/exe").unwrap(), "not sealed"),
+    ];
+    for (file, why) in rows {
+        let dir = tempfile::tempdir().unwrap();
+        let mut manager = Manager::new(dir.path());
+        manager.stored.push(("tether-held-forged".to_owned(), file));
+        let mut agent = manager.start();
+        let log = agent.log_line("cannot be taken back");
+        assert!(log.contains(why), "{log}");
+        manager.settle();
+        assert!(manager.stored.iter().all(|(name, _)| name != "tether-held-forged"), "it is given up");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_manager_that_keeps_too_little_is_reported_with_the_line_that_mends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new(dir.path());
+    manager.env = vec![("FDSTORE", "1")];
+    let agent = manager.start();
+    let mut admin = tether::proto::admin::agent_client::AgentClient::new(channel(&agent.admin()).await);
+    let status = admin.status(tether::proto::admin::StatusRequest {}).await.unwrap().into_inner().json;
+    assert!(status.contains("FileDescriptorStoreMax="), "{status}");
+    manager.settle();
+    assert!(manager.stored.is_empty());
 }
 
 /// The key that the WIT among these headers names.

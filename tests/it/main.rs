@@ -4,6 +4,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod activation;
 mod another;
 mod approvals;
 mod audit;
@@ -18,6 +19,7 @@ mod handshake;
 mod held;
 mod http;
 mod kept;
+mod manager;
 mod namespaces;
 mod nodes;
 mod nodes_told;

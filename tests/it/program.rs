@@ -1,11 +1,14 @@
 //! The built binary as a process of its own: for signals, logs and other users.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -73,13 +76,19 @@ impl AgentProcess {
         Self::run(command, dir, arguments, &[("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")])
     }
 
-    /// Starts it as a service manager does that kept a file for it (sd_listen_fds(3)), which is open at `kept`.
-    pub fn with_kept(dir: &Path, name: &str, kept: &Path, env: &[(&str, &str)]) -> Self {
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", "exec 3<\"$KEPT\" && LISTEN_PID=$$ exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_tether")]);
-        let kept = kept.to_str().expect("a path of ours");
-        let handed = [("KEPT", kept), ("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", name)];
-        Self::run(shell, dir, &[], &[&handed[..], env].concat())
+    /// Starts it as a service manager does, with descriptors by name (sd_listen_fds(3)).
+    pub fn handed(dir: &Path, arguments: &[&str], env: &[(&str, &str)], handed: &[(&str, BorrowedFd<'_>)]) -> Self {
+        let (command, env) = handing("$$", handed, env);
+        let env: Vec<_> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        Self::run(command, dir, arguments, &env)
+    }
+
+    /// The same for what is to be refused: how it ended, and what it said.
+    pub fn refusing(dir: &Path, arguments: &[&str], handed: &[(&str, BorrowedFd<'_>)]) -> (ExitStatus, String) {
+        let (mut command, env) = handing("$$", handed, &[]);
+        command.env_clear().envs(env).args(["agent", "run", "--dev", "--dir"]).arg(dir.join("agent")).args(arguments);
+        let output = command.stdin(Stdio::null()).output().expect("it starts");
+        (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// Starts it with its audit log on a file system of its own of this size, which nobody else sees. Takes root.
@@ -93,6 +102,11 @@ impl AgentProcess {
         shell.args(["-c", script, env!("CARGO_BIN_EXE_tether")]);
         let setting = format!("audit.dir={audit}");
         Self::run(shell, dir, &["--set", &setting], &[("SIZE", size), ("AUDIT", audit)])
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// A path as this process sees it.
@@ -184,6 +198,39 @@ impl Drop for AgentProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A command that is handed descriptors, and the environment that says so to the process `for_pid`.
+pub fn handing(
+    for_pid: &str,
+    handed: &[(&str, BorrowedFd<'_>)],
+    env: &[(&str, &str)],
+) -> (Command, Vec<(String, String)>) {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", &format!("LISTEN_PID={for_pid} exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tether")]);
+    let mut env: Vec<_> = env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    if !handed.is_empty() {
+        let names: Vec<_> = handed.iter().map(|(name, _)| *name).collect();
+        env.push(("LISTEN_FDS".to_owned(), handed.len().to_string()));
+        env.push(("LISTEN_FDNAMES".to_owned(), names.join(":")));
+    }
+    let mut descriptors: Vec<_> = handed.iter().map(|(_, descriptor)| descriptor.as_raw_fd()).collect();
+    let place = move || {
+        // First out of the way, so that none is overwritten before it is in its place.
+        for descriptor in &mut descriptors {
+            // SAFETY: a call that is safe between fork and exec.
+            *descriptor = Errno::result(unsafe { libc::fcntl(*descriptor, libc::F_DUPFD_CLOEXEC, 100) })?;
+        }
+        for (place, descriptor) in (3..).zip(&descriptors) {
+            // SAFETY: as above. What was at that place belongs to nobody in the program that is run.
+            Errno::result(unsafe { libc::dup2(*descriptor, place) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing and makes no call but these two. The descriptors are open until the child is
+    // started, for they are borrowed from whoever starts it.
+    unsafe { shell.pre_exec(place) };
+    (shell, env)
 }
 
 /// The lines of a pipe as they come, until its end.

@@ -15,9 +15,21 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+
+/// What came of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// What was waited for.
+    Heard,
+    /// A word why not, so that a client comes again.
+    Told,
+    /// The end of the connection, and nothing before it.
+    Dropped,
+}
 
 /// A connection on which anything can be sent.
 pub struct Raw(UnixStream);
@@ -46,6 +58,13 @@ impl Raw {
         }
     }
 
+    /// Connects and sends a call at once, which waits with the connection for somebody who accepts it.
+    pub async fn calling(socket: &Path, rpc: &str) -> Self {
+        let mut raw = Self::connect(socket).await;
+        raw.send(&[PREFACE, &frame(SETTINGS, 0, 0, b""), &call(1, rpc)].concat()).await.expect("it is taken");
+        raw
+    }
+
     /// Sends bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         within(self.0.write_all(bytes)).await
@@ -54,6 +73,29 @@ impl Raw {
     /// Sends what the socket takes without waiting; whether it took all.
     pub fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.0.try_write(bytes).is_ok_and(|count| count == bytes.len())
+    }
+
+    /// Answers the challenge and reads until this text has come, or the end.
+    pub async fn answer(mut self, text: &str) -> Answer {
+        let mut told = false;
+        loop {
+            let mut head = [0; 9];
+            let mut read = within(self.0.read_exact(&mut head)).await.map(drop);
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            if read.is_ok() {
+                read = within(self.0.read_exact(&mut payload)).await.map(drop);
+            }
+            if read.is_err() {
+                return if told { Answer::Told } else { Answer::Dropped };
+            }
+            told |= head[3] == GOAWAY || (head[3], head[4] & END_STREAM) == (HEADERS, END_STREAM);
+            if (head[3], head[4] & ACK) == (PING, 0) {
+                let _ = self.send(&[frame(SETTINGS, ACK, 0, b""), frame(PING, ACK, 0, &payload)].concat()).await;
+            }
+            if payload.windows(text.len()).any(|window| window == text.as_bytes()) {
+                return Answer::Heard;
+            }
+        }
     }
 
     /// Everything that comes until the agent closes the connection, as text.

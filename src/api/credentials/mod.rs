@@ -107,17 +107,27 @@ impl NotGiven {
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
-    _file: SocketFile,
+    /// Removed with the listener. One that was handed to us is not ours to remove.
+    _file: Option<SocketFile>,
 }
 
 impl Listener {
-    /// Listens at `path`, for root alone. Call it inside a runtime.
-    pub fn bind(path: &Path, issuer: &Issuer) -> Result<Self, SocketError> {
+    /// Serves `handed`, if the service manager has bound `path` for us, else listens there for root alone. Call it inside
+    /// a runtime.
+    pub fn open(
+        handed: Option<std::os::unix::net::UnixListener>,
+        path: &Path,
+        issuer: &Issuer,
+    ) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Io { action: "listen on", path: path.to_owned(), source };
-        let listener = socket::listen_at(path, 0o600, issuer.instances.kernel())?;
-        let file = SocketFile::of(path).map_err(failed)?;
-        let listener = UnixListener::from_std(listener).map_err(failed)?;
-        Ok(Self { listener, _file: file })
+        let (listener, file) = match handed {
+            Some(listener) => (listener, None),
+            None => {
+                let listener = socket::listen_at(path, 0o600, issuer.instances.kernel())?;
+                (listener, Some(SocketFile::of(path).map_err(failed)?))
+            }
+        };
+        Ok(Self { listener: UnixListener::from_std(listener).map_err(failed)?, _file: file })
     }
 }
 
@@ -144,7 +154,8 @@ impl Credentials {
             // Whoever finds no place waits in the queue of the socket: to hang up would be an empty credential.
             let next = async { (slots.clone().acquire_owned().await, listener.listener.accept().await) };
             tokio::select! {
-                // Those in the queue see the connection broken, which is a refusal; those who were let in are answered.
+                // Those in the queue of a socket that systemd keeps wait for the next agent, and others see the connection
+                // broken, which is a refusal; those who were let in are answered.
                 () = drain.draining() => return,
                 // The agent outlives neither of the two senders without draining first.
                 Ok(()) = ended.changed() => self.forget_ended().await,
