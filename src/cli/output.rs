@@ -150,6 +150,12 @@ impl Output {
         let _ = writeln!(self.chatter, "{text}");
     }
 
+    /// Asks; the answer is typed behind it.
+    pub fn prompt(&mut self, text: &str) {
+        let _ = write!(self.chatter, "{text}");
+        let _ = self.chatter.flush();
+    }
+
     /// Says what went wrong.
     pub fn error(&mut self, text: &str) {
         let label = self.chatter_style.paint(RED, "error:");
