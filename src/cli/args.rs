@@ -216,7 +216,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
 /// `tether status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Show it again every two seconds.
+    /// Go on: a live screen on a terminal, and elsewhere one document after the other, whenever something changed.
     #[arg(long)]
     pub watch: bool,
 }
