@@ -1,5 +1,9 @@
 //! What the agent counts. Labels are closed sets: never a SPIFFE ID, a path or a process id.
 
+pub(crate) mod described;
+mod due;
+
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::sync::atomic::AtomicI64;
 
@@ -7,16 +11,23 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
 };
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::base::quota::Quota;
+use described::{Book, label_names};
 
-const PREFIX: &str = "tether";
+pub use described::Described;
+pub use due::{Due, DueAt};
+
+/// What the name of every metric of the agent begins with.
+pub const PREFIX: &str = "tether";
+const CONNECTIONS: (&str, &str) = ("workload_connections", "Open workload connections");
 
 /// Which document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,6 +135,17 @@ pub struct NodeLabel {
     pub node: String,
 }
 
+label_names! {
+    Issued: ["type", "result"];
+    Reason: ["reason"];
+    Attestor: ["attestor"];
+    AttestorFailure: ["attestor", "reason"];
+    Refreshed: ["result"];
+    Rpc: ["rpc"];
+    Domain: ["trust_domain"];
+    NodeLabel: ["node"];
+}
+
 /// Every metric of the agent.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -165,11 +187,42 @@ pub struct Metrics {
     pub crl_left_out: Gauge,
     /// 1 for each configured node that tells what it revokes and ends, 0 for one that is silent.
     pub node_heard: Family<NodeLabel, Gauge>,
+    /// When open streams look again.
+    pub renewals: Due,
 }
 
 impl Metrics {
     /// Registers every metric.
     pub fn register(registry: &mut Registry) -> Self {
+        Self::register_in(&mut Book::new(registry, PREFIX))
+    }
+
+    /// Every metric that [`Self::register`] and [`register_workload_connections`] register.
+    pub fn described() -> Vec<Described> {
+        let mut registry = Registry::default();
+        let mut book = Book::new(&mut registry, PREFIX);
+        Self::register_in(&mut book);
+        let (name, help) = CONNECTIONS;
+        let connections = Described::new((PREFIX, name), None, MetricType::Gauge, Vec::new(), help);
+        book.described().into_iter().chain([connections]).collect()
+    }
+
+    /// What streams are open, by their call.
+    pub fn streams(&self) -> BTreeMap<String, u64> {
+        by_label(self.workload_streams.clone())
+    }
+
+    /// How many callers were refused since the start, by the reason.
+    pub fn refusals(&self) -> BTreeMap<String, u64> {
+        by_label(self.refused.clone())
+    }
+
+    /// How many connections were refused or cut since the start, by the reason.
+    pub fn refused_connections(&self) -> BTreeMap<String, u64> {
+        by_label(self.connections_refused.clone())
+    }
+
+    fn register_in(tether: &mut Book<'_>) -> Self {
         let metrics = Self {
             svid_issued: Family::default(),
             refused: Family::default(),
@@ -190,9 +243,9 @@ impl Metrics {
             crl_size: Gauge::default(),
             crl_left_out: Gauge::default(),
             node_heard: Family::default(),
+            renewals: Due::default(),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("commit", env!("TETHER_COMMIT"))]);
-        let tether = registry.sub_registry_with_prefix(PREFIX);
         tether.register("build", "The running agent", build);
         tether.register("svid_issued", "SVIDs issued", metrics.svid_issued.clone());
         tether.register("refused", "Callers refused an SVID or a bundle", metrics.refused.clone());
@@ -272,8 +325,55 @@ struct Connections(Quota);
 impl Collector for Connections {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let open = ConstGauge::new(i64::try_from(self.0.len()).unwrap_or(i64::MAX));
-        let name = "workload_connections";
-        open.encode(encoder.encode_descriptor(name, "Open workload connections", None, open.metric_type())?)
+        let (name, help) = CONNECTIONS;
+        open.encode(encoder.encode_descriptor(name, help, None, open.metric_type())?)
+    }
+}
+
+/// What a family with one label has counted. Families cannot be walked through, so it is read off what they expose.
+fn by_label(family: impl Metric) -> BTreeMap<String, u64> {
+    let mut registry = Registry::default();
+    registry.register("x", "", family);
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+    let counted = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let (labels, count) = line.rsplit_once(' ')?;
+        Some((labels.split('"').nth(1)?.to_owned(), count.parse().ok()?))
+    });
+    counted.filter(|(_, count)| *count > 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_is_read_by_its_label() {
+        let metrics = Metrics::default();
+        assert!(metrics.refusals().is_empty());
+        for reason in ["no_identity", "audit", "no_identity"] {
+            metrics.refused.get_or_create(&Reason { reason }).inc();
+        }
+        assert_eq!(metrics.refusals(), [("audit".to_owned(), 1), ("no_identity".to_owned(), 2)].into());
+        let streams = metrics.workload_streams.get_or_create(&Rpc { rpc: "FetchX509SVID" }).clone();
+        streams.inc();
+        assert_eq!(metrics.streams(), [("FetchX509SVID".to_owned(), 1)].into());
+        streams.dec();
+        assert!(metrics.streams().is_empty(), "what there is none of is left out");
+    }
+
+    #[test]
+    fn metrics_are_described_by_the_names_they_are_exposed_by() {
+        let described = Metrics::described();
+        let of = |name: &str| described.iter().find(|described| described.name == name).expect(name);
+        assert_eq!(
+            (of("tether_svid_issued_total").kind, &of("tether_svid_issued_total").labels[..]),
+            ("counter", &["type", "result"][..])
+        );
+        assert_eq!(of("tether_crl_size_bytes").kind, "gauge");
+        assert_eq!(of("tether_attestation_duration_seconds").kind, "histogram");
+        assert_eq!(of("tether_build_info").kind, "info");
     }
 }
 

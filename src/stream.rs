@@ -17,6 +17,7 @@ use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::issue::{Issuer, Refusal};
 use crate::ledger::{Reason, Standing};
+use crate::metrics::DueAt;
 use crate::peer::{Instance, PeerConn};
 use crate::policy::PolicySet;
 use crate::trust::CrlSet;
@@ -92,6 +93,7 @@ where
         target: None,
         revocations: issuer.ledger.revocations(),
         renew_at: None,
+        due: None,
         issuer,
     };
     stream::unfold(Some(open), |open| async move {
@@ -118,6 +120,8 @@ struct Open<T, Judge> {
     target: Option<Arc<Instance>>,
     revocations: watch::Receiver<u64>,
     renew_at: Option<OffsetDateTime>,
+    /// Counts the renewal among those to come, until it is done or the stream ends.
+    due: Option<DueAt>,
 }
 
 impl<T, Judge, Judged> Open<T, Judge>
@@ -143,6 +147,7 @@ where
             // What was revoked while judging may have been replaced by it.
             self.not_revoked()?;
             self.renew_at = update.renew_at;
+            self.due = self.renew_at.map(|at| self.issuer.metrics.renewals.at(at));
             self.credentials = update.credentials;
             self.target = update.target;
             if self.sent.as_ref() != Some(&update.state) {

@@ -118,3 +118,74 @@ fn a_dev_directory_that_is_open_to_others_is_refused_with_what_to_do() {
     assert_eq!(done.status.code(), Some(1));
     assert!(text(&done.stderr).contains("run chmod 0700"), "{}", text(&done.stderr));
 }
+
+/// Reads from the terminal until `wanted` was shown; all that was shown.
+fn shown_until(terminal: &mut std::fs::File, wanted: &str) -> String {
+    use std::io::Read;
+    let mut shown = Vec::new();
+    let mut bytes = [0; 4096];
+    while !String::from_utf8_lossy(&shown).contains(wanted) {
+        match terminal.read(&mut bytes) {
+            Ok(count) if count > 0 => shown.extend_from_slice(&bytes[..count]),
+            end => panic!("{end:?} before `{wanted}` was shown: {:?}", String::from_utf8_lossy(&shown)),
+        }
+    }
+    String::from_utf8(shown).expect("text")
+}
+
+#[test]
+fn the_live_screen_follows_the_size_of_its_terminal_and_gives_the_terminal_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let agent = Agent::start(dir.path());
+    let size = nix::pty::Winsize { ws_row: 40, ws_col: 30, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = nix::pty::openpty(&size, None).expect("a terminal");
+    let end = || pty.slave.try_clone().expect("duplicated");
+    let mut screen = command(dir.path());
+    screen
+        .args(["status", "--watch"])
+        .env("TERM", "xterm")
+        .env("NO_COLOR", "1")
+        .stdin(end())
+        .stdout(end())
+        .stderr(end());
+    let mut screen = screen.spawn().expect("it starts");
+    let mut terminal = std::fs::File::from(pty.master.try_clone().expect("duplicated"));
+    let shown = shown_until(&mut terminal, "AUTHORITIES");
+    assert!(shown.starts_with("\u{1b}[?1049h\u{1b}[?25l"), "{shown:?}");
+    assert!(shown.contains("ready  dev.tether.internal  n…"), "cut at 30 columns: {shown:?}");
+
+    let wider = Command::new("stty").args(["cols", "120"]).stdin(end()).status().expect("stty runs");
+    assert!(wider.success());
+    let pid = nix::unistd::Pid::from_raw(screen.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGWINCH).expect("it runs");
+    shown_until(&mut terminal, "dev.tether.internal  node ");
+
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it runs");
+    shown_until(&mut terminal, "\u{1b}[?25h\u{1b}[?1049l");
+    assert_eq!(screen.wait().expect("it ends").code(), Some(0));
+    agent.stop();
+}
+
+#[test]
+fn without_a_terminal_the_status_is_printed_again_when_something_changed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let agent = Agent::start(dir.path());
+    let mut watch = command(dir.path());
+    watch.args(["status", "--watch", "--output", "json"]).stdout(Stdio::piped());
+    let mut watch = watch.spawn().expect("it starts");
+    let mut lines = BufReader::new(watch.stdout.take().expect("piped")).lines();
+    let mut next = || lines.next().expect("goes on").expect("text");
+    let entries = |line: &str| {
+        let document: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(document["version"], 1);
+        document["entries"]["count"].as_u64().expect("a number")
+    };
+    assert_eq!(entries(&next()), 1);
+    let text =
+        "[[entry]]\nid = \"more\"\nspiffe_id = \"spiffe://dev.tether.internal/more\"\nmatch = [\"unix:uid:1\"]\n";
+    std::fs::write(dir.path().join("tether-dev/entries.d/more.toml"), text).expect("written");
+    while entries(&next()) != 2 {}
+    watch.kill().expect("it runs");
+    watch.wait().expect("it ends");
+    agent.stop();
+}

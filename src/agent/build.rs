@@ -163,9 +163,6 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let calls = config.calls();
     let readiness = Readiness::waiting(PARTS);
     let introspection = Introspection::new(verifier.clone(), instances.clone(), trust.clone());
-    let health = super::http::health(readiness.clone(), metrics_registry);
-    let http = Listeners::bind(&config, health, introspection, &tls).await?;
-
     let state = Arc::new(AgentState::new(super::state::Parts {
         node,
         config: config.clone(),
@@ -184,8 +181,13 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         clock: deps.clock.clone(),
         own,
         issuer: issuer.clone(),
+        sessions: sessions.clone(),
+        connections_limit: limits.connections,
     }));
     not_kept.into_iter().for_each(|why| state.weaker(why));
+    super::activity::register(&mut metrics_registry, state.clone());
+    let health = super::http::health(readiness.clone(), metrics_registry);
+    let http = Listeners::bind(&config, health, introspection, &tls).await?;
     // It was read without a mistake, or we would not be here.
     state.config_reloaded(true);
     readiness.set("authority", Ok(()));

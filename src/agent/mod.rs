@@ -3,6 +3,7 @@
 //! Order of start: state directory, store, authorities, bundles, entries, sockets, ready. Order of stop: not ready, no
 //! new connections, open streams end with Unavailable so that clients connect again, deadline, sockets removed.
 
+mod activity;
 mod build;
 mod duties;
 mod http;
@@ -218,6 +219,12 @@ struct Parts {
     reloader: Arc<dyn Reloadable>,
     pulse: pulse::Pulse,
     kept: Option<kept::Store>,
+}
+
+/// Every metric of the agent: what `/metrics` shows.
+pub fn metrics() -> Vec<crate::metrics::Described> {
+    let counted = crate::metrics::Metrics::described();
+    counted.into_iter().chain(activity::described()).collect()
 }
 
 /// Opens and binds everything.

@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::peer::Instances;
 use crate::policy::{Policies, PolicySet};
 use crate::registry::{Index, LoadState, Registry};
+use crate::session::Sessions;
 use crate::trust::{CrlSet, Crls, Trust};
 use crate::verify::HeardNodes;
 use crate::verify::tls::OwnSvid;
@@ -43,6 +44,9 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) own: OwnSvid,
     pub(super) issuer: Arc<Issuer>,
+    pub(super) sessions: Sessions,
+    /// How many connections there may be on the workload socket.
+    pub(super) connections_limit: usize,
 }
 
 /// One agent's view of itself.
@@ -57,7 +61,7 @@ pub struct AgentState {
     trust: Arc<Trust>,
     crls: Crls,
     heard: watch::Receiver<HeardNodes>,
-    instances: Instances,
+    pub(super) instances: Instances,
     connections: Quota,
     calls: Quota,
     metrics: Metrics,
@@ -65,7 +69,9 @@ pub struct AgentState {
     started_at: OffsetDateTime,
     changing: Mutex<Changing>,
     own: OwnSvid,
-    issuer: Arc<Issuer>,
+    pub(super) issuer: Arc<Issuer>,
+    pub(super) sessions: Sessions,
+    pub(super) connections_limit: usize,
 }
 
 #[derive(Default)]
@@ -99,6 +105,8 @@ impl AgentState {
             audit: parts.audit,
             own: parts.own,
             issuer: parts.issuer,
+            sessions: parts.sessions,
+            connections_limit: parts.connections_limit,
             changing: Mutex::new(Changing { weaknesses: parts.weaknesses, ..Changing::default() }),
         }
     }
@@ -227,6 +235,24 @@ impl AgentState {
         }
     }
 
+    /// When the agent started.
+    pub(super) fn started_at(&self) -> OffsetDateTime {
+        self.started_at
+    }
+
+    /// How many calls are open on the workload socket.
+    pub(super) fn calls(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// What is weaker on this host than it should be, and why.
+    pub(super) fn weaker_for(&self) -> Vec<String> {
+        let (crls, heard) = (self.crls.latest(), self.heard.borrow().clone());
+        let standing = self.changing().weaknesses.clone();
+        let weaker = standing.into_iter().chain(crls_left_out(&crls)).chain(kept_entries(&self.registry.last_load()));
+        weaker.chain(silent_nodes(&heard)).chain(self.issuer.attestation.weaker()).collect()
+    }
+
     fn authorities(&self) -> Vec<Value> {
         let trust = self.trust.current();
         let now = self.clock.now();
@@ -261,11 +287,7 @@ impl StatusSource for AgentState {
         let own = self.own_svid();
         let crls = self.crls.latest();
         let heard = self.heard.borrow().clone();
-        let changing = self.changing();
-        let weaker = changing.weaknesses.iter().cloned().chain(crls_left_out(&crls)).chain(kept_entries(&load));
-        let weaker = weaker.chain(silent_nodes(&heard)).chain(self.issuer.attestation.weaker());
-        let weaker: Vec<_> = weaker.collect();
-        json!({
+        let mut document = json!({
             "version": 1,
             "agent_version": env!("CARGO_PKG_VERSION"),
             "commit": env!("TETHER_COMMIT"),
@@ -315,11 +337,12 @@ impl StatusSource for AgentState {
                 "mistakes": policies_load.mistakes.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "warnings": policies_load.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
             },
-            "connections": self.connections.len(),
-            "calls": self.calls.len(),
-            "instances": self.instances.len(),
-            "weaker": weaker,
-        })
+        });
+        if let Value::Object(document) = &mut document {
+            document.extend(super::activity::document(self));
+            document.insert("weaker".to_owned(), json!(self.weaker_for()));
+        }
+        document
     }
 }
 

@@ -78,6 +78,22 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), DurableErro
     sync_parent(path)
 }
 
+/// Puts a whole file in place where there is none, durably; whether there was none. One that is there stays as it is, also one
+/// that somebody else puts there at the same moment.
+pub fn create(path: &Path, content: &[u8], mode: u32) -> Result<bool, DurableError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let created = write_new(&temporary, content, mode).and_then(|()| match fs::hard_link(&temporary, path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(io_error("create", path)(error)),
+    });
+    let _ = fs::remove_file(&temporary);
+    let created = created?;
+    sync_parent(path)?;
+    Ok(created)
+}
+
 fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), DurableError> {
     let _ = fs::remove_file(path);
     let mut file = OpenOptions::new()

@@ -3,6 +3,7 @@
 mod approval;
 mod audit;
 mod credential;
+mod init;
 mod policy;
 mod prove;
 mod proxy;
@@ -21,6 +22,7 @@ use crate::id::{SpiffeId, TrustDomain};
 pub use approval::ApprovalCommand;
 pub use audit::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
 pub use credential::{CredentialCommand, RevokeArgs};
+pub use init::InitArgs;
 pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 pub use prove::{EffectName, ProveArgs, SchemeName};
 pub use proxy::{ActAsName, CustodyName, InboundArgs, LogArgs, LogFormatName, OutboundArgs, ProofName, ProxyCommand};
@@ -90,6 +92,9 @@ pub enum Command {
     /// Run and look after the agent.
     #[command(subcommand)]
     Agent(AgentCommand),
+    /// Set up this host: trust domain, a key that wraps the agent's keys, a first identity, and the agent itself. Asks for what
+    /// the flags do not say. Run again it changes nothing, or finishes what was cut short.
+    Init(InitArgs),
     /// Show how the agent is: trust domain, authorities and their ages, streams, what is weaker and why.
     Status(StatusArgs),
     /// Check what this host offers and what is lost without it.
@@ -211,7 +216,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
 /// `tether status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Show it again every two seconds.
+    /// Go on: a live screen on a terminal, and elsewhere one document after the other, whenever something changed.
     #[arg(long)]
     pub watch: bool,
 }

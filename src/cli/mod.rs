@@ -16,6 +16,7 @@ mod entry;
 mod explain;
 mod failure;
 mod fetch;
+mod init;
 mod manual;
 mod output;
 mod policy;
@@ -36,7 +37,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::future::Future;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -76,7 +77,9 @@ pub struct Host {
     pub input: Box<dyn Read + Send>,
     /// What time it is.
     pub clock: Clock,
-    /// A directory that stands for `/` where an installed agent is looked for; `None` outside tests.
+    /// Whether a person reads the questions and types the answers.
+    pub interactive: bool,
+    /// A directory that stands for `/` where an installed agent is looked for or set up; `None` outside tests.
     pub root: Option<PathBuf>,
 }
 
@@ -89,6 +92,7 @@ impl Host {
             uid: nix::unistd::geteuid().as_raw(),
             input: Box::new(std::io::stdin()),
             clock: Clock::system(),
+            interactive: std::io::stdin().is_terminal() && std::io::stderr().is_terminal(),
             root: None,
         }
     }
@@ -96,6 +100,12 @@ impl Host {
     /// A variable of the environment; an empty one counts as not set.
     fn variable(&self, name: &str) -> Option<&str> {
         self.env.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Where something of the installed agent is.
+    fn path(&self, installed: &Path) -> PathBuf {
+        let below = installed.strip_prefix("/").unwrap_or(installed);
+        self.root.as_ref().map_or_else(|| installed.to_owned(), |root| root.join(below))
     }
 
     fn now(&self) -> OffsetDateTime {
@@ -157,6 +167,7 @@ fn usage(error: &clap::Error, output: &mut Output) -> Exit {
 fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
     match command {
         Command::Agent(command) => agent::run(command, context),
+        Command::Init(args) => init::run(args, context),
         Command::Status(args) => context.wait(async |context| status::run(args, context).await),
         Command::Doctor => doctor::run(context),
         Command::Config(ConfigCommand::Show { source, origin }) => config::show(source, origin, context),

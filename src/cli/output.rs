@@ -145,15 +145,90 @@ impl Output {
         }
     }
 
+    /// The whole terminal, until it is dropped.
+    pub fn screen(&mut self) -> io::Result<Screen<'_>> {
+        let mut screen = Screen { output: self };
+        screen.enter()?;
+        Ok(screen)
+    }
+
     /// Says something that is not data. Nobody may be listening, which is no failure.
     pub fn note(&mut self, text: &str) {
         let _ = writeln!(self.chatter, "{text}");
+    }
+
+    /// Asks; the answer is typed behind it.
+    pub fn prompt(&mut self, text: &str) {
+        let _ = write!(self.chatter, "{text}");
+        let _ = self.chatter.flush();
     }
 
     /// Says what went wrong.
     pub fn error(&mut self, text: &str) {
         let label = self.chatter_style.paint(RED, "error:");
         self.note(&format!("{label} {text}"));
+    }
+}
+
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// How wide.
+    pub columns: usize,
+    /// How high.
+    pub rows: usize,
+}
+
+/// The size of the terminal as it is now; what is usual where it does not say.
+pub fn terminal_size() -> Size {
+    match terminal_size::terminal_size() {
+        Some((width, height)) => Size { columns: usize::from(width.0), rows: usize::from(height.0) },
+        None => Size { columns: 80, rows: 24 },
+    }
+}
+
+/// The terminal's other screen, without a cursor. Whatever ends it, what was there before is there again.
+pub struct Screen<'a> {
+    output: &'a mut Output,
+}
+
+impl Screen<'_> {
+    /// To the other screen, and no cursor.
+    const ENTER: &'static str = "\x1b[?1049h\x1b[?25l";
+    /// The cursor again, and back to what was there before.
+    const LEAVE: &'static str = "\x1b[?25h\x1b[?1049l";
+    /// The cursor goes to the first place.
+    const HOME: &'static str = "\x1b[H";
+    /// What is right of the cursor goes; what is below it goes.
+    const CLEAR_LINE: &'static str = "\x1b[K";
+    const CLEAR_BELOW: &'static str = "\x1b[J";
+
+    /// Shows these lines, none wider than the terminal, and nothing else. Written at once, so that it does not flicker.
+    pub fn draw(&mut self, lines: &[Vec<(Tone, String)>]) -> io::Result<()> {
+        let painted = lines.iter().map(|line| {
+            let pieces = line.iter().map(|(tone, text)| self.output.toned(*tone, text));
+            pieces.collect::<String>() + Self::CLEAR_LINE
+        });
+        let painted: Vec<_> = painted.collect();
+        self.output.text(&format!("{}{}{}", Self::HOME, painted.join("\r\n"), Self::CLEAR_BELOW))
+    }
+
+    /// Stops this process as the terminal asked for, with the terminal as it was, until it goes on.
+    pub fn pause(&mut self) -> io::Result<()> {
+        self.output.text(Self::LEAVE)?;
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP)?;
+        self.enter()
+    }
+
+    fn enter(&mut self) -> io::Result<()> {
+        self.output.text(Self::ENTER)
+    }
+}
+
+impl Drop for Screen<'_> {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _ = self.output.text(Self::LEAVE);
     }
 }
 
@@ -226,6 +301,33 @@ mod tests {
         ] {
             assert_eq!((identifier(text).as_str(), prose(text).as_str()), (as_name, as_prose));
         }
+    }
+
+    #[derive(Clone, Default)]
+    struct Kept(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("unbroken").write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_screen_is_left_however_it_ends() {
+        let kept = Kept::default();
+        let mut output = Output::captured(kept.clone(), io::sink());
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut screen = output.screen().expect("entered");
+            screen.draw(&[vec![(Tone::Plain, "one".to_owned())], Vec::new()]).expect("drawn");
+            panic!("something broke");
+        }));
+        assert!(died.is_err());
+        let text = String::from_utf8(kept.0.lock().expect("unbroken").clone()).expect("text");
+        let expected = "\x1b[?1049h\x1b[?25l\x1b[Hone\x1b[K\r\n\x1b[K\x1b[J\x1b[?25h\x1b[?1049l";
+        assert_eq!(text, expected);
     }
 
     #[test]

@@ -46,8 +46,7 @@ fn parse(origin: &str, text: &str) -> Result<Endpoint, Failure> {
 }
 
 fn find(host: &Host, variable: &str, socket: fn(&Config) -> &PathBuf) -> Result<Endpoint, Failure> {
-    let system = socket(&Config::default()).clone();
-    let system = host.root.as_ref().map_or_else(|| system.clone(), |root| root.join(relative_to_root(&system)));
+    let system = host.path(socket(&Config::default()));
     if system.exists() {
         return Ok(Endpoint::Unix(system));
     }
@@ -66,10 +65,6 @@ fn find(host: &Host, variable: &str, socket: fn(&Config) -> &PathBuf) -> Result<
             tried.join(", ")
         ),
     ))
-}
-
-fn relative_to_root(path: &Path) -> &Path {
-    path.strip_prefix("/").unwrap_or(path)
 }
 
 /// Whether nobody but `uid` can have put anything there. In `/tmp` somebody else may have made the directory.

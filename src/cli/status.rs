@@ -3,7 +3,8 @@
 //! The agent makes the document; this shows whatever is in it. A newer agent's status is thus readable with an older
 //! command.
 
-use std::time::Duration;
+mod frame;
+mod watch;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -18,28 +19,13 @@ use super::failure::{Exit, Failure};
 use super::output::relative;
 use super::{Admin, Context};
 
-/// How long `--watch` waits before it asks again.
-const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// Moves a terminal's cursor home and clears what is below.
-const CLEAR: &str = "\x1b[H\x1b[2J";
-
 pub(super) async fn run(args: StatusArgs, context: &mut Context) -> Result<(), Failure> {
     let admin = context.admin()?;
-    loop {
-        let document = fetch(&admin).await?;
-        if args.watch && context.output.is_terminal() && !context.output.is_json() {
-            context.output.text(CLEAR)?;
-        }
-        if context.output.is_json() {
-            context.output.json(&document)?;
-        } else {
-            print(&document, context)?;
-        }
-        if !args.watch {
-            return Ok(());
-        }
-        tokio::time::sleep(WATCH_INTERVAL).await;
+    if args.watch {
+        return watch::run(&admin, context).await;
     }
+    let document = fetch(&admin).await?;
+    if context.output.is_json() { Ok(context.output.json(&document)?) } else { print(&document, context) }
 }
 
 async fn fetch(admin: &Admin) -> Result<Map<String, Value>, Failure> {

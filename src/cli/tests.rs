@@ -2,6 +2,7 @@ mod admin;
 mod approval;
 mod credential;
 mod fetch_wit;
+mod init;
 mod session;
 
 use std::collections::BTreeMap;
@@ -58,14 +59,22 @@ impl Write for Captured {
 
 /// Runs `tether` with `line` as its arguments, on a host with nothing installed.
 fn tether_with(line: &str, env: &[(&str, &str)], input: &str) -> Done {
-    let (data, chatter) = (Captured::default(), Captured::default());
-    let host = Host {
+    tether_on(bare_host(env, input), line)
+}
+
+fn bare_host(env: &[(&str, &str)], input: &str) -> Host {
+    Host {
         env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>(),
         uid: nix::unistd::geteuid().as_raw(),
         input: Box::new(Cursor::new(input.to_owned())),
         clock: Clock::manual(NOW).0,
+        interactive: false,
         root: Some(PathBuf::from("/nonexistent")),
-    };
+    }
+}
+
+fn tether_on(host: Host, line: &str) -> Done {
+    let (data, chatter) = (Captured::default(), Captured::default());
     let arguments = ["tether"].into_iter().chain(line.split_whitespace()).map(OsString::from);
     let exit = run(arguments, host, Output::captured(data.clone(), chatter.clone()));
     Done { exit, data: data.text(), chatter: chatter.text() }

@@ -25,7 +25,7 @@ pub(super) fn mistakes(config: &Config, is_set: &dyn Fn(&str) -> bool) -> Vec<(&
     rule(
         is_set("trust_domain"),
         "trust_domain",
-        "it is required; write for example `trust_domain = \"example.org\"` at the top of the file",
+        "it is required: run `tether init`, or write for example `trust_domain = \"example.org\"` at the top of the file",
     );
     authority(config, &mut rule);
     lifetimes(config, &mut rule);

@@ -1,4 +1,4 @@
-//! From sources to a [`Config`]: defaults, then the file, the environment, the flags.
+//! From sources to a [`Config`]: defaults, then the file and its drop-ins, the environment, the flags.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,14 +6,12 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use crate::base::durable;
+use crate::base::mistake;
 
 use super::settings::{Settings, Visitor};
 use super::value::{Raw, Value, Wrong, kind};
-use super::{Config, check};
+use super::{Config, check, files};
 
-/// Far above any real configuration file.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 /// What every environment variable that is a setting begins with.
 const ENV_PREFIX: &str = "TETHER_";
 /// Between the section and the key in an environment variable.
@@ -22,7 +20,7 @@ const ENV_SEPARATOR: &str = "__";
 /// Where configuration comes from. It can be loaded again, which is what a reload does.
 #[derive(Clone, Debug, Default)]
 pub struct Source {
-    /// The file, if there is one.
+    /// The file, if there is one. Its drop-ins ([`super::drop_in_dir`]) count over it, the last name over those before.
     pub file: Option<PathBuf>,
     /// `--dev`: the directory everything is under. Takes the place of the file.
     pub dev: Option<PathBuf>,
@@ -47,7 +45,7 @@ pub enum Origin {
     Default,
     /// `--dev`.
     Dev,
-    /// A line of the file.
+    /// A line of the file or of a drop-in.
     File(Position),
     /// An environment variable.
     Env(String),
@@ -95,30 +93,22 @@ pub struct Mistake {
 pub struct Mistakes(pub Vec<Mistake>);
 
 impl Source {
-    /// Reads the file and puts the layers on top of each other. Every mistake of every layer is reported, not only
+    /// Reads the files and puts the layers on top of each other. Every mistake of every layer is reported, not only
     /// the first.
     pub fn load(&self) -> Result<Loaded, Mistakes> {
-        let text = match &self.file {
-            Some(path) => Some((path.as_path(), read(path)?)),
-            None => None,
+        let texts = match &self.file {
+            Some(path) => files::read_all(path)?,
+            None => Vec::new(),
         };
-        load(self, text.as_ref().map(|(path, text)| (*path, text.as_str())))
+        let texts: Vec<_> = texts.iter().map(|file| (file.path.as_path(), file.text.as_str())).collect();
+        load(self, &texts)
     }
 }
 
-fn read(path: &Path) -> Result<String, Mistakes> {
-    let mistake = |message| Mistakes(vec![Mistake { place: Place::WholeFile(path.to_owned()), message }]);
-    let content = durable::read(path, MAX_FILE_BYTES).map_err(|error| {
-        let why = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-        mistake(format!("{error}{why}; write it, or name another one with --config"))
-    })?;
-    String::from_utf8(content).map_err(|_| mistake("the file is not UTF-8 text".to_owned()))
-}
-
-/// [`Source::load`] with the file already read.
-pub(super) fn load(source: &Source, file: Option<(&Path, &str)>) -> Result<Loaded, Mistakes> {
+/// [`Source::load`] with the files already read, each after those it overrides.
+pub(super) fn load(source: &Source, files: &[(&Path, &str)]) -> Result<Loaded, Mistakes> {
     let mut loading = Loading::new(source.dev.as_deref());
-    if let Some((path, text)) = file {
+    for (path, text) in files {
         loading.apply_file(path, text);
     }
     loading.apply_texts(env_settings(&source.env));
@@ -136,10 +126,10 @@ pub(super) fn load(source: &Source, file: Option<(&Path, &str)>) -> Result<Loade
 pub fn fuzz_file(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let path = Path::new("fuzz.toml");
-    match load(&Source::default(), Some((path, text))) {
+    match load(&Source::default(), &[(path, text)]) {
         Ok(loaded) => {
             let shown = super::show(&loaded, false);
-            let again = load(&Source::default(), Some((path, &shown))).map(|again| again.config);
+            let again = load(&Source::default(), &[(path, &shown)]).map(|again| again.config);
             assert_eq!(again, Ok(loaded.config), "what is shown reads as what it was");
         }
         Err(Mistakes(mistakes)) => {
@@ -393,6 +383,18 @@ impl fmt::Display for Origin {
             Self::Env(variable) => write!(f, "env {variable}"),
             Self::Flag => f.write_str("--set"),
         }
+    }
+}
+
+impl From<mistake::Mistake> for Mistake {
+    fn from(found: mistake::Mistake) -> Self {
+        let file = found.path.to_path_buf();
+        let number = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+        let place = match found.line {
+            0 => Place::WholeFile(file),
+            line => Place::File(Position { file, line: number(line), column: number(found.column) }),
+        };
+        Self { place, message: found.message }
     }
 }
 

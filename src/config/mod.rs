@@ -19,6 +19,7 @@ use crate::x509::KeyType;
 
 mod check;
 mod example;
+mod files;
 mod load;
 mod parts;
 mod settings;
@@ -28,6 +29,7 @@ mod value;
 mod tests;
 
 pub use example::{Shown, example, show};
+pub use files::drop_in_dir;
 pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source, fuzz_file};
 pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter, OnAuditFailure, SdsCrl, duration};
 
@@ -44,12 +46,14 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 settings! {
     /// Configuration of the tether agent.
     ///
-    /// Every setting is listed with its default. The environment variable TETHER_SECTION__KEY (for example
-    /// TETHER_SVID__X509_TTL, or TETHER_TRUST_DOMAIN for the settings before the first section) overrides the file,
-    /// and `--set section.key=value` overrides both. Names that do not exist are errors. `tether agent check` says
-    /// whether the file is right, `tether config show --origin` which value came from where.
+    /// Every setting is listed with its default. Drop-ins override this file: every `*.toml` in the directory of its name
+    /// with `.d` (/etc/tether/tether.toml.d), in the order of their names; of a setting that stands in several, the last
+    /// counts, whole. The environment variable TETHER_SECTION__KEY (for example TETHER_SVID__X509_TTL, or
+    /// TETHER_TRUST_DOMAIN for the settings before the first section) overrides the files, and
+    /// `--set section.key=value` overrides both. Names that do not exist are errors. `tether agent check` says
+    /// whether the files are right, `tether config show --origin` which value came from where.
     pub struct Config {
-        /// The trust domain whose SPIFFE IDs this agent issues. Required.
+        /// The trust domain whose SPIFFE IDs this agent issues. Required; `tether init` sets it in a drop-in.
         trust_domain: TrustDomain = settings::unset_trust_domain();
         /// Where authorities, stored entries, the ledger and the audit log are kept. Created with mode 0700.
         state_dir: PathBuf = PathBuf::from("/var/lib/tether");
@@ -328,7 +332,7 @@ settings! {
         /// May look: status, entries, credentials, authorities, bundles, and explain for any process.
         viewers: Vec<String> = vec!["tether-viewers".to_owned()];
         /// May also change them, and end sessions.
-        operators: Vec<String> = vec!["tether-operators".to_owned()];
+        operators: Vec<String> = vec!["tether-admin".to_owned()];
         /// May look, and approve what policy wants a person's word for; never what is asked by a process of their own user
         /// id, or for themselves. Approvers may not change anything, and operators may not approve.
         approvers: Vec<String> = vec!["tether-approvers".to_owned()];

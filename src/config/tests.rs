@@ -10,7 +10,7 @@ use crate::user::KeySource;
 const FILE: &str = "/etc/tether/tether.toml";
 
 fn from_file(text: &str) -> Result<Loaded, Mistakes> {
-    load(&Source::default(), Some((Path::new(FILE), text)))
+    load(&Source::default(), &[(Path::new(FILE), text)])
 }
 
 fn from_layers(text: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, Mistakes> {
@@ -20,7 +20,7 @@ fn from_layers(text: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Resu
         flags: flags.iter().map(owned).collect(),
         ..Source::default()
     };
-    load(&source, Some((Path::new(FILE), text)))
+    load(&source, &[(Path::new(FILE), text)])
 }
 
 /// The mistakes as people see them, without the name of the file.
@@ -379,9 +379,89 @@ fn a_plain_issuer_is_for_dev_and_our_own_name_is_no_users_issuer() {
         flags: vec![("sessions.issuers".to_owned(), plain.to_owned())],
         ..Source::default()
     };
-    assert_eq!(load(&dev, None).expect("right").config.sessions.issuers.len(), 1);
+    assert_eq!(load(&dev, &[]).expect("right").config.sessions.issuers.len(), 1);
 
     let own = "trust_domain = \"example.org\"\n[authority]\njwt_issuer = \"https://example.org\"\n\
                [sessions.issuers.\"https://example.org\"]\naudience = \"a\"";
     assert!(mistakes(from_file(own))[0].contains("our own tokens are of workloads"));
+}
+
+/// A configuration file with drop-ins beside it, each a name and a text.
+fn with_drop_ins(main: Option<&str>, drop_ins: &[(&str, &str)]) -> (tempfile::TempDir, Source) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("tether.toml");
+    if let Some(text) = main {
+        std::fs::write(&file, text).expect("written");
+    }
+    std::fs::create_dir(drop_in_dir(&file)).expect("created");
+    for (name, text) in drop_ins {
+        std::fs::write(drop_in_dir(&file).join(name), text).expect("written");
+    }
+    (dir, Source { file: Some(file), ..Source::default() })
+}
+
+#[test]
+fn of_a_setting_in_several_files_the_last_name_counts_and_is_its_origin() {
+    let (dir, source) = with_drop_ins(
+        Some("trust_domain = \"example.org\"\n[svid]\nx509_ttl = \"10m\"\njwt_ttl = \"1m\""),
+        &[
+            ("20-b.toml", "[svid]\nx509_ttl = \"30m\""),
+            ("10-a.toml", "[svid]\n\nx509_ttl = \"20m\"\n[log]\nlevel = \"debug\""),
+            (".30-c.toml", "[svid]\nx509_ttl = \"40m\""),
+            ("30-c.toml.bak", "nonsense"),
+        ],
+    );
+    let loaded = source.load().expect("right");
+    assert_eq!(loaded.config.svid.x509_ttl, 30 * MINUTE);
+    assert_eq!(loaded.config.svid.jwt_ttl, MINUTE, "a section is not replaced as a whole");
+    let origin = |name: &str| loaded.origin(name).to_string().replace(dir.path().to_str().expect("text"), "DIR");
+    assert_eq!(origin("svid.x509_ttl"), "DIR/tether.toml.d/20-b.toml:2");
+    assert_eq!(origin("log.level"), "DIR/tether.toml.d/10-a.toml:5");
+    assert_eq!(origin("svid.jwt_ttl"), "DIR/tether.toml:4");
+    let over = Source { env: [("TETHER_SVID__X509_TTL".to_owned(), "5m".to_owned())].into(), ..source.clone() };
+    assert_eq!(over.load().expect("right").config.svid.x509_ttl, 5 * MINUTE, "the environment is over all files");
+
+    std::fs::write(dir.path().join("tether.toml.d/40-d.toml"), "[svid]\nx509_ttl = \"7m\"").expect("written");
+    assert_eq!(source.load().expect("right").config.svid.x509_ttl, 7 * MINUTE, "a reload sees a new drop-in");
+}
+
+#[test]
+fn mistakes_stand_in_the_file_they_are_in_and_every_file_is_looked_at() {
+    let (dir, source) = with_drop_ins(
+        Some("trust_domain = \"example.org\"\nnonsense = 1"),
+        &[("10-a.toml", "[svid]\nx509_ttl = 5"), ("20-b.toml", "\n[svids]"), ("30-c.toml", "[svid]\njwt_ttl = \"0s\"")],
+    );
+    let found = |source: &Source| {
+        let Mistakes(found) = source.load().expect_err("refused");
+        let text = |mistake: &Mistake| mistake.to_string().replace(dir.path().to_str().expect("text"), "DIR");
+        found.iter().map(text).collect::<Vec<_>>()
+    };
+    let mistakes = found(&source);
+    let expected = ["DIR/tether.toml:2:1: ", "DIR/tether.toml.d/10-a.toml:2:12: ", "DIR/tether.toml.d/20-b.toml:2:2: "];
+    assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
+    for (mistake, place) in mistakes.iter().zip(expected) {
+        assert!(mistake.starts_with(place), "{mistake}");
+    }
+    // What does not fit together is said of the file that set it last.
+    std::fs::remove_file(dir.path().join("tether.toml.d/10-a.toml")).expect("removed");
+    std::fs::remove_file(dir.path().join("tether.toml.d/20-b.toml")).expect("removed");
+    std::fs::write(dir.path().join("tether.toml"), "trust_domain = \"example.org\"").expect("written");
+    let mistakes = found(&source);
+    assert!(mistakes[0].starts_with("DIR/tether.toml.d/30-c.toml:2:11: `svid.jwt_ttl`"), "{mistakes:#?}");
+}
+
+#[test]
+fn drop_ins_are_enough_and_one_that_everybody_can_change_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, source) = with_drop_ins(None, &[("10-init.toml", "trust_domain = \"example.org\"")]);
+    assert_eq!(source.load().expect("right").config.trust_domain.as_str(), "example.org");
+    let drop_in = dir.path().join("tether.toml.d/10-init.toml");
+    std::fs::set_permissions(&drop_in, std::fs::Permissions::from_mode(0o666)).expect("chmod");
+    std::fs::write(dir.path().join("tether.toml.d/20.toml"), b"\n a = \"\xff\"").expect("written");
+    let Mistakes(found) = source.load().expect_err("refused");
+    assert!(found[0].to_string().ends_with("10-init.toml: everyone may change this file: run chmod o-w on it"));
+    assert!(found[1].to_string().contains("20.toml:2:7: not UTF-8 from here on"), "{found:?}");
+    let (_dir, source) = with_drop_ins(None, &[]);
+    let Mistakes(found) = source.load().expect_err("refused");
+    assert!(found[0].to_string().contains("name another one with --config"), "{found:?}");
 }

@@ -105,6 +105,13 @@ impl Instances {
         self.known().len()
     }
 
+    /// How many of them are weak.
+    pub fn weak(&self) -> usize {
+        // Let go of only when the list is free again: what drops the last hold takes itself off it.
+        let held: Vec<_> = self.known().values().filter_map(Weak::upgrade).collect();
+        held.iter().filter(|instance| instance.weak().is_some()).count()
+    }
+
     /// Whether nobody holds any.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -29,7 +29,7 @@ mod record;
 mod token;
 mod wish;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -175,6 +175,16 @@ impl Sessions {
         let mut found: Vec<_> = all.into_iter().filter(|session| wanted(session)).collect();
         found.sort_by(|a, b| (b.terms().started_at, &b.terms().id).cmp(&(a.terms().started_at, &a.terms().id)));
         found
+    }
+
+    /// How many there are in each state, of those that live or ended lately.
+    pub fn by_state(&self) -> BTreeMap<&'static str, usize> {
+        let all: Vec<_> = self.book().sessions.values().map(|entry| entry.session.clone()).collect();
+        let mut counts = BTreeMap::new();
+        for session in all {
+            *counts.entry(session.state().as_str()).or_default() += 1;
+        }
+        counts
     }
 
     /// How many live.

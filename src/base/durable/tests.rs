@@ -12,6 +12,18 @@ fn a_replacement_is_whole_has_its_mode_and_leaves_nothing_else_behind() {
 }
 
 #[test]
+fn a_file_is_created_where_there_is_none_and_one_that_is_there_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("key");
+    assert!(create(&path, b"first", 0o600).unwrap());
+    assert!(!create(&path, b"second", 0o644).unwrap());
+    assert_eq!(fs::read(&path).unwrap(), b"first");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left behind");
+    assert!(create(&dir.path().join("none/key"), b"", 0o600).is_err());
+}
+
+#[test]
 fn a_directory_open_to_others_is_refused_with_its_mode() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("state");
