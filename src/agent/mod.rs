@@ -62,6 +62,10 @@ pub struct Deps {
     pub log: LogLevel,
     /// How the configuration is read again.
     pub reload: Reload,
+    /// Where systemd put the unit's credentials (`$CREDENTIALS_DIRECTORY`).
+    pub credentials: Option<PathBuf>,
+    /// What was found to be weaker than it should be before there was an agent, for `tether status`.
+    pub weaker: Vec<String>,
 }
 
 impl Default for Deps {
@@ -73,6 +77,8 @@ impl Default for Deps {
             audit: Audit::default(),
             log: LogLevel::default(),
             reload: Reload::never(),
+            credentials: None,
+            weaker: Vec::new(),
         }
     }
 }

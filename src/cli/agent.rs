@@ -14,6 +14,7 @@ use crate::config::{Config, Loaded, Mistake, Mistakes, Place};
 use crate::policy;
 use crate::proto::admin::ReloadRequest;
 use crate::registry;
+use crate::sys::seccomp;
 use crate::telemetry;
 
 use super::args::{AgentCommand, ConfigArgs};
@@ -35,12 +36,16 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     let source = config::source(args, &context.host)?;
     let Loaded { config, .. } = source.load()?;
     let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failure, chain(error));
+    // Before the first thread: what the others may do is what this one may.
+    let renounced = seccomp::renounce();
     let log = telemetry::init(config.log.level.as_str(), config.log.format).map_err(|error| failed(&error))?;
     let read_again = move || match source.load() {
         Ok(loaded) => Ok(loaded.config),
         Err(Mistakes(mistakes)) => Err(mistakes.iter().map(ToString::to_string).collect()),
     };
-    let deps = Deps { log, reload: Reload::with(read_again), ..Deps::default() };
+    let weaker = renounced.err().map(|error| not_renounced(&error)).into_iter().collect();
+    let credentials = context.host.variable("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let deps = Deps { log, reload: Reload::with(read_again), credentials, weaker, ..Deps::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(&error))?;
     runtime.block_on(async {
@@ -66,6 +71,16 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
         announce(&config, context)?;
         bound.run(shutdown).await.map_err(|error| failed(&error))
     })
+}
+
+/// What it means that system calls could not be given up.
+fn not_renounced(error: &seccomp::RenounceError) -> String {
+    let why = chain(error);
+    tracing::warn!("the agent keeps system calls that it has no use for: {why}");
+    format!(
+        "whoever takes over the agent could execute programs and trace processes: {why}: allow the system call seccomp in \
+         the unit (SystemCallFilter=@sandbox)"
+    )
 }
 
 /// What was bound. The last line is `ready`: from then on calls are answered.

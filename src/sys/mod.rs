@@ -6,12 +6,14 @@ mod access;
 pub mod cgroup;
 pub mod harden;
 pub mod kernel;
+pub mod landlock;
 pub mod launch;
 pub mod memfd;
 pub mod namespace;
 pub mod pidfd;
 mod process;
 pub mod procfs;
+pub mod seccomp;
 pub mod sockdiag;
 pub mod socket;
 
