@@ -14,7 +14,7 @@ use crate::api::gate::RoleLayer;
 use crate::attest::{Attestation, Attestors, Launches, StartingUnits};
 use crate::audit::{Audit, AuditError, Event};
 use crate::authority::Authority;
-use crate::authority::keys::KeyStore;
+use crate::authority::keys::{KeyStore, KeyStoreError, Wrapping};
 use crate::base::durable;
 use crate::base::quota::Quota;
 use crate::bond::Bonds;
@@ -60,7 +60,9 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let metrics = Metrics::register(&mut metrics_registry);
 
     prepare_directories(&config)?;
-    let keys = KeyStore::open(config.state_dir.join("keys"))?;
+    let wrapping = Wrapping::from_credentials(deps.credentials.as_deref()).map_err(KeyStoreError::from)?;
+    let keys = KeyStore::open(config.state_dir.join("keys"), wrapping, deps.entropy.clone())?;
+    let custody = keys.weakness();
     let path = config.state_dir.join("store.redb");
     // The store is there before the first key. Without it the keys would look like what a crash left behind, and a new
     // trust domain would begin where one was lost.
@@ -175,7 +177,11 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         instances: instances.clone(),
         connections: workload.open_connections(),
         calls: calls.clone(),
-        weaknesses: weaknesses(&kernel, &hardening, config.connection_limits(), limits),
+        weaknesses: weaknesses(&kernel, &hardening, config.connection_limits(), limits)
+            .into_iter()
+            .chain(deps.weaker)
+            .chain(custody)
+            .collect(),
         metrics: metrics.clone(),
         audit: deps.audit.clone(),
         clock: deps.clock.clone(),

@@ -67,6 +67,10 @@ pub struct Deps {
     pub reload: Reload,
     /// What the service manager handed over.
     pub inherited: Inherited,
+    /// Where systemd put the unit's credentials (`$CREDENTIALS_DIRECTORY`).
+    pub credentials: Option<PathBuf>,
+    /// What was found to be weaker than it should be before there was an agent, for `tether status`.
+    pub weaker: Vec<String>,
 }
 
 impl Default for Deps {
@@ -79,6 +83,8 @@ impl Default for Deps {
             log: LogLevel::default(),
             reload: Reload::never(),
             inherited: Inherited::default(),
+            credentials: None,
+            weaker: Vec::new(),
         }
     }
 }

@@ -56,7 +56,7 @@ impl Bench {
 
     async fn open(&self) -> Result<(Authority, Arc<Signers>), AuthorityError> {
         let store = Store::open(&self.dir.path().join("store")).await?;
-        let keys = KeyStore::open(self.keys())?;
+        let keys = KeyStore::open(self.keys(), keys::Wrapping::default(), Entropy::system())?;
         let (clock, entropy) = (self.clock.clone(), Entropy::system());
         Authority::open(self.config.clone(), clock, entropy, store, keys, Audit::default()).await
     }

@@ -4,7 +4,7 @@
 //! directory is synced: a reader sees the old or the new content, never a mixture. Links are not followed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,6 +92,18 @@ pub fn create(path: &Path, content: &[u8], mode: u32) -> Result<bool, DurableErr
     let created = created?;
     sync_parent(path)?;
     Ok(created)
+}
+
+/// [`replace`], and then overwrites what was in the file before, which nothing names any more. A crash in between leaves the
+/// old content in blocks that are free; so do file systems and disks that do not write in place.
+pub fn replace_and_wipe(path: &Path, content: &[u8], mode: u32) -> Result<(), DurableError> {
+    let mut options = OpenOptions::new();
+    let old = options.write(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map_err(io_error("open", path))?;
+    let length = old.metadata().map_err(io_error("look at", path))?.len();
+    replace(path, content, mode)?;
+    let zeros = io::repeat(0).take(length);
+    let wiped = io::copy(&mut { zeros }, &mut &old).and_then(|_| old.sync_all());
+    wiped.map_err(io_error("overwrite the former content of", path))
 }
 
 fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), DurableError> {
@@ -267,7 +279,6 @@ pub fn control(path: &Path, text: &str) -> io::Result<()> {
 
 /// Reads a whole file of at most `limit` bytes.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DurableError> {
-    use io::Read;
     let mut content = Vec::new();
     let file = File::open(path).map_err(io_error("open", path))?;
     file.take(limit + 1).read_to_end(&mut content).map_err(io_error("read", path))?;

@@ -16,6 +16,7 @@ use crate::policy;
 use crate::proto::admin::ReloadRequest;
 use crate::registry;
 use crate::sys::inherited::Inherited;
+use crate::sys::seccomp;
 use crate::telemetry;
 
 use super::args::{AgentCommand, ConfigArgs};
@@ -40,14 +41,18 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     let source = config::source(args, &context.host)?;
     let Loaded { config, .. } = source.load()?;
     let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failure, chain(error));
+    // Before the first thread: what the others may do is what this one may.
+    let renounced = seccomp::renounce();
     let (log, _last_lines) =
         telemetry::init(config.log.level.as_str(), config.log.format).map_err(|error| failed(&error))?;
     let read_again = move || match source.load() {
         Ok(loaded) => Ok(loaded.config),
         Err(Mistakes(mistakes)) => Err(mistakes.iter().map(ToString::to_string).collect()),
     };
+    let weaker = renounced.err().map(|error| not_renounced(&error)).into_iter().collect();
+    let credentials = context.host.variable("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let inherited = Inherited::take().map_err(|error| failed(&error))?;
-    let deps = Deps { log, reload: Reload::with(read_again), inherited, ..Deps::default() };
+    let deps = Deps { log, reload: Reload::with(read_again), inherited, credentials, weaker, ..Deps::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(&error))?;
     let ended = runtime.block_on(async {
@@ -76,6 +81,16 @@ fn run_agent(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
     // A thread that reads a file which never comes is no reason to outstay the drain.
     runtime.shutdown_timeout(AFTER_THE_DRAIN);
     ended
+}
+
+/// What it means that system calls could not be given up.
+fn not_renounced(error: &seccomp::RenounceError) -> String {
+    let why = chain(error);
+    tracing::warn!("the agent keeps system calls that it has no use for: {why}");
+    format!(
+        "whoever takes over the agent could execute programs and trace processes: {why}: allow the system call seccomp in \
+         the unit (SystemCallFilter=@sandbox)"
+    )
 }
 
 /// What was bound. The last line is `ready`: from then on calls are answered.

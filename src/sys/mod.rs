@@ -7,12 +7,14 @@ pub mod cgroup;
 pub mod harden;
 pub mod inherited;
 pub mod kernel;
+pub mod landlock;
 pub mod launch;
 pub mod memfd;
 pub mod namespace;
 pub mod pidfd;
 mod process;
 pub mod procfs;
+pub mod seccomp;
 pub mod sockdiag;
 pub mod socket;
 

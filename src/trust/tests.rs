@@ -4,7 +4,7 @@ use time::macros::datetime;
 
 use super::*;
 use crate::audit::Audit;
-use crate::authority::keys::KeyStore;
+use crate::authority::keys::{KeyStore, Wrapping};
 use crate::authority::slot::Kind;
 use crate::authority::{Authority, Config, Source};
 use crate::base::clock::Clock;
@@ -33,7 +33,7 @@ async fn signers_that_arrive_after_newer_ones_are_not_published() {
     };
     let (clock, _hand) = Clock::manual(datetime!(2026-01-01 00:00 UTC));
     let store = Store::open(&dir.path().join("store")).await.unwrap();
-    let keys = KeyStore::open(dir.path().join("keys")).unwrap();
+    let keys = KeyStore::open(dir.path().join("keys"), Wrapping::default(), Entropy::system()).unwrap();
     let opened = Authority::open(config, clock, Entropy::system(), store.clone(), keys, Audit::default()).await;
     let (authority, first) = opened.unwrap();
     let trust = Trust::open(domain, first.clone(), false, store).await.unwrap();

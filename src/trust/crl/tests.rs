@@ -10,7 +10,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::*;
 use crate::audit::Audit;
-use crate::authority::keys::KeyStore;
+use crate::authority::keys::{KeyStore, Wrapping};
 use crate::authority::slot::{Kind, State};
 use crate::authority::{Authority, Config, Source};
 use crate::base::clock::ManualClock;
@@ -91,7 +91,7 @@ impl Bench {
             longest_jwt: HOUR,
         };
         let store = Store::open(&self.dir.path().join("store")).await.unwrap();
-        let keys = KeyStore::open(self.dir.path().join("keys")).unwrap();
+        let keys = KeyStore::open(self.dir.path().join("keys"), Wrapping::default(), Entropy::system()).unwrap();
         let (clock, entropy) = (self.clock.clone(), Entropy::system());
         let opened = Authority::open(config, clock, entropy, store.clone(), keys, Audit::default()).await;
         let (authority, signers) = opened.unwrap();
