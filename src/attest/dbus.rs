@@ -41,6 +41,9 @@ pub(crate) enum CallError {
     Named(String, String),
     /// The service does not know the method.
     UnknownMethod,
+    /// We may not call it. The bus has a list of the methods that users other than root may call, those that the systemd it
+    /// came with knows, and says the same of methods that do not exist.
+    Forbidden(String),
     /// The service, or the bus for it, answered with another error, or with what its interface does not promise.
     Refused(String),
     /// There is no bus, or the service is not on it.
@@ -63,6 +66,7 @@ pub(crate) async fn call<B: Serialize + DynamicType>(
         }
         zbus::Error::FDO(error) => match *error {
             fdo::Error::UnknownMethod(_) => CallError::UnknownMethod,
+            fdo::Error::AccessDenied(_) => CallError::Forbidden(error.to_string()),
             fdo::Error::ServiceUnknown(_)
             | fdo::Error::NameHasNoOwner(_)
             | fdo::Error::NoReply(_)

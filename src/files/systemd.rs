@@ -60,7 +60,9 @@ pub(super) async fn reload(unit: &str, address: Option<&str>) -> Result<String, 
             CallError::Named(name, words) => {
                 UnitError::Refused { unit: unit.to_owned(), words: if words.is_empty() { name } else { words } }
             }
-            CallError::Refused(words) => UnitError::Refused { unit: unit.to_owned(), words },
+            CallError::Refused(words) | CallError::Forbidden(words) => {
+                UnitError::Refused { unit: unit.to_owned(), words }
+            }
             CallError::UnknownMethod => {
                 UnitError::Refused { unit: unit.to_owned(), words: "it does not know the method".to_owned() }
             }

@@ -69,7 +69,7 @@ impl From<CallError> for LoginError {
         match error {
             CallError::Named(name, words) => Self::Refused(format!("{name}: {words}")),
             CallError::UnknownMethod => Self::Refused("it does not know the method".into()),
-            CallError::Refused(words) => Self::Refused(words),
+            CallError::Refused(words) | CallError::Forbidden(words) => Self::Refused(words),
             CallError::Unreachable(words) => Self::Unreachable(words),
         }
     }

@@ -35,7 +35,7 @@ pub struct Bus {
     address: Option<String>,
     questions: Link,
     signals: Link,
-    /// This systemd does not know `GetUnitByPIDFD`.
+    /// This systemd does not know `GetUnitByPIDFD`, or the bus does not let us ask.
     only_numbers: AtomicBool,
 }
 
@@ -74,7 +74,9 @@ impl Bus {
                     return Ok(Found { unit: Some((path, Some(invocation))), by_number: false });
                 }
                 Err(CallError::NoUnit) => return Ok(Found { unit: None, by_number: false }),
-                Err(CallError::UnknownMethod) => self.only_numbers.store(true, Ordering::Relaxed),
+                Err(CallError::UnknownMethod | CallError::Forbidden(_)) => {
+                    self.only_numbers.store(true, Ordering::Relaxed)
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -123,6 +125,7 @@ enum CallError {
     NoUnit,
     AlreadySubscribed,
     UnknownMethod,
+    Forbidden(String),
     Gone,
     Refused(String),
     Unreachable(String),
@@ -138,6 +141,7 @@ impl From<dbus::CallError> for CallError {
                 _ => Self::Refused(format!("{name}: {words}")),
             },
             dbus::CallError::UnknownMethod => Self::UnknownMethod,
+            dbus::CallError::Forbidden(words) => Self::Forbidden(words),
             dbus::CallError::Refused(words) => Self::Refused(words),
             dbus::CallError::Unreachable(words) => Self::Unreachable(words),
         }
@@ -157,7 +161,7 @@ impl From<CallError> for UnitManagerError {
             CallError::AlreadySubscribed => Self::Refused("it says that we are subscribed already".into()),
             CallError::UnknownMethod => Self::Refused("it does not know the method".into()),
             CallError::Gone => Self::Gone,
-            CallError::Refused(words) => Self::Refused(words),
+            CallError::Refused(words) | CallError::Forbidden(words) => Self::Refused(words),
             CallError::Unreachable(words) => Self::Unreachable(words),
         }
     }

@@ -23,6 +23,8 @@ enum Manner {
     Current,
     /// systemd before 253.
     OnlyNumbers,
+    /// The same, on a bus that lets users call the methods that are there, and we are not root.
+    Forbidden,
     /// The process is in no unit.
     NoUnit,
     /// The unit is started again between the two questions.
@@ -52,6 +54,9 @@ async fn answer(connection: &Connection, call: &Message, manner: Manner) -> zbus
     match (header.member().map(|name| name.as_str()), manner) {
         (Some("GetUnitByPIDFD"), Manner::OnlyNumbers) => {
             connection.reply_error(&header, "org.freedesktop.DBus.Error.UnknownMethod", &("no",)).await
+        }
+        (Some("GetUnitByPIDFD"), Manner::Forbidden) => {
+            connection.reply_error(&header, "org.freedesktop.DBus.Error.AccessDenied", &("no",)).await
         }
         (Some("GetUnitByPIDFD" | "GetUnitByPID"), Manner::NoUnit) => {
             connection.reply_error(&header, NO_UNIT, &("none",)).await
@@ -117,6 +122,7 @@ async fn the_unit_is_asked_for_by_pidfd_and_by_number_only_where_systemd_is_too_
     let cases = [
         (Manner::Current, Ok(UnitAnswer { unit: Some(billing()), by_number: !has_pidfd })),
         (Manner::OnlyNumbers, Ok(UnitAnswer { unit: Some(billing()), by_number: true })),
+        (Manner::Forbidden, Ok(UnitAnswer { unit: Some(billing()), by_number: true })),
         (Manner::NoUnit, Ok(UnitAnswer { unit: None, by_number: !has_pidfd })),
         (Manner::Restarted, restarted),
     ];
