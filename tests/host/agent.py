@@ -1,19 +1,15 @@
 """The agent as the package runs it: activation, reload, watchdog, log, privileges, and what its drop-ins open."""
 
-import contextlib
 import json
-import subprocess
-import threading
-import time
 
 from booted import ADMIN, SERVICE, SOCKET_UNIT, WORKLOAD, Failure, check, until
+from calls import FETCH, Calls
 from package import ID, initialised
 
 EXPOSURE = 2.0  # of `systemd-analyze security`, at most
 CAPABILITIES = {"cap_sys_ptrace": 19, "cap_dac_read_search": 2}
 DROP_INS = "/usr/share/tether/tether-agent.service.d"
 HTTP = "127.0.0.1:9466"
-FETCH = ["tether", "fetch", "x509", "--output", "json"]
 
 # A client that is only bytes: it connects, sends what begins an HTTP/2 connection, says so, and tells which frames come.
 QUEUED = r"""
@@ -44,47 +40,6 @@ def prepare(host):
     host.entry("root", *ENTRY)
 
 
-@contextlib.contextmanager
-def in_background(host, *words):
-    child = subprocess.Popen(host.enter(*words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-
-
-class Calls(threading.Thread):
-    """Somebody who calls all the time, and how long each call took until it was answered: with another try where it was not."""
-
-    def __init__(self, host):
-        super().__init__(daemon=True)
-        self.host, self.end, self.longest, self.answered, self.failed = host, threading.Event(), 0.0, 0, []
-
-    def run(self):
-        while not self.end.is_set():
-            started = time.monotonic()
-            while (done := self.host.run(*FETCH)).returncode != 0 and not self.end.is_set():
-                self.failed.append(f"{done.returncode}: {done.stderr.strip()}")
-                time.sleep(0.1)
-            self.longest = max(self.longest, time.monotonic() - started)
-            self.answered += 1
-
-    def __enter__(self):
-        self.start()
-        until("the first call", lambda: self.answered)
-        return self
-
-    def __exit__(self, *_):
-        self.end.set()
-        self.join()
-
-    def went_on(self, within):
-        answered = self.answered
-        until("calls afterwards", lambda: self.answered > answered + 1)
-        check(self.longest < within, f"one call was answered after {self.longest:.1f} s only: {self.failed[-3:]}")
-
-
 def status_of(host, pid):
     lines = host.out("cat", f"/proc/{pid}/status").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -110,7 +65,7 @@ def bytes_that_were_there_before_the_agent_are_answered(host):
     # Nothing is read before /run/go is there.
     host.drop_in("late", "[Service]\nExecStartPre=+/bin/sh -c 'until test -e /run/go; do sleep 0.05; done'\nNoExecPaths=\n")
     host.write("/run/queued.pl", QUEUED)
-    with in_background(host, "perl", "/run/queued.pl", WORKLOAD) as raw, in_background(host, *FETCH) as fetch:
+    with host.in_background("perl", "/run/queued.pl", WORKLOAD) as raw, host.in_background(*FETCH) as fetch:
         check(raw.stdout.readline() == "sent\n", "it could not connect")
         until("the start", lambda: host.show(SERVICE, "SubState") == "start-pre")
         host.out("touch", "/run/go")
@@ -128,8 +83,7 @@ def both_sockets_are_those_of_systemd(host):
     before = inodes()
     host.out("systemctl", "restart", SERVICE)
     check(inodes() == before, "the agent made sockets of its own")
-    host.out("kill", "-9", host.main_pid())
-    until("the next agent", lambda: host.is_active(SERVICE) and host.is_ready())
+    host.crash()
     check(inodes() == before, "a crash takes the sockets away")
 
 
@@ -161,7 +115,7 @@ def a_start_with_a_broken_configuration_says_where(host):
     done = host.run("systemctl", "restart", SERVICE)
     check(done.returncode != 0, "it starts with a setting that does not exist")
     check(f"{path}:2" in host.journal(SERVICE), f"the log does not say where: {host.journal(SERVICE)}")
-    with in_background(host, *FETCH) as waits:
+    with host.in_background(*FETCH) as waits:
         host.out("rm", path)
         # Nobody has to start it: it is tried again.
         output, errors = waits.communicate(timeout=60)
@@ -171,7 +125,7 @@ def a_start_with_a_broken_configuration_says_where(host):
 def an_agent_that_keeps_crashing_does_not_lose_the_sockets(host):
     host.drop_in("crash", "[Service]\nExecStart=\nExecStart=/usr/bin/tether agent no-such-command\nRestartSec=50ms\n")
     host.run("systemctl", "restart", SERVICE)
-    with in_background(host, *FETCH) as waits:
+    with host.in_background(*FETCH) as waits:
         until("twenty crashes", lambda: int(host.show(SERVICE, "NRestarts")) >= 20)
         for unit in (SOCKET_UNIT, "tether-agent-admin.socket"):
             check(host.is_active(unit), f"{unit} is gone")

@@ -203,6 +203,17 @@ class Host:
         """As root."""
         return subprocess.run(self.enter(*words), input=text, capture_output=True, text=True, check=False)
 
+    @contextlib.contextmanager
+    def in_background(self, *words):
+        """A command of root's that goes on, with its input, output and errors as files."""
+        pipe = subprocess.PIPE
+        child = subprocess.Popen(self.enter(*words), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        try:
+            yield child
+        finally:
+            child.kill()
+            child.wait()
+
     def out(self, *words, text=None):
         """What a command of root's prints, which must succeed."""
         done = self.run(*words, text=text)
@@ -212,10 +223,15 @@ class Host:
     def shell(self, script):
         return self.out("sh", "-euc", script)
 
-    def login(self, *words, user=USER, text=None):
-        """As a person who has logged in: with a session of logind's, a user manager and the kernel's login uid."""
+    @staticmethod
+    def logged_in(*words, user=USER):
+        """Words of root's by which a person logs in who runs these: with a session of logind's, a user manager and the
+        kernel's login uid."""
         service = ["systemd-run", "-q", "--collect", "--wait", "--pipe", "-p", f"User={user}", "-p", "PAMName=login"]
-        return self.run(*service, "-p", "WorkingDirectory=~", *words, text=text)
+        return [*service, "-p", "WorkingDirectory=~", *words]
+
+    def login(self, *words, user=USER, text=None):
+        return self.run(*self.logged_in(*words, user=user), text=text)
 
     def as_user(self, *words, user=USER, text=None):
         """What a command prints that a person runs, which must succeed."""
@@ -269,6 +285,12 @@ class Host:
         return self.run("journalctl", "-q", f"-n{lines}", "-o", "cat", *words).stdout
 
     # --- the agent ---
+
+    def crash(self):
+        """Kills the agent without a word, and waits for the next one."""
+        pid = self.main_pid()
+        self.out("kill", "-9", pid)
+        until("the next agent", lambda: self.main_pid() not in (0, pid) and self.is_active(SERVICE))
 
     def main_pid(self):
         return int(self.show(SERVICE, "MainPID"))

@@ -3,10 +3,10 @@
 import json
 
 from booted import ADMIN, SERVICE, SOCKET_UNIT, UID, USER, WORKLOAD, check, until
+from calls import FETCH
 from package import DOMAIN, ID, apt, install
 
 UNITS = [SERVICE, SOCKET_UNIT, "tether-agent-admin.socket", "tether-agent-credentials.socket"]
-FETCH = ["tether", "fetch", "x509", "--output", "json"]
 NO_IDENTITY = 3
 DENIED = 6
 
