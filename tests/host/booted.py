@@ -155,7 +155,7 @@ class Host:
         self.cgroup = Cgroup(name)
         environment = os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(kind.cgroups - 1)} | dict(kind.environment)
         command = ["systemd-nspawn", "-q", "-D", root, "-M", name, "--register=no", "--keep-unit"]
-        command += ["--console=pipe", "--private-network", f"--system-call-filter={SYSTEM_CALLS}", f"--bind={share}:/share"]
+        command += ["--console=pipe", "--private-network", "--hostname=host", f"--system-call-filter={SYSTEM_CALLS}", f"--bind={share}:/share"]
         command += [*kind.words, "-b"]
         with open(share / "console", "w") as console:
             self.nspawn = subprocess.Popen(
@@ -321,5 +321,6 @@ def booted(kind, packages):
         host = Host(kind, root, share)
         stack.callback(host.off)
         host.shell(f"id {USER} 2>/dev/null || useradd -m -u {UID} -s /bin/bash {USER}")
+        host.write("/etc/hosts", "127.0.0.1 localhost host\n")
         host.write(f"/etc/sudoers.d/{USER}", f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
         yield host

@@ -2,11 +2,9 @@
 
 from booted import ADMIN, SERVICE, WORKLOAD, check
 from calls import FETCH, Calls
+from keys import BEGIN, HEALED, task
 from keys import prepare as prepare_tasks
-from keys import task
 from package import NEXT, apt, install
-
-HEALED = 5  # seconds after which a call is answered, at most
 
 
 def prepare(host):
@@ -20,7 +18,7 @@ def version(host):
 def nobody_notices_an_upgrade(host):
     before, pid = version(host), host.main_pid()
     sockets = host.out("stat", "-c", "%i", WORKLOAD, ADMIN)
-    with task(host) as (_, prove, _), Calls(host) as calls:
+    with task(host, BEGIN) as (_, prove, _), Calls(host) as calls:
         prove()
         install(host, "/share/tether-next.deb")
         check(version(host) == NEXT and before != NEXT, f"it is {version(host)} after {before}")

@@ -99,7 +99,7 @@ def status_tells_what_there_is_and_what_is_weaker(host):
 def operators_are_a_group(host):
     done = host.login("tether", "entry", "list")
     check(done.returncode == DENIED, f"{USER}, who is in no group, got {done.returncode}: {done.stdout}{done.stderr}")
-    check("tether-admin" in done.stderr, f"it does not say which group it takes: {done.stderr}")
+    check("[admin]" in done.stderr, f"it does not say which group it takes: {done.stderr}")
     host.shell("useradd -m -G tether-admin operator")
     host.as_user("tether", "entry", "list", user="operator")
 
