@@ -36,6 +36,8 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return watch(ctx, updates)
+	case len(args) == 2 && args[0] == "sources":
+		return sources(ctx, args[1])
 	case len(args) == 3 && args[0] == "validate":
 		return validate(ctx, args[1], args[2])
 	case len(args) == 3 && args[0] == "mtls-server":
@@ -45,7 +47,7 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 4 && args[0] == "mtls-client" && args[3] == "--hold":
 		return mtlsClient(ctx, args[1], args[2], true)
 	}
-	return errors.New("usage: fetch AUDIENCE | watch N | validate AUDIENCE TOKEN | mtls-server ADDR ID | mtls-client ADDR ID [--hold]")
+	return errors.New("usage: fetch AUDIENCE | watch N | sources AUDIENCE | validate AUDIENCE TOKEN | mtls-server ADDR ID | mtls-client ADDR ID [--hold]")
 }
 
 func fetch(ctx context.Context, audience string) error {
@@ -109,6 +111,36 @@ func watch(ctx context.Context, updates int) error {
 			return err
 		}
 	}
+}
+
+// sources keeps an X.509 source and a JWT source open, and fetches a token for each line of its input.
+func sources(ctx context.Context, audience string) error {
+	source, err := newSource(ctx)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	tokens, err := workloadapi.NewJWTSource(ctx)
+	if err != nil {
+		return err
+	}
+	defer tokens.Close()
+	go printUpdates(ctx, source)
+	input := bufio.NewScanner(os.Stdin)
+	for input.Scan() {
+		answer := map[string]any{"asked": input.Text()}
+		if svid, err := source.GetX509SVID(); err != nil {
+			answer["error"] = err.Error()
+		} else if token, err := tokens.FetchJWTSVID(ctx, jwtsvid.Params{Audience: audience, Subject: svid.ID}); err != nil {
+			answer["error"] = err.Error()
+		} else {
+			answer["current"], answer["token"] = svid.Certificates[0].SerialNumber.Text(16), token.Marshal()
+		}
+		if err := printLine(answer); err != nil {
+			return err
+		}
+	}
+	return input.Err()
 }
 
 func validate(ctx context.Context, audience, token string) error {

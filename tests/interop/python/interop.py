@@ -9,11 +9,11 @@ import sys
 import threading
 
 from OpenSSL import SSL
-from spiffe import JwtSvid, SpiffeId, WorkloadApiClient, X509Source
+from spiffe import JwtSource, JwtSvid, SpiffeId, WorkloadApiClient, X509Source
 from spiffetls import ListenOptions, dial, listen
 from spiffetls.tlsconfig.authorize import authorize_id
 
-USAGE = "usage: fetch AUDIENCE | watch N | validate AUDIENCE TOKEN | mtls-server ADDR ID | mtls-client ADDR ID [--hold]"
+USAGE = "usage: fetch AUDIENCE | watch N | sources AUDIENCE | validate AUDIENCE TOKEN | mtls-server ADDR ID | mtls-client ADDR ID [--hold]"
 
 
 def main(args):
@@ -22,6 +22,8 @@ def main(args):
             fetch(audience)
         case ["watch", updates]:
             watch(int(updates))
+        case ["sources", audience]:
+            sources(audience)
         case ["validate", audience, token]:
             validate(audience, token)
         case ["mtls-server", addr, client_id]:
@@ -57,6 +59,20 @@ def watch(updates):
         for _ in range(updates - 1):
             changes.get()
             print_svid(source)
+
+
+def sources(audience):
+    """Keeps an X.509 source and a JWT source open, and fetches a token for each line of its input."""
+    with open_source() as source, JwtSource() as tokens:
+        show_updates_of(source)
+        for line in sys.stdin:
+            asked = line.rstrip("\n")
+            try:
+                svid = source.get_x509_context().default_svid
+                token = tokens.fetch_svid(audience={audience}, subject=svid.spiffe_id)
+                print_line(asked=asked, current=format(svid.leaf.serial_number, "x"), token=token.token)
+            except Exception as error:  # which one, is for the reader to judge
+                print_line(asked=asked, error=f"{type(error).__name__}: {error}")
 
 
 def validate(audience, token):

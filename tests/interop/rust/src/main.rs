@@ -7,14 +7,13 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use serde_json::json;
 use spiffe::x509_source::SvidPicker;
-use spiffe::{JwtSvid, WorkloadApiClient, X509Source, X509Svid};
+use spiffe::{JwtSource, JwtSvid, WorkloadApiClient, X509Source, X509Svid};
 use spiffe_rustls::{authorizer, mtls_client, mtls_server};
 use spiffe_rustls_tokio::{TlsAcceptor, TlsConnector};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-const USAGE: &str =
-    "usage: fetch AUDIENCE | watch N | validate AUDIENCE TOKEN | mtls-server ADDR ID | mtls-client ADDR ID [--hold]";
+const USAGE: &str = "usage: fetch AUDIENCE | watch N | sources AUDIENCE | validate AUDIENCE TOKEN | mtls-server ADDR ID | mtls-client ADDR ID [--hold]";
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -25,6 +24,7 @@ async fn main() -> Result<()> {
     match args[..] {
         ["fetch", audience] => fetch(audience).await,
         ["watch", updates] => watch(updates.parse()?).await,
+        ["sources", audience] => sources(audience).await,
         ["validate", audience, token] => validate(audience, token).await,
         ["mtls-server", addr, client_id] => serve(addr, client_id).await,
         ["mtls-client", addr, server_id] => connect(addr, server_id, false).await,
@@ -64,6 +64,24 @@ async fn watch(updates: usize) -> Result<()> {
             printed = print_svid(&source)?;
             seen += 1;
         }
+    }
+    Ok(())
+}
+
+/// Keeps an X.509 source and a JWT source open, and fetches a token for each line of its input.
+async fn sources(audience: &str) -> Result<()> {
+    let source = source().await?;
+    let tokens = JwtSource::new().await?;
+    tokio::spawn(print_updates(source.clone()));
+    let mut input = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = input.next_line().await? {
+        let answer = async {
+            let svid = source.svid()?;
+            let token = tokens.fetch_jwt_svid_with_id([audience], Some(svid.spiffe_id())).await?;
+            let current = serial(&svid)?;
+            Ok::<_, Box<dyn Error>>(json!({"asked": line, "current": current, "token": token.token()}))
+        };
+        println!("{}", answer.await.unwrap_or_else(|error| json!({"asked": line, "error": with_sources(&*error)})));
     }
     Ok(())
 }

@@ -5,9 +5,12 @@ import io.spiffe.spiffeid.SpiffeId;
 import io.spiffe.svid.jwtsvid.JwtSvid;
 import io.spiffe.svid.x509svid.X509Svid;
 import io.spiffe.svid.x509svid.X509SvidValidator;
+import io.spiffe.workloadapi.DefaultJwtSource;
 import io.spiffe.workloadapi.DefaultWorkloadApiClient;
 import io.spiffe.workloadapi.DefaultX509Source;
 import io.spiffe.workloadapi.DefaultX509Source.X509SourceOptions;
+import io.spiffe.workloadapi.JwtSource;
+import io.spiffe.workloadapi.JwtSourceOptions;
 import io.spiffe.workloadapi.Watcher;
 import io.spiffe.workloadapi.WorkloadApiClient;
 import io.spiffe.workloadapi.X509Context;
@@ -29,7 +32,7 @@ import javax.net.ssl.SSLSocket;
 /** Drives java-spiffe against a Workload API socket. See ../README.md for the command line all languages share. */
 public final class Interop {
     private static final String USAGE =
-            "usage: fetch AUDIENCE | watch N | validate AUDIENCE TOKEN | mtls-server ADDR ID | mtls-client ADDR ID [--hold]";
+            "usage: fetch AUDIENCE | watch N | sources AUDIENCE | validate AUDIENCE TOKEN | mtls-server ADDR ID | mtls-client ADDR ID [--hold]";
 
     public static void main(String[] args) {
         try {
@@ -45,6 +48,7 @@ public final class Interop {
         switch (args.length == 0 ? "" : args[0] + " " + args.length) {
             case "fetch 2" -> fetch(args[1]);
             case "watch 2" -> watch(Integer.parseInt(args[1]));
+            case "sources 2" -> sources(args[1]);
             case "validate 3" -> validate(args[1], args[2]);
             case "mtls-server 3" -> mtlsServer(args[1], SpiffeId.parse(args[2]));
             case "mtls-client 3" -> mtlsClient(args[1], SpiffeId.parse(args[2]), false);
@@ -74,6 +78,29 @@ public final class Interop {
             printUpdates(client, remaining);
             remaining.await();
         }
+    }
+
+    /** Keeps an X.509 source and a JWT source open, and fetches a token for each line of its input. */
+    private static void sources(String audience) throws Exception {
+        try (WorkloadApiClient api = DefaultWorkloadApiClient.newClient(); DefaultX509Source source = source(api);
+                JwtSource tokens = DefaultJwtSource.newSource(JwtSourceOptions.builder().workloadApiClient(api).build())) {
+            printUpdates(api, new CountDownLatch(0));
+            BufferedReader input = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+            for (String line = input.readLine(); line != null; line = input.readLine()) {
+                try {
+                    X509Svid svid = source.getX509Svid();
+                    JwtSvid token = tokens.fetchJwtSvid(svid.getSpiffeId(), audience);
+                    String serial = svid.getLeaf().getSerialNumber().toString(16);
+                    print(Map.of("asked", line, "current", serial, "token", token.getToken()));
+                } catch (Exception error) {
+                    print(Map.of("asked", line, "error", reasons(error)));
+                }
+            }
+        }
+    }
+
+    private static String reasons(Throwable error) {
+        return error.getCause() == null ? error.toString() : error + ": " + reasons(error.getCause());
     }
 
     private static void validate(String audience, String token) throws Exception {
