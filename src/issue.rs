@@ -316,6 +316,8 @@ pub struct Issuer {
     pub bonds: Bonds,
     /// Keys that never leave.
     pub held: Held,
+    /// From when on proofs count with verifiers that ask this agent: those of the second it began in do not.
+    pub proofs_count_from: OffsetDateTime,
     /// Processes, for delegates that name one.
     pub instances: Instances,
     /// The sessions, once they are there: before the first question.
@@ -410,6 +412,13 @@ impl Issuer {
         let entitled = self.entitled(peer).await;
         let entitled = self.recorded(peer, None, entitled)?;
         Ok((bundles(&entitled), entitled.ends))
+    }
+
+    /// Waits out the second the agent began in, so that the first proof after a restart is as good as any other.
+    pub(crate) async fn proofs_count(&self) {
+        let began = self.clock.sleep_until(self.proofs_count_from);
+        // Not longer than that second, however the clock was set meanwhile.
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), began).await;
     }
 
     /// Proves, attests and matches a caller. Every call comes through here.

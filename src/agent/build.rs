@@ -97,6 +97,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         .with_jwt_caps(config.svid.jwt_ttl_caps.clone())
         .with_credential_ttl(config.entry_rules().max_x509_ttl)
         .with_policies(policies.clone());
+    // One that never ran before has forgotten no proof: all that can still be shown to it count.
+    let remembers = deps.clock.now() - if is_first_start { 2 * proof::LIFETIME } else { Duration::ZERO };
     let issuer = Arc::new(Issuer {
         attestation: Attestation::new(
             Attestors::of_host(&config.attestation(), &deps.clock, &deps.entropy)
@@ -113,6 +115,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         ledger,
         bonds,
         held: Held::new(deps.clock.clone(), deps.entropy.clone()),
+        proofs_count_from: proof::ReplayCache::counts_from(remembers),
         instances: instances.clone(),
         sessions: std::sync::OnceLock::new(),
         audit: deps.audit.clone(),
@@ -129,8 +132,6 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let tls = Tls { own: own.clone(), trust: trust.clone(), crls: crls.clone(), clock: deps.clock.clone() };
     let nodes = Nodes::new(&config.sessions.nodes, &config.trust_domain, &tls);
     let nodes = nodes.map_err(|(node, source)| StartError::Node { node, source })?;
-    // One that never ran before has forgotten no proof: all that can still be shown to it count.
-    let remembers = deps.clock.now() - if is_first_start { 2 * proof::LIFETIME } else { Duration::ZERO };
     let verifier = Arc::new(Verifier::new(sessions.clone(), nodes, crls.clone(), remembers));
 
     let observer = observer(deps.audit.clone(), metrics.clone());

@@ -66,6 +66,6 @@ fn named(path: &Path) -> Result<Text, Mistake> {
 /// A file that counts for where it is: not if everybody can have changed it.
 fn drop_in(path: &Path) -> Result<Text, Mistake> {
     let content = files::read(path, MAX_FILE_BYTES)?;
-    let text = files::text(&path.into(), &content)?.to_owned();
+    let text = files::text(&path.into(), content)?;
     Ok(Text { path: path.to_owned(), text })
 }

@@ -235,6 +235,7 @@ impl Issuer {
         request: &ProofRequest<'_>,
         on_behalf_of: Option<OnBehalfOf>,
     ) -> Result<(SignedProof, Arc<HeldCredential>), Refusal> {
+        self.proofs_count().await;
         let proven = again(|| async {
             let acting = self.acting(Asking { peer, on_behalf_of }).await?;
             let key = match request.key {

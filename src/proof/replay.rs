@@ -76,10 +76,15 @@ struct Seen {
 type Key = [u8; 32];
 
 impl ReplayCache {
+    /// From when on a proof may have been made for a cache that begins at `now`: they are dated in whole seconds, so
+    /// one of the second of the beginning may be older than the cache.
+    pub fn counts_from(now: OffsetDateTime) -> OffsetDateTime {
+        now.truncate_to_second() + time::Duration::SECOND
+    }
+
     /// A cache that begins at `now` and remembers as much as `limits` says.
     pub fn new(now: OffsetDateTime, limits: ReplayLimits) -> Self {
-        let began = now.truncate_to_second() + time::Duration::SECOND;
-        Self { began, limits, askers: HashMap::new(), len: 0, forgotten: now }
+        Self { began: Self::counts_from(now), limits, askers: HashMap::new(), len: 0, forgotten: now }
     }
 
     /// Notes that a proof by the key with `thumbprint` was presented to `asker`, the first time; until `forget_at`, from

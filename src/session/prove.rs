@@ -82,6 +82,7 @@ impl Sessions {
         check_tool(&wish.tool)?;
         check_tool(&wish.rpc)?;
         check_txn(&wish.txn)?;
+        self.issuer().proofs_count().await;
         let member = self.as_member(asking, id).await?;
         let session = &member.session;
         self.usable(session).await?;

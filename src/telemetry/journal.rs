@@ -158,7 +158,6 @@ fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
 
     use tracing_subscriber::layer::SubscriberExt as _;
 

@@ -31,7 +31,7 @@ const MINE: &str = "spiffe://dev.tether.internal/user/";
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_before_the_agent_is_served_with_what_it_had_sent_by_then() {
     let dir = tempfile::tempdir().unwrap();
-    let mut manager = Manager::with_sockets(dir.path());
+    let manager = Manager::with_sockets(dir.path());
     // In the queue: one that is gone by the time anybody looks, and one that waits.
     let gone = Another::start(&manager.workload());
     gone.end();
