@@ -66,14 +66,14 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let path = config.state_dir.join("store.redb");
     // The store is there before the first key. Without it the keys would look like what a crash left behind, and a new
     // trust domain would begin where one was lost.
-    let is_new = std::fs::metadata(&path).map_or(true, |meta| meta.len() == 0);
-    if is_new && !keys.is_empty()? {
+    if Store::is_new(&path) && !keys.is_empty()? {
         return Err(StartError::StoreGone(path));
     }
     let store = Store::open(&path).await?;
     let (node, is_first_start) = node_id(&store, &deps).await?;
     let audit = open_audit(&config, &node, &deps).await?;
     let deps = Deps { audit, ..deps };
+    super::repairs::of_store(&store, &keys, &deps.audit).await?;
     let (authority, signers) = Authority::open(
         config.authority(&node).ok_or(StartError::DiskFiles)?,
         deps.clock.clone(),
@@ -88,6 +88,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
 
     let (registry, unusable) = open_registry(&config, &store, &deps).await?;
     let (ledger, new_ties) = open_ledger(&config, &node, &instances, &deps).await?;
+    super::repairs::of_ledger(&ledger, &deps.audit).await?;
     let systemd = config.attestation().systemd;
     let bonds = Bonds::of_host(instances.clone(), &systemd, &deps.clock, &deps.entropy).map_err(StartError::Kernel)?;
     let revocations = Arc::new(ledger.clone());
@@ -171,6 +172,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         config: config.clone(),
         readiness: readiness.clone(),
         registry: registry.clone(),
+        store: store.clone(),
         policies: policies.clone(),
         trust: trust.clone(),
         crls: crls.clone(),
@@ -262,6 +264,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             reloader,
             pulse,
             kept,
+            store,
         },
     })
 }

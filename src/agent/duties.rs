@@ -14,6 +14,7 @@ use crate::issue::Issuer;
 use crate::metrics::{Domain, Metrics, Outcome, Refreshed};
 use crate::policy::Policies;
 use crate::registry::Registry;
+use crate::store::Store;
 use crate::trust::Trust;
 use crate::x509::PrivateKey;
 
@@ -177,6 +178,34 @@ pub(super) async fn keep_audit(audit: Audit, state: Arc<AgentState>, drain: drai
     tokio::select! {
         () = audit.keep(drain) => {}
         () = report => {}
+    }
+}
+
+/// Tells readiness how the store is, and after a failure tries until it can be written.
+pub(super) async fn keep_store(store: Store, state: Arc<AgentState>, mut drain: drain::Watcher) {
+    let mut health = store.healthy();
+    let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+    loop {
+        let due = health.borrow_and_update().is_err().then(|| backoff.delay(&state.entropy));
+        let again = async {
+            match due {
+                Some(due) => tokio::time::sleep(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = drain.draining() => return,
+            changed = health.changed() => {
+                if changed.is_err() { return }
+                let health = health.borrow_and_update().clone();
+                if health.is_ok() {
+                    backoff.reset();
+                }
+                state.store_is(health);
+            }
+            // What it finds is told as any other news.
+            () = again => drop(store.try_again().await),
+        }
     }
 }
 

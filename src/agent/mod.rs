@@ -11,6 +11,7 @@ mod kept;
 mod notify;
 mod pulse;
 mod reload;
+mod repairs;
 mod state;
 
 use std::net::SocketAddr;
@@ -42,7 +43,7 @@ use crate::policy::{Policies, PoliciesRefused};
 use crate::registry::{Registry, RegistryError};
 use crate::session::Sessions;
 use crate::session::approvals::ApprovalError;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::sys::inherited::{Inherited, InheritedError};
 use crate::sys::socket::SocketError;
 use crate::telemetry::LogLevel;
@@ -100,8 +101,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     /// The store is missing or empty, and keys of authorities are there.
     #[error(
-        "the store `{}` is damaged: it is missing or empty, and there are keys of authorities in `keys` beside it: restore \
-         it from a backup, or move the keys away to begin anew",
+        "the store `{}` is damaged: it is missing or empty, as is its copy, and there are keys of authorities in `keys` \
+         beside it: restore a backup (`tether restore`), or move the keys away to begin anew",
         .0.display()
     )]
     StoreGone(PathBuf),
@@ -225,6 +226,7 @@ struct Parts {
     reloader: Arc<dyn Reloadable>,
     pulse: pulse::Pulse,
     kept: Option<kept::Store>,
+    store: Store,
 }
 
 /// Every metric of the agent: what `/metrics` shows.
@@ -268,6 +270,7 @@ impl Bound {
 
         let audit = issuer.audit.clone();
         duties.spawn(duties::keep_audit(audit.clone(), state.clone(), watcher.clone()));
+        duties.spawn(duties::keep_store(self.parts.store.clone(), state.clone(), watcher.clone()));
         duties.spawn(kept::wipe_revoked(issuer.held.clone(), ledger.clone(), watcher.clone()));
 
         let held = issuer.held.clone();

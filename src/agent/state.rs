@@ -21,6 +21,7 @@ use crate::peer::Instances;
 use crate::policy::{Policies, PolicySet};
 use crate::registry::{Index, LoadState, Registry};
 use crate::session::Sessions;
+use crate::store::Store;
 use crate::trust::{CrlSet, Crls, Trust};
 use crate::verify::HeardNodes;
 use crate::verify::tls::OwnSvid;
@@ -31,6 +32,7 @@ pub(super) struct Parts {
     pub(super) config: Config,
     pub(super) readiness: Readiness,
     pub(super) registry: Registry,
+    pub(super) store: Store,
     pub(super) policies: Policies,
     pub(super) trust: Arc<Trust>,
     pub(super) crls: Crls,
@@ -57,6 +59,7 @@ pub struct AgentState {
     node: String,
     config: Config,
     registry: Registry,
+    store: Store,
     policies: Policies,
     trust: Arc<Trust>,
     crls: Crls,
@@ -82,6 +85,10 @@ struct Changing {
     reported_policies: Option<Arc<LoadState>>,
     policies: Option<u64>,
     index: Option<u64>,
+    /// Entries in the store that cannot be used.
+    unusable: Vec<String>,
+    /// Why the store cannot be written.
+    store_failure: Option<String>,
 }
 
 impl AgentState {
@@ -94,6 +101,7 @@ impl AgentState {
             node: parts.node,
             config: parts.config,
             registry: parts.registry,
+            store: parts.store,
             policies: parts.policies,
             trust: parts.trust,
             crls: parts.crls,
@@ -229,6 +237,24 @@ impl AgentState {
         }
     }
 
+    /// Whether changes can be written to the store.
+    pub(super) fn store_is(&self, health: Result<(), String>) {
+        match &health {
+            Ok(()) => tracing::info!("the store is written again"),
+            Err(why) => tracing::error!(%why, "the store cannot be written"),
+        }
+        self.changing().store_failure = health.err();
+        self.tell_of_store();
+    }
+
+    fn tell_of_store(&self) {
+        let changing = self.changing();
+        let failure = changing.store_failure.iter().map(|why| format!("it cannot be written: {why}"));
+        let reasons: Vec<String> = failure.chain(changing.unusable.iter().cloned()).collect();
+        drop(changing);
+        self.readiness.set("store", if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) });
+    }
+
     pub(super) fn policies_are(&self, set: &PolicySet) {
         if self.changing().policies.replace(set.generation()) != Some(set.generation()) {
             self.audit.record(Event::PolicyChanged { set: set.digest().to_owned(), count: set.policies().len() });
@@ -249,7 +275,12 @@ impl AgentState {
     pub(super) fn weaker_for(&self) -> Vec<String> {
         let (crls, heard) = (self.crls.latest(), self.heard.borrow().clone());
         let standing = self.changing().weaknesses.clone();
-        let weaker = standing.into_iter().chain(crls_left_out(&crls)).chain(kept_entries(&self.registry.last_load()));
+        let repaired = self.store.weaknesses().into_iter().chain(self.issuer.ledger.weaknesses());
+        let weaker = standing
+            .into_iter()
+            .chain(repaired)
+            .chain(crls_left_out(&crls))
+            .chain(kept_entries(&self.registry.last_load()));
         weaker.chain(silent_nodes(&heard)).chain(self.issuer.attestation.weaker()).collect()
     }
 
@@ -275,7 +306,8 @@ impl StatusSource for AgentState {
         for entry in unusable {
             tracing::error!("not in force, delete it or change the settings back: {entry}");
         }
-        self.readiness.set("store", if unusable.is_empty() { Ok(()) } else { Err(unusable.join("; ")) });
+        self.changing().unusable = unusable.to_vec();
+        self.tell_of_store();
     }
 
     fn status(&self) -> Value {

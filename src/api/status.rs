@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 
 use crate::authority::AuthorityError;
 use crate::base::quota::Full;
+pub use crate::base::text::chain;
 use crate::held::HeldError;
 use crate::issue::{Invalid, Refusal};
 use crate::peer::{InstanceError, LookError};
@@ -196,18 +197,4 @@ pub fn store(error: &StoreError) -> Status {
         StoreError::Conflict { .. } => Status::aborted(error.to_string()),
         error => Status::unavailable(chain(error)),
     }
-}
-
-/// An error and what caused it, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -550,6 +550,13 @@ events! {
             /// Why a new chain begins.
             why: String,
         }
+        /// The store or the ledger was damaged, and was made usable at the start.
+        "state_repaired": StateRepaired {
+            /// `store` or `ledger`.
+            part: &'static str,
+            /// What was found, what was done, and what that means.
+            what: String,
+        }
         /// What was found at the start was not what was left: a record that was not written whole was cut off, or records
         /// are missing or damaged.
         "audit_repaired": AuditRepaired {

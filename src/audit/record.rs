@@ -50,6 +50,7 @@ impl Event {
             | Self::CallChecked { active: false, .. }
             | Self::SuspiciousUse { .. }
             | Self::AuditRepaired { .. }
+            | Self::StateRepaired { .. }
             | Self::AuditInterrupted { .. } => Level::Warning,
             Self::SvidIssued { kind: "jwt", .. }
             | Self::KeyUsed { .. }

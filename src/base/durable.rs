@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -106,6 +106,20 @@ pub fn replace_and_wipe(path: &Path, content: &[u8], mode: u32) -> Result<(), Du
     wiped.map_err(io_error("overwrite the former content of", path))
 }
 
+/// Gives a file another name in the same directory, durably; what has that name is replaced.
+pub fn rename(from: &Path, to: &Path) -> Result<(), DurableError> {
+    fs::rename(from, to).map_err(io_error("rename", from))?;
+    sync_parent(to)
+}
+
+/// Makes sure that there is a file of ours alone (mode 0600), empty if there was none, for those who write in place.
+pub fn make_private(path: &Path) -> Result<(), DurableError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).custom_flags(nix::libc::O_NOFOLLOW).mode(0o600);
+    let file = options.open(path).map_err(io_error("open", path))?;
+    file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(io_error("set the mode of", path))
+}
+
 fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), DurableError> {
     let _ = fs::remove_file(path);
     let mut file = OpenOptions::new()
@@ -192,6 +206,36 @@ impl Appender {
 
 impl Syncer {
     /// Returns when everything appended before is on disk.
+    pub fn sync(&self) -> Result<(), DurableError> {
+        self.file.sync_data().map_err(io_error("sync", &self.path))
+    }
+}
+
+/// A few bytes in a file, written in place as often as is wanted. They survive the death of the process; after a loss of power
+/// they may be older ones.
+#[derive(Debug)]
+pub struct Mark {
+    file: File,
+    path: PathBuf,
+}
+
+impl Mark {
+    /// The file, of mode 0600; made if it is not there.
+    pub fn open(path: &Path) -> Result<Self, DurableError> {
+        make_private(path)?;
+        let mut options = OpenOptions::new();
+        let file =
+            options.write(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map_err(io_error("open", path))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Writes them.
+    pub fn set(&mut self, content: &[u8]) -> Result<(), DurableError> {
+        let written = self.file.write_all_at(content, 0).and_then(|()| self.file.set_len(content.len() as u64));
+        written.map_err(io_error("write", &self.path))
+    }
+
+    /// Returns when they are on disk.
     pub fn sync(&self) -> Result<(), DurableError> {
         self.file.sync_data().map_err(io_error("sync", &self.path))
     }

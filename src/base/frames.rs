@@ -33,3 +33,39 @@ pub fn read(bytes: &[u8]) -> Result<(&[u8], &[u8]), Unreadable> {
     let (payload, rest) = rest.split_at_checked(length).ok_or(Unreadable::Torn)?;
     if crc32fast::hash(payload) == sum { Ok((payload, rest)) } else { Err(Unreadable::Damaged) }
 }
+
+/// Whether a whole record begins somewhere after the first byte. What a crash tore off is the begin of one record: where
+/// another follows, it is no crash that made the first one unreadable.
+pub fn one_follows(bytes: &[u8]) -> bool {
+    // What a file was lengthened by before it was written is zeros, which would pass for empty records.
+    let is_one = |at: usize| read(&bytes[at..]).is_ok_and(|(payload, _)| !payload.is_empty());
+    (1..bytes.len()).any(is_one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_a_crash_tore_off_is_told_from_one_with_others_behind_it() {
+        let mut bytes = Vec::new();
+        for payload in [b"one".as_slice(), b"two", b"three"] {
+            write(&mut bytes, |mut to| {
+                to.extend_from_slice(payload);
+                to
+            });
+        }
+        for cut in 1..bytes.len() {
+            let (mut rest, mut whole) = (&bytes[..cut], 0);
+            while let Ok((_, after)) = read(rest) {
+                (rest, whole) = (after, whole + 1);
+            }
+            assert!(whole < 3 && !one_follows(rest), "cut at {cut}");
+        }
+        let mut flipped = bytes.clone();
+        flipped[1] = 0xff;
+        assert_eq!(read(&flipped), Err(Unreadable::Torn), "its length says more than there is");
+        assert!(one_follows(&flipped));
+        assert!(!one_follows(&[&bytes[..5], &[0; 4096]].concat()));
+    }
+}

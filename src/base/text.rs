@@ -1,4 +1,18 @@
-//! Text from outside, before it is put before a person.
+//! Text that is put before a person: from outside, and what went wrong.
+
+/// An error and what caused it, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
 
 /// Whether a character moves the cursor, does not show, or turns the direction of writing: whatever makes a text look like
 /// another one (Unicode general categories Cc, Cf, Zl, Zp, Co and unassigned tags).

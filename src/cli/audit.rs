@@ -86,7 +86,7 @@ pub(super) fn tone(record: &Map<String, Value>) -> Tone {
     let refused = |field: &str| record.get(field) == Some(&Value::Bool(false));
     match text(record, "event") {
         "refused" | "token_refused" | "proof_refused" | "connection_refused" | "entries_refused" | "policy_refused"
-        | "suspicious_use" | "audit_repaired" | "audit_interrupted" => Tone::Bad,
+        | "suspicious_use" | "audit_repaired" | "state_repaired" | "audit_interrupted" => Tone::Bad,
         "decided" if refused("allowed") => Tone::Bad,
         "call_checked" if refused("active") => Tone::Bad,
         _ => Tone::Plain,

@@ -72,6 +72,8 @@ pub enum Reason {
     PolicyDenied,
     /// It could not be recorded in the audit log, so it was not released.
     NotRecorded,
+    /// The ledger was damaged or restored from a backup: whether it was revoked before is not known.
+    LedgerRepaired,
 }
 
 impl From<End> for Reason {
@@ -88,7 +90,7 @@ impl From<End> for Reason {
 }
 
 impl Reason {
-    pub(super) const ALL: [Self; 17] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::ProcessExited,
         Self::ExecutableChanged,
         Self::ExecutableHidden,
@@ -106,6 +108,7 @@ impl Reason {
         Self::ApprovalWithdrawn,
         Self::PolicyDenied,
         Self::NotRecorded,
+        Self::LedgerRepaired,
     ];
 
     /// The name in the admin API, the command line, metrics and audit.
@@ -128,6 +131,7 @@ impl Reason {
             Self::ApprovalWithdrawn => "approval_withdrawn",
             Self::PolicyDenied => "policy_denied",
             Self::NotRecorded => "not_recorded",
+            Self::LedgerRepaired => "ledger_repaired",
         }
     }
 

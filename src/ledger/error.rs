@@ -28,18 +28,6 @@ pub enum LedgerError {
         .0.display()
     )]
     Foreign(PathBuf),
-    /// A file contradicts itself.
-    #[error(
-        "`{}` is damaged at byte {at}: restore it from a backup, or move the ledger away to go on without it; what was \
-         issued before then no longer stands, so revoke the authorities as well",
-        path.display()
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Where.
-        at: usize,
-    },
     /// The id is not one that this node makes.
     #[error("BUG: `{0}` is not an id of this node")]
     Id(String),

@@ -1,17 +1,18 @@
 //! The ledger on disk: a few append-only files, of which the oldest goes when nothing in it matters any more.
 //!
 //! INVARIANT: a record refers only to records of its own file or of older ones, and files go oldest first. So what is
-//! left, read in order, says everything about the credentials that are left.
+//! left, read in order, says everything about the credentials that are left. Where it does not, see [`super::repair`].
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::index::{Index, Row};
 use super::record::{Record, VERSION};
+use super::repair::{self, Damage, Head};
 use super::{Key, LedgerError, Reason};
 use crate::base::durable::{self, Appender, Syncer};
-use crate::base::frames::Unreadable;
+use crate::base::frames::{self, Unreadable};
 use crate::bond::Tie;
 use crate::sys::BootId;
 
@@ -24,6 +25,8 @@ const CARRIED_AT_ONCE: usize = 64;
 /// No file is larger, by far.
 const MAX_FILE: u64 = 64 * FILE_BYTES;
 const SUFFIX: &str = ".log";
+/// Follows the name of a file that was set aside.
+const ASIDE: &str = ".damaged";
 
 /// The files, and what the newest has declared.
 #[derive(Debug)]
@@ -47,6 +50,17 @@ pub(super) struct Log {
 pub(super) struct Unsynced {
     pub(super) files: Vec<Syncer>,
     pub(super) dead: Vec<PathBuf>,
+    /// What is there and on disk after the sync: the numbers and lengths of the files.
+    pub(super) through: Vec<(u64, u64)>,
+}
+
+/// What was read.
+pub(super) struct Opened {
+    pub(super) log: Log,
+    /// What another boot left standing and is not tied to the node: it has ended.
+    pub(super) rebooted: Vec<Key>,
+    /// What was found damaged; nothing stands then.
+    pub(super) repaired: Option<String>,
 }
 
 #[derive(Debug)]
@@ -68,25 +82,41 @@ struct Declared {
 }
 
 impl Log {
-    /// Reads all files into `index` and begins a new one. Returns what another boot left standing and is not tied to
-    /// the node: it has ended.
+    /// Reads all files into `index` and begins a new one.
     pub(super) fn open(
         dir: &Path,
         node: &str,
         boot: BootId,
         now: i64,
         index: &mut Index,
-    ) -> Result<(Self, Vec<Key>), LedgerError> {
+    ) -> Result<Opened, LedgerError> {
         durable::private_dir(dir)?;
+        let head = Head::read(dir, node);
         let mut numbers = numbers(dir)?;
         numbers.sort_unstable();
         let mut files = VecDeque::new();
+        let (mut damage, mut cut) = (Vec::new(), Vec::new());
         for number in &numbers {
             let bytes = durable::read(&path(dir, *number), MAX_FILE)?;
-            let mut reader = Reader { index, node, boot, now, file: *number, keys: Vec::new() };
-            reader.read(&bytes, || path(dir, *number))?;
-            let keys = reader.keys;
+            let head = head.as_ref();
+            let mut reader = Reader { index, node, boot, now, file: *number, head, keys: Vec::new(), whole: 0 };
+            let found = reader.read(&bytes, || path(dir, *number))?;
+            let (keys, whole) = (reader.keys, reader.whole);
             files.push_back(File { number: *number, bytes: bytes.len() as u64, keys, living: 0 });
+            if found.is_none() && (whole < bytes.len() as u64 || Some(number) == numbers.last()) {
+                // What was not written whole is cut off, or the next start would take it for damage; and what an agent that
+                // was killed did not sync is as good as what it did, from here on.
+                Appender::resume(&path(dir, *number), whole)?.syncer().sync()?;
+                cut.push((*number, whole));
+            }
+            damage.extend(found);
+        }
+        let found: Vec<(u64, u64)> = files.iter().map(|file| (file.number, file.bytes)).collect();
+        damage.extend(repair::missing(&found, head.as_ref()));
+        for (number, whole) in cut {
+            if let Some(file) = files.iter_mut().find(|file| file.number == number) {
+                file.bytes = whole;
+            }
         }
         index.forget_unused();
         for (_, row) in index.iter() {
@@ -94,10 +124,12 @@ impl Log {
                 file.living += 1;
             }
         }
-        let number = numbers.last().map_or(1, |last| last + 1);
+        // Never the number of a file that is missing.
+        let newest = numbers.last().copied().max(head.map(|head| head.newest())).unwrap_or(0);
+        let number = newest + 1;
         let (file, begin) = begin(dir, number, node, boot)?;
         files.push_back(begin);
-        let log = Self {
+        let mut log = Self {
             dir: dir.to_owned(),
             node: node.to_owned(),
             boot,
@@ -109,11 +141,41 @@ impl Log {
             buffer: Vec::new(),
             carrying: Vec::new(),
         };
+        if !damage.is_empty() {
+            let repaired = Some(log.start_over(index, &damage, now)?);
+            return Ok(Opened { log, rebooted: Vec::new(), repaired });
+        }
         let of_other_boot =
             |row: &Row| index.ties.get(row.tie).and_then(|tie| tie.boot()).is_some_and(|tied| tied != boot);
         let rebooted = index.iter().filter(|(_, row)| row.ended.is_none() && of_other_boot(row));
         let rebooted = rebooted.map(|(key, _)| *key).collect();
-        Ok((log, rebooted))
+        Ok(Opened { log, rebooted, repaired: None })
+    }
+
+    /// Ends everything, writes it anew, and gives up the files there were. What a crash interrupts is done again by the next
+    /// start.
+    fn start_over(&mut self, index: &mut Index, damage: &[Damage], now: i64) -> Result<String, LedgerError> {
+        let keys: Vec<Key> = index.iter().map(|(key, _)| *key).collect();
+        for key in &keys {
+            index.end(key, Reason::LedgerRepaired, now);
+        }
+        let first = self.number;
+        for some in keys.chunks(CARRIED_AT_ONCE) {
+            self.carry(index, some)?;
+        }
+        self.unsynced.iter().try_for_each(Syncer::sync)?;
+        let mut aside = Vec::new();
+        for number in damage.iter().filter_map(|damage| damage.file).collect::<BTreeSet<_>>() {
+            let (from, to) = (path(&self.dir, number), self.dir.join(format!("{number:010}{SUFFIX}{ASIDE}")));
+            durable::rename(&from, &to)?;
+            aside.push(to);
+        }
+        let (old, new): (VecDeque<File>, _) = self.files.drain(..).partition(|file| file.number < first);
+        self.files = new;
+        for file in old {
+            durable::remove(&path(&self.dir, file.number))?;
+        }
+        Ok(repair::said(damage, &aside))
     }
 
     /// Writes that a credential was issued; `row` gets the number of the file it is in.
@@ -189,10 +251,16 @@ impl Log {
             let oldest = self.files.iter().find(|file| file.living > 0 && file.number != self.number);
             self.carrying = oldest.map(|file| file.keys.clone()).unwrap_or_default();
         }
-        self.roll_when_full()?;
         let first = self.carrying.len().saturating_sub(CARRIED_AT_ONCE);
+        let keys = self.carrying.drain(first..).collect::<Vec<_>>();
+        self.carry(index, &keys)
+    }
+
+    /// Writes rows of older files into the newest.
+    fn carry(&mut self, index: &mut Index, keys: &[Key]) -> Result<(), LedgerError> {
+        self.roll_when_full()?;
         let mut carried = Vec::new();
-        for key in self.carrying.drain(first..).collect::<Vec<_>>() {
+        for &key in keys {
             let Some(row) = index.get(&key).filter(|row| row.file != self.number) else { continue };
             let (from, mut row) = (row.file, row.clone());
             // The record of an end that nobody sees yet may be in a file that goes.
@@ -229,7 +297,17 @@ impl Log {
         while self.files.len() > 1 && self.files.front().is_some_and(|file| file.living == 0) {
             dead.extend(self.files.pop_front().map(|file| path(&self.dir, file.number)));
         }
-        Unsynced { files, dead }
+        Unsynced { files, dead, through: self.extent() }
+    }
+
+    /// The number of the newest file.
+    pub(super) fn newest(&self) -> u64 {
+        self.number
+    }
+
+    /// The numbers and lengths of the files.
+    pub(super) fn extent(&self) -> Vec<(u64, u64)> {
+        self.files.iter().map(|file| (file.number, file.bytes)).collect()
     }
 
     /// The sync failed: the next one does it.
@@ -322,6 +400,15 @@ fn begin(dir: &Path, number: u64, node: &str, boot: BootId) -> Result<(Appender,
     Ok((file, File { number, bytes, keys: Vec::new(), living: 0 }))
 }
 
+/// The files that were set aside and are still there.
+pub(super) fn set_aside(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let mut aside: Vec<_> = names.filter(|path| path.to_string_lossy().ends_with(ASIDE)).collect();
+    aside.sort();
+    aside
+}
+
 fn path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:010}{SUFFIX}"))
 }
@@ -343,11 +430,15 @@ struct Reader<'a> {
     boot: BootId,
     now: i64,
     file: u64,
+    head: Option<&'a Head>,
     keys: Vec<Key>,
+    /// How many bytes could be read.
+    whole: u64,
 }
 
 impl Reader<'_> {
-    fn read(&mut self, mut bytes: &[u8], path: impl Fn() -> PathBuf) -> Result<(), LedgerError> {
+    /// Reads as far as it can be read, and says what is damaged.
+    fn read(&mut self, mut bytes: &[u8], path: impl Fn() -> PathBuf) -> Result<Option<Damage>, LedgerError> {
         let whole = bytes.len();
         let mut names = Names::default();
         let mut same_boot = None;
@@ -355,31 +446,47 @@ impl Reader<'_> {
             let at = whole - bytes.len();
             let (record, rest) = match Record::read(bytes) {
                 Ok(read) => read,
-                // While the machine ran on, what was written is what is there.
-                Err(Unreadable::Damaged) if same_boot == Some(true) => {
-                    return Err(LedgerError::Damaged { path: path(), at });
-                }
+                Err(unreadable) if self.is_damage(unreadable, bytes, at, same_boot) => return Ok(self.damaged(at)),
                 // Nothing was answered on what follows: either it was not written whole when the agent died, or it was
                 // not synced when the machine did, and a boot ends every instance. Revocations were synced, and with
                 // them everything before.
                 Err(_) => {
                     tracing::warn!(file = %path().display(), at, "the ledger ends in a record that was not written whole");
-                    return Ok(());
+                    return Ok(None);
                 }
             };
             bytes = rest;
+            self.whole = (whole - bytes.len()) as u64;
             match (same_boot, record) {
                 (None, Record::Begin { version: VERSION, node, boot }) if node == self.node => {
                     same_boot = Some(boot == self.boot.to_string());
                 }
                 (None, Record::Begin { .. }) => return Err(LedgerError::Foreign(path())),
                 (Some(_), record) => {
-                    self.apply(record, &mut names).ok_or_else(|| LedgerError::Damaged { path: path(), at })?;
+                    if self.apply(record, &mut names).is_none() {
+                        return Ok(self.damaged(at));
+                    }
                 }
-                (None, _) => return Err(LedgerError::Damaged { path: path(), at }),
+                (None, _) => return Ok(self.damaged(at)),
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Whether a record that cannot be read was once there whole.
+    fn is_damage(&self, unreadable: Unreadable, rest: &[u8], at: usize, same_boot: Option<bool>) -> bool {
+        match self.head {
+            Some(head) if head.covers(self.file, at) => true,
+            _ if unreadable == Unreadable::Torn && !frames::one_follows(rest) => false,
+            // While the machine ran on, what was written is what is there. When it did not, what was not synced may be
+            // anything.
+            head => same_boot == Some(true) || head.is_none(),
+        }
+    }
+
+    fn damaged(&self, at: usize) -> Option<Damage> {
+        let what = format!("file {} is damaged at byte {at}", self.file);
+        Some(Damage { file: Some(self.file), what })
     }
 
     /// `None` when the record refers to something that was not declared.

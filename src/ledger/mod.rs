@@ -9,6 +9,9 @@
 //! reboot has ended every instance. Revocations by an operator or by entries are synced before anybody sees them. Ends of
 //! processes and units are seen at once: whoever is dead stays dead, and a restart finds out again.
 //!
+//! Files that are damaged, cut or missing are noticed when it is opened: everything issued before has ended then
+//! ([`Ledger::repaired`]).
+//!
 //! # What it does not
 //! It does not watch anything: `ends` tells it what ended. It knows nothing of other nodes.
 
@@ -18,11 +21,12 @@ mod index;
 mod limits;
 mod log;
 mod record;
+mod repair;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,7 +38,8 @@ pub use self::credential::{Credential, Issued, Kind, Reason, RevokedCertificate,
 pub use self::error::LedgerError;
 use self::index::{Grant, Index, Row};
 pub use self::limits::Limits;
-use self::log::{Log, Unsynced};
+use self::log::{Log, Opened, Unsynced};
+use self::repair::{Head, Heading};
 use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::base::durable::{self, Syncer};
@@ -75,6 +80,9 @@ struct Shared {
     crl: watch::Sender<u64>,
     new_ties: mpsc::UnboundedSender<Tie>,
     limits: Limits,
+    dir: PathBuf,
+    heading: Mutex<Heading>,
+    repaired: Option<String>,
 }
 
 #[derive(Debug)]
@@ -100,7 +108,12 @@ impl Ledger {
     ) -> Result<(Self, NewTies), LedgerError> {
         let now = clock.now().unix_timestamp();
         let mut index = Index::default();
-        let (log, rebooted) = Log::open(dir, node, boot, now, &mut index)?;
+        let Opened { log, rebooted, repaired } = Log::open(dir, node, boot, now, &mut index)?;
+        // Nothing of the newest file is synced yet.
+        let files = log.extent().into_iter();
+        let newest = log.newest();
+        let files = files.map(|(number, bytes)| (number, if number == newest { 0 } else { bytes }));
+        let heading = Mutex::new(Heading::begin(dir, Head::new(node, files.collect()))?);
         let (new_ties, watch) = mpsc::unbounded_channel();
         let state = Mutex::new(State { index, log, watched: HashSet::new() });
         let ledger = Self(Arc::new(Shared {
@@ -112,6 +125,9 @@ impl Ledger {
             crl: watch::Sender::new(0),
             new_ties,
             limits,
+            dir: dir.to_owned(),
+            heading,
+            repaired,
         }));
         if !rebooted.is_empty() {
             ledger.lock().log.ended(rebooted.clone(), Reason::Rebooted, now)?;
@@ -124,6 +140,22 @@ impl Ledger {
             let _ = ledger.0.new_ties.send(tie);
         }
         Ok((ledger, watch))
+    }
+
+    /// What was found damaged when it was opened, and what that means.
+    pub fn repaired(&self) -> Option<&str> {
+        self.0.repaired.as_deref()
+    }
+
+    /// What is weaker than it should be, and what to do about it.
+    pub fn weaknesses(&self) -> Vec<String> {
+        let said = |path: PathBuf| {
+            let path = path.display();
+            format!(
+                "the ledger was damaged, and what was issued before has ended: look into `{path}`, and remove it then"
+            )
+        };
+        log::set_aside(&self.0.dir).into_iter().map(said).collect()
     }
 
     /// Writes a credential down. When this returns, it survives the death of the agent and stands.
@@ -452,11 +484,15 @@ impl Ledger {
     }
 
     async fn sync_now(&self) -> Result<(), LedgerError> {
-        let Unsynced { files, dead } = self.lock().log.take_unsynced();
+        let Unsynced { files, dead, through } = self.lock().log.take_unsynced();
+        let shared = self.0.clone();
         let sync = move || {
             let synced = files.iter().try_for_each(Syncer::sync);
             // Only now: what was carried over from them is on disk.
-            let removed = synced.and_then(|()| dead.iter().try_for_each(|path| durable::remove(path)));
+            let removed = synced.and_then(|()| {
+                shared.heading.lock().unwrap_or_else(PoisonError::into_inner).synced(through, !dead.is_empty())?;
+                dead.iter().try_for_each(|path| durable::remove(path))
+            });
             (files, removed)
         };
         let (files, synced) = tokio::task::spawn_blocking(sync).await.map_err(|_| LedgerError::Stopping)?;

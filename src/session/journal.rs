@@ -246,9 +246,11 @@ fn read(bytes: &[u8], node: &str) -> Option<Replayed> {
                 rest = after;
                 next
             }
-            Err(Unreadable::Torn) => break,
-            Err(Unreadable::Damaged) => {
-                tracing::error!("the journal of sessions is damaged: what was written after the damage is lost");
+            Err(Unreadable::Torn) if !frames::one_follows(rest) => break,
+            // An end may be among what cannot be read, and what has ended must not come back.
+            Err(Unreadable::Torn | Unreadable::Damaged) => {
+                tracing::error!("the journal of sessions is damaged: all of its sessions are over");
+                state.living.clear();
                 break;
             }
         };

@@ -6,22 +6,36 @@
 //! place.
 //!
 //! After a crash the store holds exactly the transactions that had returned. One process at a time can open it.
+//!
+//! # Damage
+//! Beside the store is a copy of it, to which each transaction is synced before it returns. A store that is damaged,
+//! missing, or older than its copy is set aside when it is opened, and built anew from the copy ([`Recovered`]): nothing
+//! that had returned is lost, and nothing comes back that was removed. Where the copy cannot be written there is none, and
+//! that is said ([`Store::weaknesses`]); where it is damaged as well, the store is not opened.
+//!
+//! A failing disk is no damage: the operation fails, and the next one opens the file again.
+
+mod copy;
+mod engine;
+mod image;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
+use tokio::sync::watch;
 
-const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
-const REVISION: &str = "revision";
-const SCHEMA: &str = "schema";
-/// Raised when the layout of the values changes so that an older agent must not write them.
-const SCHEMA_VERSION: u64 = 1;
+use self::copy::{Copy, Found};
+use self::engine::{Engine, Raw};
+pub use self::image::{Image, ImageError};
+use crate::base::durable;
+use crate::base::text::chain;
 
 /// A group of keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Space {
     /// Registration entries made through the admin API, by entry id.
     Entries,
@@ -38,14 +52,19 @@ pub enum Space {
 impl Space {
     const ALL: [Self; 5] = [Self::Entries, Self::Authorities, Self::Bundles, Self::Approvals, Self::Node];
 
-    fn table(self) -> TableDefinition<'static, &'static str, (u64, &'static [u8])> {
-        TableDefinition::new(match self {
-            Self::Entries => "entries",
-            Self::Authorities => "authorities",
-            Self::Bundles => "bundles",
-            Self::Approvals => "approvals",
-            Self::Node => "node",
-        })
+    /// What stands for it in an image; never another one.
+    fn number(self) -> u8 {
+        match self {
+            Self::Entries => 1,
+            Self::Authorities => 2,
+            Self::Bundles => 3,
+            Self::Approvals => 4,
+            Self::Node => 5,
+        }
+    }
+
+    fn numbered(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|space| space.number() == number)
     }
 }
 
@@ -55,8 +74,11 @@ pub enum StoreError {
     /// Another process has it open.
     #[error("another agent uses `{}`: stop it first, or give this one a directory of its own", .0.display())]
     InUse(PathBuf),
-    /// The file is damaged.
-    #[error("the store `{}` is damaged: move it away and restore it from a backup", path.display())]
+    /// The file is damaged, and there is no copy it could be built from.
+    #[error(
+        "the store `{}` is damaged: move the state directory away and restore it from a backup (`tether restore`)",
+        path.display()
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -65,12 +87,14 @@ pub enum StoreError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The file was written by a newer agent.
-    #[error("the store `{}` was written by a newer agent (schema {found}, this one knows {SCHEMA_VERSION}): upgrade this agent", path.display())]
+    #[error("the store `{}` was written by a newer agent (schema {found}, this one knows {known}): upgrade this agent", path.display())]
     Newer {
         /// The file.
         path: PathBuf,
         /// Its schema version.
         found: u64,
+        /// The newest that this agent knows.
+        known: u64,
     },
     /// The key exists although it must not, or its revision has moved on.
     #[error("`{key}` was changed meanwhile: read it again and repeat")]
@@ -78,7 +102,7 @@ pub enum StoreError {
         /// The key in question.
         key: String,
     },
-    /// The disk refused: it is full, read-only, or failing. Nothing was changed.
+    /// The disk refused: it is full, read-only, or failing. Nothing was changed, unless it failed in the last step of all.
     #[error("the store could not be read or written; nothing was changed")]
     Io(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A value is not what this version writes.
@@ -95,6 +119,11 @@ pub enum StoreError {
 impl StoreError {
     fn io(source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Io(Box::new(source))
+    }
+
+    /// Whether the file has to be opened again before anything else can be done with it.
+    fn is_of_the_file(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Damaged { .. })
     }
 }
 
@@ -140,192 +169,292 @@ pub struct Versioned<T> {
     pub revision: u64,
 }
 
+/// What was done about a store that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// What was wrong with it.
+    pub why: String,
+    /// Where it is now; `None` when there was none.
+    pub aside: Option<PathBuf>,
+    /// The revision of the copy it was built from.
+    pub revision: u64,
+    /// Whether the copy ended in a change that was not written whole. Nobody was told that it had been made, unless the copy
+    /// was damaged too.
+    pub torn: bool,
+}
+
 /// The store; clones share it.
 #[derive(Clone, Debug)]
-pub struct Store(Arc<Database>);
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    recovered: Option<Recovered>,
+    files: Mutex<Files>,
+    health: watch::Sender<Result<(), String>>,
+    /// Why there is no copy.
+    uncopied: Mutex<Option<String>>,
+}
+
+/// The store and its copy, used by one at a time.
+#[derive(Debug)]
+struct Files {
+    /// Closed after a failure: the next use opens it again.
+    engine: Option<Engine>,
+    /// Absent where it could not be written.
+    copy: Option<Copy>,
+}
 
 impl Store {
-    /// Opens the store in `path`, creating it when it is missing.
+    /// Opens the store in `path`, creating it when it is missing, and building it anew where its copy can tell what was in
+    /// it.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let path = path.to_owned();
-        blocking(move || Self::open_blocking(&path)).await
+        let opened = tokio::task::spawn_blocking(move || Self::open_blocking(path));
+        opened.await.map_err(StoreError::io)?
     }
 
-    fn open_blocking(path: &Path) -> Result<Self, StoreError> {
-        // redb notices most damage with an error, some of it with a panic: both mean the same to an operator.
-        let opened = std::panic::catch_unwind(|| Database::create(path)).unwrap_or_else(|_| {
-            Err(DatabaseError::Storage(redb::StorageError::Corrupted("its structure makes no sense".to_owned())))
+    fn open_blocking(path: PathBuf) -> Result<Self, StoreError> {
+        let was_there = has_content(&path);
+        let found = Copy::find(&path)?;
+        let (engine, recovered) = match open_checked(&path, was_there, &found) {
+            Ok(engine) => (engine, None),
+            Err(Unusable::Refused(error)) => return Err(error),
+            Err(Unusable::Rebuild(why)) => {
+                let (engine, recovered) = copy::rebuild(&path, why)?;
+                (engine, Some(recovered))
+            }
+        };
+        let (health, _) = watch::channel(Ok(()));
+        let mut files = Files { engine: Some(engine), copy: None };
+        let uncopied = Mutex::new(files.follow(&path).err());
+        Ok(Self(Arc::new(Inner { path, recovered, files: Mutex::new(files), health, uncopied })))
+    }
+
+    /// Whether there is neither a store in `path` nor a copy that one could be built from.
+    pub fn is_new(path: &Path) -> bool {
+        !has_content(path) && !has_content(&copy::path(path))
+    }
+
+    /// What was done about the store when it was opened.
+    pub fn recovered(&self) -> Option<&Recovered> {
+        self.0.recovered.as_ref()
+    }
+
+    /// Whether changes can be written, and if not why not.
+    pub fn healthy(&self) -> watch::Receiver<Result<(), String>> {
+        self.0.health.subscribe()
+    }
+
+    /// What is weaker than it should be, and what to do about it.
+    pub fn weaknesses(&self) -> Vec<String> {
+        let aside = copy::set_aside(&self.0.path).into_iter().map(|path| {
+            let path = path.display();
+            format!("the store was damaged and was built anew from its copy: look into `{path}`, and remove it then")
         });
-        let database = opened.map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(path.to_owned()),
-            DatabaseError::Storage(redb::StorageError::Io(error))
-                if error.kind() != std::io::ErrorKind::InvalidData =>
-            {
-                StoreError::io(error)
-            }
-            error => StoreError::Damaged { path: path.to_owned(), source: Box::new(error) },
-        })?;
-        Self::prepare(&database, path)?;
-        Ok(Self(Arc::new(database)))
-    }
-
-    /// Makes every table exist, so that readers need not ask, and refuses a newer schema.
-    fn prepare(database: &Database, path: &Path) -> Result<(), StoreError> {
-        let transaction = database.begin_write().map_err(StoreError::io)?;
-        {
-            let mut meta = transaction.open_table(META).map_err(StoreError::io)?;
-            let found = meta.get(SCHEMA).map_err(StoreError::io)?.map(|v| v.value());
-            match found {
-                Some(found) if found > SCHEMA_VERSION => {
-                    return Err(StoreError::Newer { path: path.to_owned(), found });
-                }
-                Some(_) => {}
-                None => drop(meta.insert(SCHEMA, SCHEMA_VERSION).map_err(StoreError::io)?),
-            }
-            for space in Space::ALL {
-                transaction.open_table(space.table()).map_err(StoreError::io)?;
-            }
-        }
-        transaction.commit().map_err(StoreError::io)
+        let uncopied = self.0.uncopied.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let uncopied = uncopied.map(|why| format!("the store has no copy, so damage to it would need a backup: {why}"));
+        aside.chain(uncopied).collect()
     }
 
     /// The value of a key.
     pub async fn get<T: DeserializeOwned>(&self, space: Space, key: &str) -> Result<Option<Versioned<T>>, StoreError> {
-        let (database, key) = (self.0.clone(), key.to_owned());
-        let raw = blocking({
-            let key = key.clone();
-            move || {
-                let transaction = database.begin_read().map_err(StoreError::io)?;
-                let table = transaction.open_table(space.table()).map_err(StoreError::io)?;
-                let found = table.get(key.as_str()).map_err(StoreError::io)?;
-                Ok(found.map(|guard| {
-                    let (revision, value) = guard.value();
-                    (revision, value.to_vec())
-                }))
-            }
-        })
-        .await?;
-        raw.map(|(revision, value)| decode(&key, revision, &value)).transpose()
+        let at = key.to_owned();
+        let raw = self.with(move |files, path| files.engine(path)?.get(path, space, &at)).await?;
+        raw.map(|raw| decode(key, raw)).transpose()
     }
 
     /// All keys and values of a space, in the order of the keys.
     pub async fn list<T: DeserializeOwned>(&self, space: Space) -> Result<Vec<(String, Versioned<T>)>, StoreError> {
-        let database = self.0.clone();
-        let raw = blocking(move || {
-            let transaction = database.begin_read().map_err(StoreError::io)?;
-            let table = transaction.open_table(space.table()).map_err(StoreError::io)?;
-            let mut rows = Vec::new();
-            for row in table.iter().map_err(StoreError::io)? {
-                let (key, value) = row.map_err(StoreError::io)?;
-                let (revision, value) = value.value();
-                rows.push((key.value().to_owned(), revision, value.to_vec()));
-            }
-            Ok(rows)
-        })
-        .await?;
-        raw.into_iter().map(|(key, revision, value)| Ok((key.clone(), decode(&key, revision, &value)?))).collect()
+        let raw = self.with(move |files, path| files.engine(path)?.list(path, space)).await?;
+        raw.into_iter().map(|(key, raw)| Ok((key.clone(), decode(&key, raw)?))).collect()
     }
 
     /// Makes all changes in one transaction, or none. Returns the revision they have.
     pub async fn apply(&self, changes: Vec<Change>) -> Result<u64, StoreError> {
-        let database = self.0.clone();
-        blocking(move || {
-            let transaction = database.begin_write().map_err(StoreError::io)?;
-            let revision = {
-                let mut meta = transaction.open_table(META).map_err(StoreError::io)?;
-                let revision = meta.get(REVISION).map_err(StoreError::io)?.map_or(0, |v| v.value()) + 1;
-                meta.insert(REVISION, revision).map_err(StoreError::io)?;
-                revision
-            };
-            for change in &changes {
-                let mut table = transaction.open_table(change.space.table()).map_err(StoreError::io)?;
-                let present = table.get(change.key.as_str()).map_err(StoreError::io)?.map(|guard| guard.value().0);
-                let holds = match change.expect {
-                    Expect::Any => true,
-                    Expect::Absent => present.is_none(),
-                    Expect::Revision(wanted) => present == Some(wanted),
-                };
-                if !holds {
-                    return Err(StoreError::Conflict { key: change.key.clone() });
-                }
-                match &change.value {
-                    Some(value) => {
-                        drop(table.insert(change.key.as_str(), (revision, value.as_slice())).map_err(StoreError::io)?)
-                    }
-                    None => drop(table.remove(change.key.as_str()).map_err(StoreError::io)?),
-                }
-            }
-            transaction.commit().map_err(StoreError::io)?;
+        let store = self.clone();
+        let applied = self.with(move |files, path| {
+            let revision = files.engine(path)?.apply(path, &changes)?;
+            store.copied(files.record(path, revision, &changes));
             Ok(revision)
-        })
-        .await
+        });
+        self.reported(applied.await)
+    }
+
+    /// All of it, at one revision.
+    pub async fn image(&self) -> Result<Vec<u8>, StoreError> {
+        self.with(move |files, path| Ok(files.engine(path)?.image(path)?.1)).await
+    }
+
+    /// Tries whether it can be written to, after a failure, and makes the copy that could not be made.
+    pub async fn try_again(&self) -> Result<(), StoreError> {
+        let store = self.clone();
+        let tried = self.with(move |files, path| {
+            files.engine(path)?.probe(path)?;
+            if files.copy.is_none() {
+                store.copied(files.follow(path));
+            }
+            Ok(())
+        });
+        self.reported(tried.await)
+    }
+
+    /// Tells how it is, by what became of a change.
+    fn reported<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        let health = match &result {
+            Err(error) if error.is_of_the_file() => Err(chain(error)),
+            // What nobody could have done says nothing about the disk.
+            Err(_) => return result,
+            Ok(_) => Ok(()),
+        };
+        self.0.health.send_if_modified(|known| {
+            let is_news = *known != health;
+            *known = health;
+            is_news
+        });
+        result
+    }
+
+    fn copied(&self, copied: Result<(), String>) {
+        if let Err(why) = &copied {
+            tracing::error!(%why, "the store has no copy for now");
+        }
+        *self.0.uncopied.lock().unwrap_or_else(PoisonError::into_inner) = copied.err();
+    }
+
+    /// Works on the files, where that holds up nobody, and closes them after a failure.
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Files, &Path) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let inner = self.0.clone();
+        let worked = tokio::task::spawn_blocking(move || {
+            let mut files = inner.lock();
+            let result = work(&mut files, &inner.path);
+            if result.as_ref().is_err_and(StoreError::is_of_the_file) {
+                files.engine = None;
+            }
+            result
+        });
+        worked.await.map_err(StoreError::io)?
     }
 }
 
-fn decode<T: DeserializeOwned>(key: &str, revision: u64, value: &[u8]) -> Result<Versioned<T>, StoreError> {
-    let value = serde_json::from_slice(value).map_err(|source| StoreError::Value { key: key.to_owned(), source })?;
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(|poisoned| {
+            let mut files = poisoned.into_inner();
+            // Whatever was going on, the file knows.
+            files.engine = None;
+            files
+        })
+    }
+}
+
+impl Files {
+    /// The open file; after a failure it is opened anew.
+    fn engine(&mut self, path: &Path) -> Result<&Engine, StoreError> {
+        if self.engine.is_none() {
+            if !has_content(path) {
+                return Err(damaged(path, "it is missing or empty".to_owned()));
+            }
+            let engine = Engine::open(path)?;
+            // The transaction that failed may be there or not: then the copy is not that of this store.
+            let revision = engine.revision(path)?;
+            if self.copy.as_ref().is_some_and(|copy| copy.revision() > revision) {
+                return Err(damaged(path, "it lost changes; the next start builds it anew".to_owned()));
+            }
+            if self.copy.as_ref().is_some_and(|copy| copy.revision() != revision) {
+                self.copy = None;
+            }
+            self.engine = Some(engine);
+        }
+        self.engine.as_ref().ok_or_else(|| damaged(path, "it was closed".to_owned()))
+    }
+
+    /// Writes a transaction to the copy. Where that is not possible there is none: an old one would bring back what was
+    /// removed.
+    fn record(&mut self, path: &Path, revision: u64, changes: &[Change]) -> Result<(), String> {
+        let recorded = match &mut self.copy {
+            Some(copy) if copy.is_due() || copy.revision() + 1 != revision => None,
+            Some(copy) => Some(copy.record(revision, changes)),
+            None => None,
+        };
+        match recorded {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) | None => self.follow(path),
+        }
+    }
+
+    /// Makes the copy what the store is.
+    fn follow(&mut self, path: &Path) -> Result<(), String> {
+        self.copy = None;
+        let followed = self.engine(path).and_then(|engine| Copy::follow(path, engine));
+        let copy = followed.map_err(|error| match Copy::remove(path) {
+            Ok(()) => chain(&error),
+            Err(stays) => format!("{}; and the old one is still there: {}", chain(&error), chain(&stays)),
+        })?;
+        self.copy = Some(copy);
+        Ok(())
+    }
+}
+
+/// Why a store that was found is not used.
+enum Unusable {
+    /// It is to be built anew from its copy.
+    Rebuild(String),
+    /// There is nothing to be done here.
+    Refused(StoreError),
+}
+
+/// Opens a store, if it is what it was.
+fn open_checked(path: &Path, was_there: bool, found: &Found) -> Result<Engine, Unusable> {
+    let refused = |error| Unusable::Refused(error);
+    match (was_there, found) {
+        (false, Found::Whole { .. }) => return Err(Unusable::Rebuild("it was missing or empty".to_owned())),
+        (false, Found::Unusable(why)) => {
+            return Err(refused(damaged(path, format!("it is missing or empty, and its copy cannot be used: {why}"))));
+        }
+        (true, _) | (false, Found::Missing) => {}
+    }
+    let engine = match (Engine::open(path), found) {
+        (Ok(engine), _) => engine,
+        (Err(StoreError::Damaged { source, .. }), Found::Whole { .. }) => {
+            return Err(Unusable::Rebuild(format!("it is damaged: {source}")));
+        }
+        (Err(StoreError::Damaged { source, .. }), Found::Unusable(why)) => {
+            return Err(refused(damaged(path, format!("{source}; and its copy cannot be used: {why}"))));
+        }
+        (Err(error), _) => return Err(refused(error)),
+    };
+    let Found::Whole { revision, .. } = found else { return Ok(engine) };
+    match engine.revision(path) {
+        Ok(has) if has < *revision => {
+            Err(Unusable::Rebuild(format!("it has changes up to {has} alone, and its copy those up to {revision}")))
+        }
+        Ok(_) => Ok(engine),
+        Err(StoreError::Damaged { source, .. }) => Err(Unusable::Rebuild(format!("it is damaged: {source}"))),
+        Err(error) => Err(refused(error)),
+    }
+}
+
+fn has_content(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0)
+}
+
+fn damaged(path: &Path, why: String) -> StoreError {
+    StoreError::Damaged { path: path.to_owned(), source: why.into() }
+}
+
+fn decode<T: DeserializeOwned>(key: &str, (revision, value): Raw) -> Result<Versioned<T>, StoreError> {
+    let value = serde_json::from_slice(&value).map_err(|source| StoreError::Value { key: key.to_owned(), source })?;
     Ok(Versioned { value, revision })
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work).await.map_err(StoreError::io)?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn store() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("store")).await.unwrap();
-        (dir, store)
-    }
-
-    #[tokio::test]
-    async fn what_was_written_is_there_after_a_restart_with_its_revision() {
-        let (dir, store) = store().await;
-        let put = |key: &str, value: &str| Change::put(Space::Entries, key, &value, Expect::Any);
-        assert_eq!(store.apply(vec![put("a", "1"), put("b", "2")]).await.unwrap(), 1);
-        assert_eq!(store.apply(vec![put("b", "3")]).await.unwrap(), 2);
-        drop(store);
-        let store = Store::open(&dir.path().join("store")).await.unwrap();
-        let all: Vec<(String, Versioned<String>)> = store.list(Space::Entries).await.unwrap();
-        let expected = [("a", "1", 1), ("b", "3", 2)]
-            .map(|(key, value, revision)| (key.to_owned(), Versioned { value: value.to_owned(), revision }));
-        assert_eq!(all, expected);
-        assert_eq!(store.apply(vec![put("c", "4")]).await.unwrap(), 3, "revisions go on where they were");
-    }
-
-    #[tokio::test]
-    async fn a_transaction_with_one_conflict_changes_nothing() {
-        let (_dir, store) = store().await;
-        let put = |key: &str, expect| Change::put(Space::Entries, key, &"x", expect);
-        store.apply(vec![put("a", Expect::Absent)]).await.unwrap();
-        for wrong in [Expect::Absent, Expect::Revision(7)] {
-            let refused = store.apply(vec![put("b", Expect::Any), put("a", wrong)]).await;
-            assert!(matches!(refused, Err(StoreError::Conflict { key }) if key == "a"));
-        }
-        assert_eq!(store.get::<String>(Space::Entries, "b").await.unwrap(), None);
-        store.apply(vec![put("a", Expect::Revision(1))]).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_second_agent_on_the_same_store_is_told_who_is_in_the_way() {
-        let (dir, _store) = store().await;
-        let refused = Store::open(&dir.path().join("store")).await;
-        assert!(matches!(refused, Err(StoreError::InUse(_))), "{refused:?}");
-    }
-
-    #[tokio::test]
-    async fn a_damaged_store_is_refused_and_left_as_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store");
-        let rubbish = vec![0x5a; 8192];
-        std::fs::write(&path, &rubbish).unwrap();
-        let refused = Store::open(&path).await;
-        assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
-        assert_eq!(std::fs::read(&path).unwrap(), rubbish);
-    }
+/// Makes a store of an image, where there is none. Blocks.
+pub fn restore(path: &Path, image: &Image) -> Result<(), StoreError> {
+    copy::build(path, image)?;
+    let rename = durable::rename(&copy::unfinished(path), path);
+    rename.map_err(StoreError::io)
 }

@@ -471,6 +471,7 @@ fn reason(reason: Reason) -> RevocationReason {
         | Reason::SessionEnded => RevocationReason::CessationOfOperation,
         Reason::NoLongerMatches
         | Reason::NotRecorded
+        | Reason::LedgerRepaired
         | Reason::EntryGone
         | Reason::EntryDisabled
         | Reason::EntryExpired

@@ -454,11 +454,12 @@ async fn a_state_directory_that_cannot_be_written_is_named_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_store_stops_the_start_and_is_left_as_it_is() {
+async fn a_damaged_store_without_its_copy_stops_the_start_and_is_left_as_it_is() {
     let mut agent = TestAgent::start().await;
     agent.stop().await;
     let path = agent.config().state_dir.join("store.redb");
     let whole = std::fs::read(&path).unwrap();
+    std::fs::remove_file(path.with_extension("copy")).unwrap();
     for (name, damaged) in [
         ("rubbish", vec![0x5a; whole.len()]),
         ("half", whole[..whole.len() / 2].to_vec()),

@@ -32,6 +32,7 @@ mod proxy_inbound;
 mod proxy_outbound;
 mod raw;
 mod reach;
+mod recovery;
 mod revocation;
 mod rotation;
 mod run;

@@ -54,7 +54,7 @@ pub enum KeyStoreError {
         source: KeyError,
     },
     /// The file is wrapped and does not open.
-    #[error("the key of authority `{id}` in `{}` cannot be used: {source}", path.display())]
+    #[error("the key of authority `{id}` in `{}` cannot be used", path.display())]
     Wrapped {
         /// The authority.
         id: String,

@@ -114,7 +114,8 @@ fn wrapped_keys_without_their_credential_stop_the_start_and_say_what_to_restore(
     let file = bench.content(ONE);
     bench.take(CREDENTIAL);
     let error = bench.open().unwrap_err();
-    assert!(error.to_string().contains("/etc/credstore.encrypted/tether.key-wrapping-key"), "{error}");
+    let said = crate::base::text::chain(&error);
+    assert!(said.contains("/etc/credstore.encrypted/tether.key-wrapping-key"), "{said}");
     assert_eq!(refusal(Err::<(), _>(error)), UnwrapError::NoKey);
     bench.give(CREDENTIAL, &[8; 32]);
     assert_eq!(refusal(bench.open()), UnwrapError::OtherKey);
