@@ -1,4 +1,6 @@
-//! `tether completion` and `tether man`, made from the command definition.
+//! `tether completion` and `tether man`, made from the command definition, the settings and the fields of entries.
+
+mod formats;
 
 use std::path::Path;
 
@@ -20,13 +22,22 @@ pub(super) fn completion(shell: clap_complete::Shell, context: &mut Context) -> 
 }
 
 pub(super) fn man(dir: Option<&Path>, context: &mut Context) -> Result<(), Failure> {
-    let mut command = Cli::command().disable_help_subcommand(true).version(env!("CARGO_PKG_VERSION"));
-    command.build();
+    let command = command();
     let Some(dir) = dir else {
         return Ok(context.output.text(&page(command, "tether")?)?);
     };
     durable::shared_dir(dir, 0o755)?;
+    for (name, page) in formats::pages() {
+        durable::replace(&dir.join(name), page.as_bytes(), PUBLIC)?;
+    }
     write_pages(command, "tether", dir)
+}
+
+/// The command as its pages describe it.
+pub(super) fn command() -> Command {
+    let mut command = Cli::command().disable_help_subcommand(true).version(env!("CARGO_PKG_VERSION"));
+    command.build();
+    command
 }
 
 /// A page for the command and for each below it: `tether-fetch-x509.1`.

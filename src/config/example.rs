@@ -37,6 +37,59 @@ fn comment(doc: &[&str]) -> String {
     doc.iter().map(|line| format!("#{line}\n")).collect()
 }
 
+/// A section of the configuration, as the reference and the manual page describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SectionDoc {
+    /// Its name in the file (`attest.unix`); empty for what stands before the first section.
+    pub name: String,
+    /// What it is about, in paragraphs.
+    pub doc: Vec<String>,
+    /// Its settings.
+    pub settings: Vec<SettingDoc>,
+}
+
+/// One setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingDoc {
+    /// Its whole name: `svid.x509_ttl`.
+    pub name: String,
+    /// What it means, in paragraphs.
+    pub doc: Vec<String>,
+    /// Its default in TOML; `None` where it is not set.
+    pub default: Option<String>,
+}
+
+/// Every section with every setting, in the order of the file.
+pub fn reference() -> Vec<SectionDoc> {
+    let first = SectionDoc { name: String::new(), doc: paragraphs(Config::DOC), settings: Vec::new() };
+    let mut writer = Reference { sections: vec![first] };
+    Config::default().visit("", &mut writer);
+    writer.sections
+}
+
+struct Reference {
+    sections: Vec<SectionDoc>,
+}
+
+impl Visitor for Reference {
+    fn section(&mut self, path: &str, doc: &[&str]) {
+        self.sections.push(SectionDoc { name: path.to_owned(), doc: paragraphs(doc), settings: Vec::new() });
+    }
+
+    fn setting(&mut self, path: &str, doc: &[&str], value: &mut dyn Value) {
+        // What stands there until a source names one is nobody's default.
+        let default = value.toml().filter(|_| path != "trust_domain");
+        let setting = SettingDoc { name: path.to_owned(), doc: paragraphs(doc), default };
+        self.sections.iter_mut().last().into_iter().for_each(|section| section.settings.push(setting.clone()));
+    }
+}
+
+/// The lines of a doc comment, joined; an empty one begins a paragraph.
+fn paragraphs(doc: &[&str]) -> Vec<String> {
+    let lines: Vec<_> = doc.iter().map(|line| line.trim()).collect();
+    lines.split(|line| line.is_empty()).map(|paragraph| paragraph.join(" ")).collect()
+}
+
 /// The configuration in TOML, with `origins` also where each value came from. Settings without a value are comments.
 pub fn show(loaded: &Loaded, origins: bool) -> String {
     let mut writer = Show { loaded, origins, text: String::new() };

@@ -28,7 +28,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
-pub use example::{Shown, example, show};
+pub use example::{SectionDoc, SettingDoc, Shown, example, reference, show};
 pub use files::drop_in_dir;
 pub use load::{Loaded, Mistake, Mistakes, Origin, Place, Position, Source, fuzz_file};
 pub use value::{AuthorityKind, ByteSize, KernelInterfaces, LogFilter, OnAuditFailure, SdsCrl, duration};

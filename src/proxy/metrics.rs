@@ -8,13 +8,20 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::cut::CutReason;
-use crate::metrics::Reason;
+use crate::metrics::described::{Book, label_names};
+use crate::metrics::{Described, Reason};
+
+const PREFIX: &str = "tether_proxy";
 
 /// A label with how something ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Outcome {
     /// A stable name.
     pub outcome: &'static str,
+}
+
+label_names! {
+    Outcome: ["outcome"];
 }
 
 /// The metrics of one proxy.
@@ -39,6 +46,18 @@ pub struct Metrics {
 impl Metrics {
     /// Registers every metric.
     pub fn register(registry: &mut Registry) -> Self {
+        Self::register_in(&mut Book::new(registry, PREFIX))
+    }
+
+    /// Every metric of a proxy: what its `/metrics` shows.
+    pub fn described() -> Vec<Described> {
+        let mut registry = Registry::default();
+        let mut book = Book::new(&mut registry, PREFIX);
+        Self::register_in(&mut book);
+        book.described()
+    }
+
+    fn register_in(proxy: &mut Book<'_>) -> Self {
         let times = || Histogram::new(exponential_buckets(1e-4, 2.0, 16));
         let metrics = Self {
             requests: Family::default(),
@@ -49,7 +68,6 @@ impl Metrics {
             request_duration: times(),
             check_duration: times(),
         };
-        let proxy = registry.sub_registry_with_prefix("tether_proxy");
         proxy.register("requests", "Requests by how they were answered", metrics.requests.clone());
         proxy.register("handshakes", "TLS handshakes by how they ended", metrics.handshakes.clone());
         proxy.register("connections", "Open connections", metrics.connections.clone());

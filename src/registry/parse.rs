@@ -16,6 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::entry::{ANY, Bind, Common, Entry, EntryId, Fields, Origin, Rare};
 use super::keys::{Key, KeySet};
+use super::reference::FIELDS;
 use super::template::Template;
 use super::{fields, lifetime};
 use crate::base::entropy::hex;
@@ -143,27 +144,6 @@ impl Interner {
 }
 
 const ENTRY: &str = "entry";
-const FIELDS: &[&str] = &[
-    "id",
-    "spiffe_id",
-    "match",
-    "unless",
-    "owner",
-    "hint",
-    "x509_ttl",
-    "jwt_ttl",
-    "credential_ttl",
-    "audiences",
-    "serves",
-    "may_act_for",
-    "dns_names",
-    "federates_with",
-    "bind",
-    "single_use",
-    "exportable",
-    "disabled",
-    "expires_at",
-];
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
@@ -478,10 +458,11 @@ fn with_cause(error: &dyn std::error::Error) -> String {
 }
 
 fn unknown_field(field: &str) -> String {
-    let nearest = FIELDS.iter().map(|known| (distance(field, known), known)).min();
+    let names: Vec<_> = FIELDS.iter().map(|known| known.name).collect();
+    let nearest = names.iter().map(|known| (distance(field, known), known)).min();
     match nearest {
         Some((steps, known)) if steps <= 2 => format!("unknown key `{field}`: did you mean `{known}`?"),
-        _ => format!("unknown key `{field}`: an entry has {}", FIELDS.join(", ")),
+        _ => format!("unknown key `{field}`: an entry has {}", names.join(", ")),
     }
 }
 

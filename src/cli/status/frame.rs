@@ -271,7 +271,7 @@ mod tests {
                 "audit": {"ready": false, "reason": "the audit log cannot be written: no space left on device"},
             },
             "connections": 14, "connections_limit": 16384, "calls": 80, "calls_limit": 100,
-            "streams": {"FetchX509SVID": 10, "FetchJWTBundles": 2},
+            "streams": {"FetchJWTBundles": 2, "FetchX509SVID": 10},
             "renewals": {"within_seconds": 300, "due": 3, "overdue": 1},
             "sessions": {"active": 2, "pending_approval": 1},
             "instances": 14, "weak_instances": 2, "credentials": 120, "held_keys": 5, "crl": {"revoked": 7},
@@ -309,7 +309,7 @@ mod tests {
             "refused      no identity 12",
             "cut          none",
             "node         fedc silent, since 1m ago",
-            "x509-signing  active    3h left       made 21h ago    a1b2c3d4e5f6",
+            "x509-signing  active    3h left       made 21h ago     a1b2c3d4e5f6",
             "- the kernel has no PIDFD_GET_INFO: \\u{1b}[2J instances are held by weaker",
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
