@@ -1,0 +1,141 @@
+"""Agents that die in the middle of everything, and hosts without memory."""
+
+import contextlib
+import os
+import pathlib
+import random
+import signal
+import threading
+import time
+
+from agent import Agent, Caller, Failure, Load, Seen, check, nothing_is_lost, recovers, until
+
+ANOTHER = '[[entry]]\nid = "{id}"\nspiffe_id = "spiffe://faults.test/{id}"\nmatch = ["unix:uid:5"]\nowner = "faults"\n'
+# How callers learn that an agent is gone: their connection ends, or there is nobody to connect to.
+GONE = ("goaway", "refused", "reset", "UNAVAILABLE", "CANCELLED")
+
+
+class Changes:
+    """An operator who creates entries and rotates authorities without a break. What was answered is kept."""
+
+    def __init__(self, agent, work):
+        self.agent, self.file, self.created = agent, work.parent / f"{work.name}.toml", []
+        self.end, self.thread = threading.Event(), threading.Thread(target=self.change, daemon=True)
+
+    def change(self):
+        number = 0
+        while not self.end.is_set():
+            number += 1
+            self.file.write_text(ANOTHER.format(id=f"made-{number}"))
+            if self.agent.tool("entry", "create", "--file", self.file).returncode == 0:
+                self.created.append(f"made-{number}")
+            self.agent.tool("authority", "rotate", "--now")
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.end.set()
+        self.thread.join(60)
+
+    def are_there(self):
+        listed = self.agent.out("entry", "list")
+        missing = [one for one in self.created if one not in listed]
+        check(not missing, f"{len(missing)} of {len(self.created)} entries that were answered are gone: {missing[:3]}")
+        return len(self.created)
+
+
+def dies(work, how, times):
+    agent, gaps, dice = Agent(work), [], random.Random(6)
+    agent.start()
+    with Load(agent, callers=3) as load, Changes(agent, work) as changes:
+        for _ in range(times):
+            load.gives(1)
+            time.sleep(dice.uniform(0.0, 0.3))
+            agent.end(how)
+            died = time.monotonic()
+            agent.start()
+            load.gives(1)
+            gaps.append(time.monotonic() - died)
+    load.only(*GONE)
+    check(not agent.panicked(), agent.panicked())
+    created = changes.are_there()
+    given = nothing_is_lost(agent, load.given)
+    created = changes.are_there()
+    gaps.sort()
+    return Seen(
+        f"resets, refused connections, Unavailable; {load.seen()}",
+        f"nothing: {given} credentials and {created} entries that were answered are in ledger, audit log and store",
+        f"{times} of {times} starts; answers again after {gaps[len(gaps) // 2]:.1f} s (median), {gaps[-1]:.1f} s (longest) "
+        "without a socket unit that keeps connections waiting",
+    )
+
+
+def kill_9_in_the_middle_of_writes(work, times=30):
+    """SIGKILL at 30 random moments, while calls run, entries are created and authorities rotated."""
+    return dies(work, signal.SIGKILL, times)
+
+
+def sigterm_in_the_middle_of_writes(work, times=10):
+    """SIGTERM at 10 random moments, under the same load."""
+    return dies(work, signal.SIGTERM, times)
+
+
+@contextlib.contextmanager
+def memory_group(name):
+    """A control group whose memory can be limited, of either version; `None` where there is none."""
+    for root, limit, events in (
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.oom_control"),
+        ("/sys/fs/cgroup", "memory.max", "memory.events"),
+    ):
+        group = pathlib.Path(root) / name
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / limit).exists():
+            try:
+                yield group, group / limit, group / events
+            finally:
+                until("the end of the group", lambda: not (group / "cgroup.procs").read_text())
+                group.rmdir()
+            return
+        group.rmdir()
+    raise Failure("no control group can limit memory here: run this where one can")
+
+
+def out_of_memory(work):
+    """The agent's control group has less and less memory while calls run, until the kernel kills the agent."""
+    agent = Agent(work)
+    try:
+        with memory_group(f"tether-faults-{os.getpid()}") as (group, limit, events):
+            agent.start()
+            (group / "cgroup.procs").write_text(str(agent.pid()))
+            with Load(agent, callers=3) as load:
+                load.gives(100)
+                killed = lambda: [line for line in events.read_text().splitlines() if line.startswith("oom_kill ")][0] != "oom_kill 0"
+                with Caller(61001, "deaf", agent.socket, 8, 250):
+                    # What the kernel can take back from it, it takes; the rest is too much one day.
+                    for megabytes in (64, 48, 32, 24, 16, 12, 8, 6, 4):
+                        with contextlib.suppress(OSError):
+                            limit.write_text(str(megabytes << 20))
+                        time.sleep(0.3)
+                        if agent.ended():
+                            break
+                    until("its end", agent.ended)
+                check(killed(), f"it ended, and not for want of memory: {agent.last_words()}")
+                died = time.monotonic()
+                agent.start()
+                load.gives(50)
+                seconds = time.monotonic() - died
+            load.only(*GONE, "late")
+            check(not agent.panicked(), agent.panicked())
+            given = nothing_is_lost(agent, load.given)
+    finally:
+        agent.kill()
+    return Seen(
+        f"what they see of kill -9 ({load.seen()})",
+        f"nothing ({given} checked)",
+        f"with the next start, {seconds:.1f} s later: `Restart=` of the unit",
+    )

@@ -1,0 +1,255 @@
+"""Disks that are full, read-only, or not what was left on them."""
+
+import glob
+import pathlib
+
+import wire
+from agent import AGENT, Agent, Load, Seen, Stream, check, full, mounted, nothing_is_lost, recovers, sh, until
+
+NO_SPACE = "No space left on device"
+ANOTHER = '[[entry]]\nid = "another"\nspiffe_id = "spiffe://faults.test/another"\nmatch = ["unix:uid:5"]\nowner = "faults"\n'
+
+
+def the_disk_of_the_state_is_full(work):
+    """The file system of `state_dir` fills up while calls run."""
+    agent, another = Agent(work), work / "another.toml"
+    another.write_text(ANOTHER)
+    with mounted(agent, 24):
+        agent.start()
+        with Load(agent) as load, Stream(agent) as stream:
+            load.gives(50)
+            with full(agent.state):
+                failed = load.fails(20)
+                check(NO_SPACE in failed.text, f"callers are not told why: {failed}")
+                check(NO_SPACE in (agent.part("audit") or ""), "the agent does not say that it is not ready, and why")
+                # What changes the store is refused in words, and changes nothing.
+                for words in (["entry", "create", "--file", another], ["authority", "rotate"]):
+                    done = agent.tool(*words)
+                    check(done.returncode == 1 and done.stderr.strip(), f"{words[0]} {words[1]}: {done.stderr}")
+                # Ends do not wait for a disk.
+                revoked = agent.tool("credential", "revoke", stream.first[1])
+            seconds = recovers(agent)
+            load.gives(50)
+            check(agent.status()["ready"], agent.status()["parts"])
+            # And so does the store, which was in the middle of something.
+            agent.out("entry", "create", "--file", another)
+            agent.out("authority", "rotate")
+        load.only("UNAVAILABLE")
+        interrupted = agent.audit("audit_interrupted")
+        check(len(interrupted) == 1, f"the audit log does not tell of its interruption: {interrupted}")
+        given = nothing_is_lost(agent, load.given)
+        check("another" in agent.out("entry", "list"), "the new entry is gone after a restart")
+        check(not agent.panicked(), agent.panicked())
+    can_revoke = "done" if revoked.returncode == 0 else f"refused ({revoked.stderr.strip()})"
+    return Seen(
+        f"Unavailable, with the reason; open streams stay ({load.seen()}); a revocation meanwhile: {can_revoke}",
+        f"nothing: all {given} credentials handed out are in ledger and audit log",
+        f"by itself {seconds * 1000:.0f} ms after there was space, the store too",
+    )
+
+
+def audit_full(work, on_failure):
+    records = work.parent / (work.name + "-audit")
+    records.mkdir()
+    agent = Agent(work, f'[audit]\ndir = "{records}"\non_failure = "{on_failure}"\n')
+    sh("mount", "-t", "tmpfs", "-o", f"size=4m,mode=0700,uid={AGENT},gid={AGENT}", "tmpfs", records)
+    try:
+        agent.start()
+        with Load(agent) as load:
+            load.gives(50)
+            with full(records):
+                if on_failure == "refuse":
+                    load.fails(20)
+                else:
+                    until("the alarm", lambda: agent.part("audit"))
+                    load.gives(50)
+                check(NO_SPACE in (agent.part("audit") or ""), "the agent does not say why it is not ready")
+            seconds = until("ready", lambda: agent.status()["ready"])[1]
+            load.gives(20)
+        load.only(*(["UNAVAILABLE"] if on_failure == "refuse" else []))
+        interrupted = agent.audit("audit_interrupted")
+        check(len(interrupted) == 1, f"the audit log does not tell of its interruption: {interrupted}")
+        agent.audit_verifies()
+        recorded = {record["serial"] for record in agent.audit("svid_issued")}
+        missing = [one for one in load.given if one not in recorded]
+        if on_failure == "refuse":
+            nothing_is_lost(agent, load.given)
+        else:
+            check(0 < len(missing) <= interrupted[0]["lost"], f"{len(missing)} missing, {interrupted[0]['lost']} said")
+            check(all(one in agent.ledger() for one in load.given), "a credential is not in the ledger")
+        check(not agent.panicked(), agent.panicked())
+        return load, len(missing), seconds
+    finally:
+        agent.kill()
+        sh("umount", records)
+
+
+def the_disk_of_the_audit_log_is_full_and_it_refuses(work):
+    """The file system of `[audit] dir` fills up, with `on_failure = "refuse"`."""
+    load, _, seconds = audit_full(work, "refuse")
+    return Seen(
+        f"Unavailable, with the reason ({load.seen()})",
+        "nothing",
+        f"by itself, {seconds * 1000:.0f} ms after there was space",
+    )
+
+
+def the_disk_of_the_audit_log_is_full_and_it_alarms(work):
+    """The same, with `on_failure = "alarm"`."""
+    load, missing, seconds = audit_full(work, "alarm")
+    return Seen(
+        f"nothing ({load.seen()}); the agent is not ready and says why",
+        f"{missing} audit records, as configured: their number is in `audit_interrupted`; none of the ledger",
+        f"by itself, {seconds * 1000:.0f} ms after there was space",
+    )
+
+
+def the_disk_of_the_state_becomes_read_only(work):
+    """ext4 gives up after an error and remounts itself read-only while calls run."""
+    agent = Agent(work)
+    with mounted(agent, 24):
+        agent.start()
+        with Load(agent) as load, Stream(agent) as stream:
+            load.gives(50)
+            # What was handed out longer than 100 ms ago is synced.
+            until("the sync", lambda: False, 0.5) if False else load.gives(200)
+            synced = list(load.given[:-150])
+            sh("mount", "-o", "remount,abort", agent.state)
+            failed = load.fails(20)
+            check("ead-only" in failed.text or "Input/output" in failed.text, f"callers are not told why: {failed}")
+            check(stream.is_quiet(), "an open stream ended")
+            check(agent.part("audit"), "the agent does not say that it is not ready")
+            check(not agent.ended(), "the agent ended")
+        load.only("UNAVAILABLE")
+        given = list(load.given)
+        agent.stop()
+        sh("umount", agent.state)
+        words = None
+        sh("mount", "-o", "loop,ro", agent.dir / "image", agent.state)
+        words = agent.refuses_to_start()
+        check("ead-only" in words, f"on a read-only disk it does not say why it does not start: {words}")
+        sh("umount", agent.state)
+        sh("e2fsck", "-p", agent.dir / "image") if False else None
+        sh("mount", "-o", "loop", agent.dir / "image", agent.state)
+        agent.start()
+        known = agent.ledger()
+        lost = [one for one in given if one not in known]
+        check(not [one for one in synced if one not in known], "what was synced is not in the ledger")
+        agent.audit_verifies()
+        recovers(agent)
+        check(not agent.panicked(), agent.panicked())
+    return Seen(
+        f"Unavailable, with the reason; open streams stay ({load.seen()})",
+        f"{len(lost)} of {len(given)} from the ledger: at most what was handed out in the 100 ms before, as with a loss of power",
+        "not by itself: mount it again (the kernel wants the agent stopped for that) and start the agent, which refuses with "
+        "the reason as long as it is read-only",
+    )
+
+
+def the_permissions_of_the_state_change(work):
+    """`state_dir` is given to another user, and later opened to all, under a running agent."""
+    agent = Agent(work)
+    agent.start()
+    with Load(agent) as load:
+        load.gives(20)
+        import os
+
+        os.chown(agent.state, 0, 0)
+        load.gives(50)
+        rotated = agent.tool("authority", "rotate")
+        os.chown(agent.state, AGENT, AGENT)
+        agent.out("authority", "rotate")
+        load.gives(20)
+    load.only()
+    agent.state.chmod(0o755)
+    agent.stop()
+    words = agent.refuses_to_start()
+    check("0755" in words and "chmod" in words, words)
+    agent.state.chmod(0o700)
+    agent.start()
+    given = nothing_is_lost(agent, load.given)
+    refused = rotated.stderr.strip() or "nothing: files that are open stay usable"
+    return Seen(
+        f"nothing ({load.seen()}); what needs a new file meanwhile: {refused}",
+        f"nothing ({given} checked)",
+        "by itself when it is given back; a start on a directory that is open to others is refused and says what to do",
+    )
+
+
+def the_ledger_is_torn(work):
+    """The last record of the ledger is written by half (a crash in the middle of `write`)."""
+    agent = Agent(work)
+    agent.start()
+    with Load(agent) as load:
+        load.gives(50)
+    agent.kill()
+    newest = sorted(glob.glob(f"{agent.state}/ledger/*.log"))[-1]
+    content = pathlib.Path(newest).read_bytes()
+    pathlib.Path(newest).write_bytes(content + content[-40:-10])
+    agent.start()
+    check(agent.says("was not written whole"), "it says nothing of a torn record")
+    given = nothing_is_lost(agent, load.given)
+    return Seen("nothing after the restart", f"nothing ({given} checked): nobody had an answer on half a record", "at the start, and says so")
+
+
+def the_ledger_is_damaged(work):
+    """A byte in the middle of the ledger is another one at the next start."""
+    agent = Agent(work)
+    agent.start()
+    with Load(agent) as load:
+        load.gives(50)
+    agent.kill()
+    newest = pathlib.Path(sorted(glob.glob(f"{agent.state}/ledger/*.log"))[-1])
+    content = newest.read_bytes()
+    at = len(content) // 2
+    newest.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+    words = agent.refuses_to_start()
+    check("is damaged at byte" in words and "move" in words, f"it does not say what to do: {words}")
+    newest.write_bytes(content)
+    agent.start()
+    given = nothing_is_lost(agent, load.given)
+    return Seen(
+        "no agent: it does not start, and says which byte of which file, and what to do",
+        f"nothing, once the file is restored ({given} checked)",
+        "by an operator, on purpose: what was revoked must not stand again because a record of it cannot be read",
+    )
+
+
+def the_audit_log_is_torn(work):
+    """The last record of the audit log is written by half."""
+    agent = Agent(work)
+    agent.start()
+    with Load(agent) as load:
+        load.gives(50)
+    agent.kill()
+    newest = pathlib.Path(sorted(glob.glob(f"{agent.state}/audit/*.jsonl"))[-1])
+    newest.write_bytes(newest.read_bytes() + b'{"version":1,"seq":')
+    agent.start()
+    repaired = agent.audit("audit_repaired")
+    check(len(repaired) == 1 and repaired[0]["cut"] == 19, f"the cut is not on record: {repaired}")
+    given = nothing_is_lost(agent, load.given)
+    return Seen("nothing after the restart", f"nothing ({given} checked)", "at the start: cut off, and `audit_repaired` says so")
+
+
+def the_audit_log_is_damaged(work):
+    """Bytes of the audit log's last records are others at the next start."""
+    agent = Agent(work)
+    agent.start()
+    with Load(agent) as load:
+        load.gives(50)
+    agent.kill()
+    newest = pathlib.Path(sorted(glob.glob(f"{agent.state}/audit/*.jsonl"))[-1])
+    content = newest.read_bytes()
+    newest.write_bytes(content[:-200] + b"#" * 100 + content[-100:])
+    agent.start()
+    check(agent.audit("audit_repaired"), "the damage is not on record")
+    done = agent.tool("audit", "verify")
+    check(done.returncode == 5, f"verify does not see it: {done.stdout}{done.stderr}")
+    known = agent.ledger()
+    check(all(one in known for one in load.given), "a credential is not in the ledger")
+    recovers(agent)
+    return Seen(
+        "nothing after the restart",
+        "the damaged records: `tether audit verify` names them from then on (exit code 5); nothing of the ledger",
+        "at the start: the chain goes on in a new file, and `audit_repaired` says so",
+    )

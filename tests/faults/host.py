@@ -1,0 +1,268 @@
+"""What the agent needs of its host: a bus, descriptors, watches, a log that is read, names that resolve."""
+
+import fcntl
+import json
+import os
+import resource
+import socket
+import subprocess
+import threading
+import time
+
+import wire
+from agent import AGENT, ENTRIES, ROOT, Agent, Caller, Failure, Load, Seen, Stream, check, full, is_served, nothing_is_lost, recovers, sh, until
+
+OF_A_UNIT = """
+[[entry]]
+id = "unit"
+spiffe_id = "spiffe://faults.test/unit"
+match = ["unix:uid:61001", "systemd:fragment_path:/etc/systemd/system/web.service"]
+owner = "faults"
+"""
+
+
+# A host that systemd started, as far as can be seen.
+BOOTED = 'mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system && exec "$@"'
+
+
+class Mute:
+    """Something that accepts connections and never answers."""
+
+    def __init__(self, path):
+        self.listener, self.held = socket.socket(socket.AF_UNIX), []
+        self.listener.bind(str(path))
+        path.chmod(0o666)
+        self.listener.listen(64)
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                self.held.append(self.listener.accept()[0])
+            except OSError:
+                return
+
+    def close(self):
+        # Wakes the thread too.
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for one in self.held:
+            one.close()
+
+
+BUS = """<busconfig><type>session</type><listen>unix:path={path}</listen><auth>EXTERNAL</auth><allow_anonymous/>
+<policy context="default"><allow user="*"/><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy></busconfig>"""
+
+
+def the_message_bus_hangs_and_goes(work):
+    """The D-Bus system bus accepts and never answers; then it is gone; then there is one without systemd."""
+    bus = work.parent / "bus"
+    agent = Agent(work, f'[attest.systemd]\nbus_address = "unix:path={bus}"\n', ENTRIES.replace("61001", "61009") + OF_A_UNIT)
+    mute = Mute(bus)
+    agent.start(prefix=["unshare", "--mount", "sh", "-c", BOOTED, "sh"])
+    times, words = {}, {}
+
+    def asks(what, calls=20):
+        """Callers whose entries need no bus, and those whose do; each of a new process."""
+        with Caller(61002, "measure", agent.socket, 2) as other, Caller(61001, "measure", agent.socket, 2) as needs:
+            served, refused = other.says(), needs.says()
+        check(not served["failed"] and served["served"], f"{what}: callers that need no bus: {served}")
+        check(not refused["served"] and set(refused["failed"]) <= {"UNAVAILABLE", "PERMISSION_DENIED"}, f"{what}: {refused}")
+        times[what], words[what] = served, set(refused["failed"])
+
+    asks("hung")
+    mute.close()
+    bus.unlink()
+    asks("gone")
+    (work.parent / "bus.conf").write_text(BUS.format(path=bus))
+    daemon = subprocess.Popen(["dbus-daemon", "--nofork", f"--config-file={work.parent / 'bus.conf'}"], stderr=subprocess.DEVNULL)
+    try:
+        until("the bus", bus.exists)
+        asks("back, without systemd")
+        with Load(agent) as load:
+            load.gives(100)
+        load.only()
+        # Stopped in the middle: connected, and silent from now on.
+        daemon.send_signal(19)
+        asks("stopped")
+        daemon.send_signal(18)
+    finally:
+        daemon.kill()
+        daemon.wait()
+    check(not agent.panicked(), agent.panicked())
+    slowest = max(times.values(), key=lambda one: one["p99"])
+    return Seen(
+        f"callers whose entries need no systemd are served (p50 {slowest['p50'] * 1000:.0f} ms, p99 {slowest['p99'] * 1000:.0f} ms, each with a new "
+        f"connection); those whose do: {' / '.join(sorted(set().union(*words.values())))}",
+        "nothing",
+        "by itself, with the next question after a rest of at most 15 s",
+    )
+
+
+def no_inotify_instance_is_left(work):
+    """Another program of the agent's user has taken all inotify instances before the agent starts."""
+    agent = Agent(work)
+    with Caller(AGENT, "inotify", 100_000) as thief:
+        held = thief.says()["held"]
+        agent.start()
+        check(is_served(agent), "the entries are not loaded")
+        check(agent.weaker("not watched"), f"it does not say so: {agent.status()['weaker']}")
+        file = agent.entries / "more.toml"
+        file.write_text('[[entry]]\nid = "more"\nspiffe_id = "spiffe://faults.test/more"\nmatch = ["unix:uid:5"]\nowner = "faults"\n')
+        seconds = until("the new entry", lambda: agent.status()["entries"]["count"] == 4)[1]
+    until("the watch", lambda: not agent.weaker("not watched"))
+    file.unlink()
+    watched = until("the change", lambda: agent.status()["entries"]["count"] == 3)[1]
+    check(not agent.panicked(), agent.panicked())
+    return Seen(
+        f"nothing: entries are loaded, a change of them is in force after {seconds:.0f} s (they are read every 10 s)",
+        "nothing; `tether status` and the log say so, and what to raise",
+        f"by itself within 10 s once there is an instance (a change is in force after {watched * 1000:.0f} ms again)",
+    )
+
+
+def no_descriptor_is_left(work):
+    """The limit of open files of the running agent falls below what it has open, and rises again."""
+    agent = Agent(work)
+    agent.start(preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (2000, 2000)))
+    with Load(agent) as load, Stream(agent) as stream:
+        load.gives(50)
+        agent.limit_descriptors(agent.descriptors() - 2)
+        # Nobody is accepted: who connects waits.
+        waiting = wire.Connection(agent.socket)
+        call = waiting.open("FetchX509SVID")
+        try:
+            waiting.next(call, 1.0)
+            raise Failure("a connection was accepted without a descriptor")
+        except wire.Failed as failed:
+            check(failed.kind == "late", f"a caller does not wait: {failed}")
+        check(stream.is_quiet(), "an open stream ended")
+        check(agent.says("no connection can be accepted", "LimitNOFILE"), "it says nothing")
+        agent.limit_descriptors(2000)
+        begin = time.monotonic()
+        check(waiting.next(call), "who waited is not served")
+        seconds = time.monotonic() - begin
+        waiting.close()
+        load.gives(50)
+    load.only("late", "UNAVAILABLE")
+    agent.stop()
+    # So few from the start that the limits must be lowered: refused in words, before there are none.
+    agent.start(preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)))
+    check(agent.weaker("LimitNOFILE"), "it does not say that its limits are lower than configured")
+    with Caller(61001, "idle", agent.socket, 500) as idle:
+        said = idle.says()
+        check(said["refused"] and "limit" in said["refused"], f"not refused in words: {said}")
+        with Caller(61002, "measure", agent.socket, 0.5) as other:
+            served = other.says()
+            check(served["served"] and not served["failed"], f"another user: {served}")
+        agent.status()
+    check(not agent.panicked(), agent.panicked())
+    given = nothing_is_lost(agent, load.given)
+    return Seen(
+        f"who connects waits, and is served {seconds * 1000:.0f} ms after there are descriptors; open connections and streams go on. "
+        f"With 128 from the start: connection {said['held'] + 1} of one user is refused with the reason, others are served",
+        f"nothing ({given} checked)",
+        "by itself",
+    )
+
+
+def nobody_reads_the_log(work):
+    """The reader of standard error stops reading, and later is gone, with the log at its loudest."""
+    agent = Agent(work, '[log]\nlevel = "trace"\n')
+    out, into = os.pipe()
+    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 4096)
+    agent.start(stderr=into, wait=False)
+    os.close(into)
+    # Somebody reads until it is ready.
+    reading = threading.Event()
+
+    def read():
+        while not reading.is_set():
+            os.read(out, 65536)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    until("the start", lambda: agent.ready.is_set() or agent.ended())
+    with Load(agent) as load:
+        load.gives(50)
+        reading.set()
+        thread.join()
+        try:
+            stuck = load.gives(300)
+        except Failure:
+            raise Failure("a log that nobody reads stops the agent")
+        os.close(out)
+        load.gives(300)
+    load.only()
+    check(not agent.ended(), "it ended")
+    given = nothing_is_lost_quietly(agent, load.given)
+    return Seen(f"nothing ({load.seen()})", f"lines of the log, none of the audit log ({given} checked)", "by itself")
+
+
+def nothing_is_lost_quietly(agent, given):
+    agent.stop()
+    agent.start()
+    return nothing_is_lost(agent, given)
+
+
+def run_is_full(work):
+    """The file system of the sockets is full, before and after a start."""
+    agent = Agent(work)
+    sh("mount", "-t", "tmpfs", "-o", f"size=64k,mode=0755,uid={AGENT},gid={AGENT}", "tmpfs", agent.run)
+    try:
+        agent.start()
+        with Load(agent) as load, full(agent.run):
+            load.gives(100)
+        load.only()
+        agent.stop()
+        # Not a file more, either.
+        sh("mount", "-o", "remount,nr_inodes=1", agent.run) if False else None
+        for number in range(1000):
+            try:
+                (agent.run / f"file-{number}").touch()
+            except OSError:
+                break
+        with full(agent.run):
+            agent.start()
+            served = recovers(agent)
+        given = nothing_is_lost(agent, load.given)
+    finally:
+        agent.kill()
+        sh("umount", agent.run)
+    return Seen(f"nothing ({load.seen()}): a socket takes no space", f"nothing ({given} checked)", "–")
+
+
+def names_do_not_resolve(work):
+    """There is no DNS, and issuers of subject tokens are known by URL alone."""
+    issuer = 'audience = "tether"\njwks_url = "https://login.invalid/keys"\nalgorithms = ["ES256"]\n'
+    agent = Agent(work, f'[sessions.issuers."https://login.invalid"]\n{issuer}')
+    (agent.dir / "policies/all.cedar").write_text('@id("all") permit (principal, action, resource);')
+    agent.start()
+    token = work.parent / "token"
+    token.write_text(TOKEN)
+    with Load(agent) as load:
+        load.gives(100)
+        begin = time.monotonic()
+        words = ["session", "start", "--purpose", "t", "--target", "https://tool.example.com/", "--subject-token", token, "--pid", os.getpid()]
+        done = agent.tool(*words)
+        took = time.monotonic() - begin
+        check(done.returncode != 0, f"a session of a user nobody can check: {done.stdout}")
+        check("login.invalid" in done.stderr, f"it does not say who cannot be asked: {done.stderr}")
+        check(took < 20, f"the answer takes {took:.0f} s")
+        load.gives(100)
+    load.only()
+    check(not agent.panicked(), agent.panicked())
+    why = done.stderr.strip().splitlines()[0].removeprefix("error: ")
+    return Seen(
+        f"SVIDs are issued ({load.seen()}); a session for a user of that issuer is refused after {took:.1f} s: {why}",
+        "nothing",
+        "by itself, with the next attempt",
+    )
+
+
+# {"alg":"ES256","kid":"a"} {"iss":"https://login.invalid","aud":"tether","sub":"u","iat":1,"exp":9999999999}, and no signature
+TOKEN = (
+    "eyJhbGciOiJFUzI1NiIsImtpZCI6ImEifQ."
+    "eyJpc3MiOiJodHRwczovL2xvZ2luLmludmFsaWQiLCJhdWQiOiJ0ZXRoZXIiLCJzdWIiOiJ1IiwiaWF0IjoxLCJleHAiOjk5OTk5OTk5OTl9."
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+)
