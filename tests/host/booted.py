@@ -62,7 +62,7 @@ class Kind:
     suite: str | None  # of Debian; None: this machine's own files
     cgroups: int  # the version of the hierarchy that systemd finds inside
     words: tuple = ()  # for systemd-nspawn
-    environment: tuple = ()
+    boot: tuple = ()  # for systemd itself
 
 
 KINDS = {
@@ -70,7 +70,8 @@ KINDS = {
     "bookworm-v1": Kind("bookworm", 1),
     "trixie": Kind("trixie", 2),
 }
-THIS_MACHINE = Kind(None, 2)
+# Not what this machine starts as a rule.
+THIS_MACHINE = Kind(None, 2, boot=("systemd.unit=basic.target",))
 
 
 def mirror():
@@ -153,10 +154,10 @@ class Host:
         self.share, self.leader = share, "0"
         name = f"tether-test-{os.getpid()}"
         self.cgroup = Cgroup(name)
-        environment = os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(kind.cgroups - 1)} | dict(kind.environment)
+        environment = os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(kind.cgroups - 1)}
         command = ["systemd-nspawn", "-q", "-D", root, "-M", name, "--register=no", "--keep-unit"]
         command += ["--console=pipe", "--private-network", "--hostname=host", f"--system-call-filter={SYSTEM_CALLS}", f"--bind={share}:/share"]
-        command += [*kind.words, "-b"]
+        command += [*kind.words, "-b", *kind.boot]
         with open(share / "console", "w") as console:
             self.nspawn = subprocess.Popen(
                 [str(word) for word in command],
@@ -249,6 +250,13 @@ class Host:
         lines = self.tether("audit", "query", "--event", event, "--output", "json").splitlines()
         return [json.loads(line) for line in lines]
 
+    def add_user(self, name, *options):
+        """Somebody whose user manager is there from now on: on cgroups of version 1, one that goes takes its time."""
+        self.out("useradd", "-m", "-s", "/bin/bash", *options, name)
+        # What `loginctl enable-linger` writes, which fails in a container with systemd 257.
+        uid = self.out("id", "-u", name).strip()
+        self.shell(f"mkdir -p /var/lib/systemd/linger; touch /var/lib/systemd/linger/{name}; systemctl start user@{uid}.service")
+
     # --- files and units ---
 
     def write(self, path, text):
@@ -302,7 +310,11 @@ class Host:
         """An entry in a file of its own, in force when this returns."""
         text = "\n".join(["[[entry]]", f'id = "{name}"', 'owner = "host"', *lines]) + "\n"
         self.write(f"/etc/tether/entries.d/{name}.toml", text)
-        until(f"the entry {name}", lambda: self.run("tether", "entry", "show", name).returncode == 0)
+        try:
+            until(f"the entry {name}", lambda: self.run("tether", "entry", "show", name).returncode == 0)
+        except Failure as failure:
+            said = self.run("tether", "agent", "reload")
+            raise Failure(f"{failure}: {said.stdout}{said.stderr}") from None
 
 
 @contextlib.contextmanager
@@ -320,7 +332,8 @@ def booted(kind, packages):
             root = stack.enter_context(this_machine())
         host = Host(kind, root, share)
         stack.callback(host.off)
-        host.shell(f"id {USER} 2>/dev/null || useradd -m -u {UID} -s /bin/bash {USER}")
-        host.write("/etc/hosts", "127.0.0.1 localhost host\n")
-        host.write(f"/etc/sudoers.d/{USER}", f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
+        if kind.suite:
+            host.add_user(USER, "-u", str(UID))
+            host.write("/etc/hosts", "127.0.0.1 localhost host\n")
+            host.write(f"/etc/sudoers.d/{USER}", f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
         yield host

@@ -100,8 +100,8 @@ def operators_are_a_group(host):
     done = host.login("tether", "entry", "list")
     check(done.returncode == DENIED, f"{USER}, who is in no group, got {done.returncode}: {done.stdout}{done.stderr}")
     check("[admin]" in done.stderr, f"it does not say which group it takes: {done.stderr}")
-    host.shell("useradd -m -G tether-admin operator")
-    host.as_user("tether", "entry", "list", user="operator")
+    host.add_user("anna", "-G", "tether-admin")
+    host.as_user("tether", "entry", "list", user="anna")
 
 
 def a_service_with_a_dynamic_user_fetches(host):
@@ -136,7 +136,6 @@ def instances_of_a_template_are_told_apart(host):
 
 
 def units_of_a_user_are_told_apart(host):
-    host.out("loginctl", "enable-linger", USER)
     match = f'match = ["systemd:user_unit:task.service", "unix:uid:{UID}"]'
     host.entry("user-unit", f'spiffe_id = "{ID}/task"', match)
     inside = ["systemd-run", "--user", "-q", "--wait", "--pipe", "--collect"]
@@ -147,12 +146,11 @@ def units_of_a_user_are_told_apart(host):
     # It goes on when the user has logged out, which is what lingering is for.
     host.as_user(*inside[:3], "--collect", "--unit=task", "sh", "-c", "tether fetch x509 --watch --output json > ~/watched")
     until("its SVID", lambda: host.run("test", "-s", f"/home/{USER}/watched").returncode == 0)
-    host.as_user("systemctl", "--user", "stop", "task")
+    host.as_user("systemctl", "--user", "stop", "--no-block", "task")
 
 
 def a_service_of_another_user_with_the_same_name_is_not_it(host):
-    host.shell("id other 2>/dev/null || useradd -m other")
-    host.out("loginctl", "enable-linger", "other")
+    host.add_user("other")
     inside = ["systemd-run", "--user", "-q", "--wait", "--pipe", "--collect", "--unit=task", *FETCH]
     done = host.login(*inside, user="other")
     check(done.returncode == NO_IDENTITY, f"it ended with {done.returncode}: {done.stdout}")
