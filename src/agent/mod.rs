@@ -50,6 +50,7 @@ use crate::telemetry::LogLevel;
 use crate::trust::{CrlError, Trust, TrustError};
 use crate::verify::Verifier;
 
+pub use self::notify::failed;
 pub use self::reload::{Reload, Reloaded};
 pub use self::state::AgentState;
 

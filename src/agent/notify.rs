@@ -46,6 +46,14 @@ pub(super) fn reloading() {
     }
 }
 
+/// There is no agent, for this reason. `systemctl status` has no log of the start before while it waits for the next one;
+/// this it has.
+pub fn failed(why: &str) {
+    // A status is one line.
+    let line: Vec<_> = why.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    tell(&[NotifyState::Status(&line.join("; "))]);
+}
+
 /// The drain begins.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);

@@ -29,7 +29,7 @@ const AFTER_THE_DRAIN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(command: AgentCommand, context: &mut Context) -> Result<(), Failure> {
     match command {
-        AgentCommand::Run(args) => run_agent(args, context),
+        AgentCommand::Run(args) => run_agent(args, context).inspect_err(|failure| agent::failed(&failure.message)),
         AgentCommand::Check(args) => check(args, context),
         AgentCommand::Reload => context.wait(async |context| reload(context).await),
         AgentCommand::Healthcheck => context.wait(async |context| healthcheck(context).await),
