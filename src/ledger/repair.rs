@@ -91,6 +91,7 @@ impl Heading {
 }
 
 /// Marks the ledger in `dir` as that of a backup, for the next start: what was revoked since is not in it.
+#[cfg_attr(not(test), allow(dead_code, reason = "for a restore from a backup, whose command is still missing"))]
 pub(super) fn mark_restored(dir: &Path, node: &str) -> Result<(), DurableError> {
     let head = Head { restored: true, ..Head::new(node, Vec::new()) };
     durable::replace(&path(dir), &head.to_bytes(), 0o600)
