@@ -27,7 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .compile_fds_with_config(descriptors, config)?;
 
     println!("cargo:rerun-if-changed=proto");
-    println!("cargo:rustc-env=TETHER_COMMIT={}", commit().unwrap_or_default());
+    println!("cargo:rustc-env=TETHER_COMMIT={}", git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_default());
+    println!("cargo:rustc-env=TETHER_DATE={}", git(&["log", "-1", "--format=%cs"]).unwrap_or_default());
     if Path::new(HEAD).exists() {
         // A file that is not there counts as changed at every build.
         println!("cargo:rerun-if-changed={HEAD}");
@@ -35,8 +36,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The commit this is built from, for `--version`; none in a source archive.
-fn commit() -> Option<String> {
-    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
+/// What git says of what this is built from: the commit for `--version`, its date for the manual; nothing in a source archive.
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

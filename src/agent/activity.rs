@@ -237,6 +237,9 @@ fn authorities(state: &AgentState) -> BTreeMap<String, (i64, i64)> {
             *end = (slot.not_before, slot.not_after);
         }
     }
+    if let Some(disk) = trust.signers().disk() {
+        ends.insert("x509-disk".to_owned(), (disk.not_before, disk.not_after));
+    }
     let seconds = |(kind, (from, to)): (String, (OffsetDateTime, OffsetDateTime))| {
         (kind, (from.unix_timestamp(), to.unix_timestamp()))
     };

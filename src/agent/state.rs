@@ -297,7 +297,17 @@ impl AgentState {
                 "age_seconds": (now - slot.not_before).whole_seconds(),
             })
         });
-        slots.collect()
+        let disk = trust.signers().disk().map(|disk| {
+            json!({
+                "id": disk.id,
+                "kind": "x509-disk",
+                "state": "active",
+                "not_before": rfc3339(disk.not_before),
+                "not_after": rfc3339(disk.not_after),
+                "age_seconds": (now - disk.not_before).whole_seconds(),
+            })
+        });
+        disk.into_iter().chain(slots).collect()
     }
 }
 

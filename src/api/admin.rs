@@ -147,7 +147,15 @@ impl Admin {
 
     fn authorities(&self) -> wire::ShowAuthoritiesResponse {
         let trust = self.parts.trust.current();
-        let authorities = trust.signers().slots().iter().map(authority_view).collect();
+        let disk = trust.signers().disk().map(|disk| wire::AuthorityView {
+            id: disk.id.clone(),
+            kind: "x509-disk".to_owned(),
+            state: "active".to_owned(),
+            not_before: rfc3339(disk.not_before),
+            not_after: rfc3339(disk.not_after),
+            activates_at: String::new(),
+        });
+        let authorities = disk.into_iter().chain(trust.signers().slots().iter().map(authority_view)).collect();
         wire::ShowAuthoritiesResponse { authorities, sequence: trust.own().sequence().unwrap_or_default() }
     }
 }

@@ -9,7 +9,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::AuthorityError;
-use super::signers::BACKDATE;
+use super::signers::{BACKDATE, DiskCertificate};
 use crate::base::durable::{self, DurableError};
 use crate::base::entropy::{Entropy, hex};
 use crate::base::secret::Secret;
@@ -182,6 +182,12 @@ impl DiskAuthority {
     /// Changes when the certificate does.
     pub(super) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// What others are to know of it.
+    pub(super) fn certificate(&self) -> DiskCertificate {
+        let (not_before, not_after) = (self.certificate.not_before(), self.certificate.not_after());
+        DiskCertificate { id: self.id.clone(), not_before, not_after }
     }
 
     pub(super) fn issuer(&self, domain: &TrustDomain) -> Result<Issuer, AuthorityError> {

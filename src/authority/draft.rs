@@ -288,6 +288,7 @@ impl Draft {
             wit_keys: WitAuthorities::new(maker.config.domain.clone(), wit_keys),
             standing: slots.iter().map(|slot| slot.id.as_str().into()).collect(),
             slots,
+            disk: self.disk.as_ref().map(|disk| disk.certificate()),
             entropy: maker.entropy.clone(),
         })
     }

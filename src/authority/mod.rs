@@ -33,7 +33,7 @@ pub use self::crl::{CrlAuthority, SignedCrl};
 use self::disk::{DiskAuthority, DiskError};
 use self::draft::{Draft, Maker};
 use self::keys::{KeyStore, KeyStoreError};
-pub use self::signers::{Capabilities, SignedJwt, SignedWit, SignedX509, Signers, X509Svid};
+pub use self::signers::{Capabilities, DiskCertificate, SignedJwt, SignedWit, SignedX509, Signers, X509Svid};
 use self::slot::{Kind, Slot};
 use crate::audit::{Audit, Event};
 use crate::base::clock::Clock;

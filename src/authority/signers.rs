@@ -89,6 +89,17 @@ pub struct Capabilities {
     pub claims: bool,
 }
 
+/// The certificate of an authority of kind `disk`: kept, and replaced in time, by somebody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskCertificate {
+    /// Changes when the certificate does.
+    pub id: String,
+    /// From when it is valid.
+    pub not_before: OffsetDateTime,
+    /// Until when. Nothing below it is valid longer.
+    pub not_after: OffsetDateTime,
+}
+
 /// The authorities of one moment. Readers hold it in an `Arc` and never lock.
 #[derive(Debug)]
 pub struct Signers {
@@ -104,6 +115,7 @@ pub struct Signers {
     pub(super) wit_keys: WitAuthorities,
     pub(super) standing: BTreeSet<Arc<str>>,
     pub(super) slots: Vec<Slot>,
+    pub(super) disk: Option<DiskCertificate>,
     pub(super) entropy: Entropy,
 }
 
@@ -224,6 +236,11 @@ impl Signers {
     /// Every authority that is in use and where it stands: by kind, the oldest first.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// The certificate that all of these stand below, when it comes from a file.
+    pub fn disk(&self) -> Option<&DiskCertificate> {
+        self.disk.as_ref()
     }
 }
 

@@ -11,11 +11,16 @@ use crate::attest::container::{Kind as Engine, examine_socket};
 use crate::client::Endpoint;
 use crate::config;
 use crate::peer::Limits;
+use crate::proto::admin::StatusRequest;
+use crate::proto::admin::agent_client::AgentClient;
 use crate::sys::{Kernel, harden};
 
-use super::failure::Failure;
+use super::failure::{Failure, chain};
 use super::output::Tone;
 use super::{Context, Host, sockets};
+
+/// How long the agent may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How one thing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -46,7 +51,11 @@ struct Document {
 }
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
-    let findings = findings(&context.host);
+    let mut findings = findings(&context.host);
+    context.wait(async |context| {
+        findings.extend(agent_sockets(&context.host).await);
+        Ok(())
+    })?;
     if context.output.is_json() {
         return context.json(&Document { findings });
     }
@@ -70,7 +79,6 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
 fn findings(host: &Host) -> Vec<Finding> {
     let mut findings = kernel(&Kernel::probe());
     findings.extend([yama(), cgroups(), ptrace(host), descriptors(), systemd(), bus(host), clock(host)]);
-    findings.extend(agent_sockets(host));
     findings.extend(engines(host));
     findings
 }
@@ -238,27 +246,55 @@ fn engine(engine: Engine, socket: Option<Option<PathBuf>>, lost: &'static str) -
     }
 }
 
-fn agent_sockets(host: &Host) -> [Finding; 2] {
-    let workload = sockets::workload(host, None);
-    let admin = sockets::admin(host, None);
+/// The sockets of the agent. Each is asked something, which costs it nothing: a connection that says nothing is one more
+/// that the agent must count among those it has cut.
+async fn agent_sockets(host: &Host) -> [Finding; 2] {
+    let (workload, admin) = (sockets::workload(host, None), sockets::admin(host, None));
+    let of_workload = async |endpoint: &Endpoint| {
+        let mut client = HealthClient::new(with_header(channel(endpoint)));
+        answered(client.check(HealthCheckRequest::default())).await
+    };
+    // Who may not ask is told so, which is an answer.
+    let of_admin = async |endpoint: &Endpoint| {
+        let mut client = AgentClient::new(channel(endpoint));
+        answered(client.status(StatusRequest {})).await
+    };
+    let lost = ["no workload can fetch anything", "status, explain and entries cannot be asked for"];
     [
-        socket("workload socket", workload, 0o666, "no workload can fetch anything"),
-        socket("admin socket", admin, 0, "status, explain and entries cannot be asked for"),
+        socket("workload socket", workload, of_workload, 0o666, lost[0]).await,
+        socket("admin socket", admin, of_admin, 0, lost[1]).await,
     ]
 }
 
+/// Whether the agent answers at all, and why not.
+async fn answered<T>(call: impl Future<Output = Result<T, Status>>) -> Result<(), String> {
+    match timeout(PATIENCE, call).await {
+        Ok(Err(status)) => std::error::Error::source(&status).map_or(Ok(()), |unreachable| Err(chain(unreachable))),
+        Ok(Ok(_)) => Ok(()),
+        Err(_) => Err(format!("no answer within {} seconds", PATIENCE.as_secs())),
+    }
+}
+
 /// Whether the socket answers, and whether everyone it is meant for may open it (`mode` bits for all).
-fn socket(what: &'static str, endpoint: Result<Endpoint, Failure>, mode: u32, lost: &'static str) -> Finding {
-    let path: PathBuf = match &endpoint {
-        Err(failure) => return finding(what, Health::Missing, failure.message.clone(), lost),
-        Ok(Endpoint::Tcp(address)) => return finding(what, Health::Weak, format!("{address}: not tried"), lost),
-        Ok(Endpoint::Unix(path)) => path.clone(),
+async fn socket(
+    what: &'static str,
+    endpoint: Result<Endpoint, Failure>,
+    ask: impl AsyncFn(&Endpoint) -> Result<(), String>,
+    mode: u32,
+    lost: &'static str,
+) -> Finding {
+    let endpoint = match endpoint {
+        Err(failure) => return finding(what, Health::Missing, failure.message, lost),
+        Ok(endpoint) => endpoint,
+    };
+    let Endpoint::Unix(path) = &endpoint else {
+        return finding(what, Health::Weak, format!("{endpoint}: not tried"), lost);
     };
     let shown = path.display();
-    if let Err(error) = UnixStream::connect(&path) {
-        return finding(what, Health::Missing, format!("{shown}: {error}"), lost);
+    if let Err(why) = ask(&endpoint).await {
+        return finding(what, Health::Missing, format!("{shown}: {why}"), lost);
     }
-    match fs::metadata(&path) {
+    match fs::metadata(path) {
         Ok(meta) if meta.permissions().mode() & mode == mode => finding(what, Health::Ok, shown.to_string(), lost),
         Ok(meta) => {
             let found = format!("{shown} has mode {:04o}, owner {}", meta.mode() & 0o7777, meta.uid());

@@ -98,7 +98,7 @@ pub(super) fn run(args: InitArgs, context: &mut Context) -> Result<(), Failure> 
     let is_given = !matches!(entry, FirstEntry::None(Outcome::LeftOut, _));
     steps.take(entry.put()?)?;
     let started = start(&args, &steps.context.host)?;
-    let ready = started.outcome == Outcome::Made;
+    let ready = started.outcome != Outcome::LeftOut;
     if ready {
         let endpoint = Endpoint::Unix(steps.context.host.path(&config.listen.workload));
         steps.context.wait(async |_| until_ready(&endpoint).await)?;
@@ -281,6 +281,11 @@ fn start(args: &InitArgs, host: &Host) -> Result<Step, Failure> {
             format!("not started: {units} are not there, install the package; or start it with `tether agent run`");
         return Ok(step(Outcome::LeftOut, what));
     };
+    // Each by itself: of several it is enough for systemctl that it holds for one.
+    let holds = |what: &str| UNITS.iter().all(|unit| systemctl.run(&[what, "--quiet", unit], &[]).is_ok());
+    if holds("is-enabled") && holds("is-active") {
+        return Ok(step(Outcome::Kept, "runs, is ready, and starts with the host".to_owned()));
+    }
     let mut command = vec!["enable", "--now"];
     command.extend(UNITS);
     systemctl.run(&command, &[]).map_err(|Unusable(why)| {

@@ -51,6 +51,16 @@ fn write_pages(command: Command, name: &str, dir: &Path) -> Result<(), Failure> 
 
 fn page(command: Command, name: &str) -> Result<String, Failure> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).title(name.to_uppercase()).render(&mut page)?;
-    Ok(String::from_utf8_lossy(&page).into_owned())
+    clap_mangen::Man::new(command).render(&mut page)?;
+    let page = String::from_utf8_lossy(&page);
+    // It has no room for an empty date, and breaks lines around empty ones, which formatters complain of.
+    let body: Vec<_> = page.lines().filter(|line| !line.starts_with(".TH ")).collect();
+    let body = body.join("\n").replace("\n.br\n\n.br\n", "\n.sp\n");
+    Ok(format!("{}{body}\n", title(name, 1)))
+}
+
+/// The line that every page begins with. The date is that of what it was built from.
+fn title(name: &str, section: u8) -> String {
+    let (name, date, version) = (name.to_uppercase(), env!("TETHER_DATE"), env!("CARGO_PKG_VERSION"));
+    format!(".TH \"{name}\" {section} \"{date}\" \"tether {version}\" \"tether\"\n")
 }

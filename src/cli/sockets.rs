@@ -58,13 +58,36 @@ fn find(host: &Host, variable: &str, socket: fn(&Config) -> &PathBuf) -> Result<
         }
     }
     let tried: Vec<_> = [system].iter().chain(&dev_dirs).map(|path| format!("`{}`", path.display())).collect();
+    let advice = match installed(host) {
+        Installed::Not => "start one with `tether agent run --dev`",
+        Installed::Bare => "set this host up with `sudo tether init`",
+        Installed::SetUp => "start it with `sudo systemctl start tether-agent.socket tether-agent.service`",
+    };
     Err(Failure::new(
         Exit::Unreachable,
-        format!(
-            "no agent found (looked at {}); start one with `tether agent run --dev`, or set {variable}",
-            tried.join(", ")
-        ),
+        format!("no agent found (looked at {}); {advice}, or set {variable}", tried.join(", ")),
     ))
+}
+
+/// How far an agent is installed on this host.
+enum Installed {
+    Not,
+    /// The package is there, and no trust domain.
+    Bare,
+    SetUp,
+}
+
+fn installed(host: &Host) -> Installed {
+    let file = host.path(Path::new(config::SYSTEM_FILE));
+    let unit = host.path(Path::new("/usr/lib/systemd/system/tether-agent.service"));
+    if !unit.exists() {
+        return Installed::Not;
+    }
+    // Only root may read all of it on some hosts: what cannot be read was set up by somebody.
+    let source = config::Source { file: Some(file), ..config::Source::default() };
+    let unset = config::Place::Setting("trust_domain".to_owned());
+    let lacks_domain = |mistakes: config::Mistakes| mistakes.0.iter().any(|mistake| mistake.place == unset);
+    if source.load().err().is_some_and(lacks_domain) { Installed::Bare } else { Installed::SetUp }
 }
 
 /// Whether nobody but `uid` can have put anything there. In `/tmp` somebody else may have made the directory.

@@ -3,6 +3,7 @@ mod approval;
 mod credential;
 mod fetch_wit;
 mod init;
+mod manual;
 mod reference;
 mod session;
 

@@ -5,6 +5,7 @@
 mod harness;
 
 mod activation;
+mod activity;
 mod another;
 mod approvals;
 mod audit;

@@ -419,6 +419,10 @@ async fn two_nodes_with_one_root_on_disk_trust_each_others_workloads() {
     }
     let status = one.agent().await.status(StatusRequest {}).await.unwrap().into_inner().json;
     assert!(status.contains("x509-signing"), "{status}");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let of_file = status["authorities"].as_array().unwrap().iter().find(|slot| slot["kind"] == "x509-disk").unwrap();
+    let ends = X509Authorities::from_pem(domain, certificate.as_bytes()).unwrap().certificates()[0].not_after();
+    assert_eq!(of_file["not_after"], ends.format(&time::format_description::well_known::Rfc3339).unwrap());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 
+use super::title;
 use crate::config;
 use crate::registry::{FIELDS, SELECTORS};
 
@@ -10,10 +11,8 @@ pub(super) fn pages() -> [(&'static str, String); 2] {
     [("tether.toml.5", configuration()), ("tether-entries.5", entries())]
 }
 
-fn page(title: &str, name: &str, about: &str) -> Roff {
+fn page(name: &str, about: &str) -> Roff {
     let mut page = Roff::new();
-    let version = concat!("tether ", env!("CARGO_PKG_VERSION"));
-    page.control("TH", [title, "5", "", version, "tether"]);
     page.control("SH", ["NAME"]).text([roman(format!("{name} - {about}"))]);
     page
 }
@@ -60,7 +59,7 @@ fn see_also(page: &mut Roff, pages: &[(&str, &str)]) {
 }
 
 fn configuration() -> String {
-    let mut page = page("TETHER.TOML", "tether.toml", "configuration of the tether agent");
+    let mut page = page("tether.toml", "configuration of the tether agent");
     page.control("SH", ["SYNOPSIS"]);
     page.text([roman(config::SYSTEM_FILE)]);
     page.control("br", []);
@@ -76,7 +75,7 @@ fn configuration() -> String {
         }
     }
     see_also(&mut page, &[("tether", "1"), ("tether-init", "1"), ("tether-agent-check", "1"), ("tether-entries", "5")]);
-    page.render()
+    title("tether.toml", 5) + &page.render()
 }
 
 const EXAMPLE: &str = r#"[[entry]]
@@ -88,7 +87,7 @@ audiences = ["https://api.example.com"]
 "#;
 
 fn entries() -> String {
-    let mut page = page("TETHER-ENTRIES", "tether-entries", "registration entries of the tether agent");
+    let mut page = page("tether-entries", "registration entries of the tether agent");
     page.control("SH", ["SYNOPSIS"]);
     page.text([roman("/etc/tether/entries.d/*.toml")]);
     page.control("SH", ["DESCRIPTION"]);
@@ -130,7 +129,7 @@ fn entries() -> String {
             ("tether.toml", "5"),
         ],
     );
-    page.render()
+    title("tether-entries", 5) + &page.render()
 }
 
 fn capital(text: &str) -> String {

@@ -292,15 +292,22 @@ fn booted(systemctl: &str) -> Root {
 fn the_agent_is_enabled_and_started_and_waited_for() {
     let (_health, service) = tonic_health::server::health_reporter();
     let served = Served::routes(tonic::service::Routes::new(service));
-    let root = booted("");
+    // Enabled and active once it was told so.
+    let root = booted("state=\"$0.enabled\"; case $1 in enable) touch \"$state\" ;; *) test -e \"$state\" ;; esac");
     let socket = root.path("/run/tether/workload/workload.sock");
     std::fs::create_dir_all(socket.parent().expect("a parent")).expect("created");
     std::os::unix::fs::symlink(served.path(), &socket).expect("linked");
     let done = root.init("--trust-domain example.org --output json");
     assert_eq!(done.exit, Exit::Ok, "{}", done.chatter);
     assert_eq!((&done.json()["ready"], &done.json()["next"]), (&json!(true), &json!(["tether fetch x509"])));
+    let told = |root: &Root| root.calls().iter().filter(|call| call.starts_with("systemctl enable --now ")).count();
     let calls = root.calls();
-    assert!(calls[0].starts_with("systemctl enable --now tether-agent.socket tether-agent.service PATH="), "{calls:?}");
+    let enable = "systemctl enable --now tether-agent.socket tether-agent.service PATH=";
+    assert!(calls.iter().any(|call| call.starts_with(enable)), "{calls:?}");
+    let again = root.init("--output json");
+    assert_eq!((again.exit, &again.json()["ready"]), (Exit::Ok, &json!(true)), "{}", again.chatter);
+    assert!(outcomes(&again).contains(&("agent".to_owned(), "kept".to_owned())), "{}", again.data);
+    assert_eq!(told(&root), 1);
 
     let root = booted("");
     assert!(root.init("--trust-domain example.org --no-start").data.contains("systemctl enable --now"));
@@ -315,4 +322,16 @@ fn an_agent_that_does_not_start_is_a_failure_that_says_where_to_look() {
     for expected in ["Job for tether-agent.service failed", "journalctl -u tether-agent", "run `tether init` again"] {
         assert!(done.chatter.contains(expected), "{}", done.chatter);
     }
+}
+
+#[test]
+fn where_there_is_no_agent_yet_the_next_command_is_named() {
+    let root = Root::new();
+    let advice = || tether_on(Host { uid: 1000, ..root.host(&[], "") }, "fetch x509").chatter;
+    assert!(advice().contains("tether agent run --dev"), "{}", advice());
+    root.write("/usr/lib/systemd/system/tether-agent.service", "");
+    root.write("/etc/tether/tether.toml", "#trust_domain = \"example.org\"\n");
+    assert!(advice().contains("sudo tether init"), "{}", advice());
+    root.write("/etc/tether/tether.toml.d/10-init.toml", "trust_domain = \"example.org\"\n");
+    assert!(advice().contains("sudo systemctl start tether-agent.socket"), "{}", advice());
 }

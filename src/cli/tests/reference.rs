@@ -23,6 +23,11 @@ fn expect_page(name: &str, made_from: &str, text: &str) {
     panic!("docs/reference/{name} is not what {made_from} says: run this test with TETHER_WRITE_DOCS=1 to write it");
 }
 
+/// The command line's descriptions have lost their full stop.
+fn sentence(text: &str) -> String {
+    if text.is_empty() || text.ends_with(['.', ']']) { text.to_owned() } else { format!("{text}.") }
+}
+
 /// Text for a cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
@@ -46,13 +51,14 @@ fn the_reference_of_commands_is_what_the_command_line_says() {
 fn below(command: &Command, name: &str, text: &mut String) {
     for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
         let name = format!("{name} {}", command.get_name());
-        let about = command.get_long_about().or(command.get_about()).expect("every command is described").to_string();
+        let about = command.get_long_about().or(command.get_about()).expect("every command is described");
+        let about = sentence(&about.to_string());
         if command.has_subcommands() {
             let _ = write!(text, "\n## {name}\n\n{about}\n");
             below(command, &name, text);
             continue;
         }
-        let level = "#".repeat(1 + name.split(' ').count().min(3) - usize::from(name.split(' ').count() == 2));
+        let level = "#".repeat(name.split(' ').count());
         let _ = write!(text, "\n{level} {name}\n\n{about}\n\n```\n{}\n```\n", usage(command, &name));
         arguments(command, text);
     }
@@ -87,6 +93,7 @@ fn arguments(command: &Command, text: &mut String) {
             (None, _) => value,
         };
         let mut help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
+        help = sentence(&help);
         let possible: Vec<_> =
             arg.get_possible_values().iter().map(|value| format!("`{}`", value.get_name())).collect();
         if takes_value && !possible.is_empty() {
