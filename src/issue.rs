@@ -26,6 +26,7 @@ use crate::audit::{Audit, AuditError, Caller, Event};
 use crate::authority::{AuthorityError, SignedJwt, X509Svid};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
+use crate::base::text::chain;
 use crate::bond::{BondError, Bonds, Tie};
 use crate::bundle::Bundle;
 use crate::held::{Held, HeldError};
@@ -49,6 +50,9 @@ pub use self::validate::{Invalid, LooksAtSessions};
 
 /// How far two hosts' clocks may differ when a token is validated.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(10);
+
+/// How long callers wait for a rotation that is overdue.
+const ROTATED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Binding level: whoever has it can use it.
 const BEARER: u8 = 0;
@@ -110,7 +114,7 @@ pub enum Refusal {
     #[error(transparent)]
     Bond(#[from] BondError),
     /// It could not be written down, so it is not released.
-    #[error("the ledger cannot be written: {0}")]
+    #[error("the ledger cannot be written: {}", chain(.0))]
     Ledger(#[from] LedgerError),
     /// It could not be recorded, so it is not released.
     #[error("the audit log cannot be written: {}", .0.with_causes())]
@@ -424,6 +428,7 @@ impl Issuer {
     /// Proves, attests and matches a caller. Every call comes through here.
     pub(crate) async fn entitled(&self, peer: &PeerConn) -> Result<Entitled, Refusal> {
         peer.proven().await.map_err(Refusal::Connection)?;
+        self.authorities_of_now().await;
         let index = self.registry.borrow().clone();
         let mut attested = self.attest(peer, &index).await?;
         peer.opened_by(attested.uid(), attested.gid()).await.map_err(Refusal::Connection)?;
@@ -448,6 +453,20 @@ impl Issuer {
         let ends = index.next_expiry(now);
         let (generation, policy, trust) = (index.generation(), self.policy.set().generation(), self.trust.current());
         Ok(Entitled { attested, identities: matched.identities, trust, now, ends, generation, policy })
+    }
+
+    /// Waits for the rotation that follows when the clock was set or the host slept, for so long: nobody would believe what
+    /// was signed before it.
+    async fn authorities_of_now(&self) {
+        if self.trust.current().signers().are_of(self.clock.now()) {
+            return;
+        }
+        // Has the rotation begin, where nobody has noticed yet.
+        self.clock.surely();
+        let mut trust = self.trust.watch();
+        let rotated = trust.wait_for(|trust| trust.signers().are_of(self.clock.now()));
+        // Whoever signs says what is wrong.
+        let _ = tokio::time::timeout(ROTATED_WITHIN, rotated).await;
     }
 
     async fn attest(&self, peer: &PeerConn, index: &Index) -> Result<Attested, Refusal> {

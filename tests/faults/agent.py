@@ -85,6 +85,7 @@ policies_dir = "{work / 'policies'}"\n{config}
     def start(self, prefix=(), environment=None, preexec=None, stderr=subprocess.PIPE, wait=True):
         drop = ["setpriv", f"--reuid={AGENT}", f"--regid={AGENT}", "--clear-groups"]
         drop += [f"--inh-caps={CAPABILITIES}", f"--ambient-caps={CAPABILITIES}"]
+        drop += ["env", *(f"{name}={value}" for name, value in (environment or {}).items())]
         words = [*prefix, *drop, TETHER, "agent", "run", "--config", self.dir / "tether.toml"]
         self.child = subprocess.Popen(
             [str(word) for word in words],
@@ -92,7 +93,6 @@ policies_dir = "{work / 'policies'}"\n{config}
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=os.environ | (environment or {}),
             preexec_fn=preexec,
         )
         self.ready, begin = threading.Event(), time.monotonic()

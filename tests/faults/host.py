@@ -216,7 +216,6 @@ def run_is_full(work):
         load.only()
         agent.stop()
         # Not a file more, either.
-        sh("mount", "-o", "remount,nr_inodes=1", agent.run) if False else None
         for number in range(1000):
             try:
                 (agent.run / f"file-{number}").touch()
