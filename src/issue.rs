@@ -51,9 +51,6 @@ pub use self::validate::{Invalid, LooksAtSessions};
 /// How far two hosts' clocks may differ when a token is validated.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(10);
 
-/// How long callers wait for a rotation that is overdue.
-const ROTATED_WITHIN: Duration = Duration::from_secs(2);
-
 /// Binding level: whoever has it can use it.
 const BEARER: u8 = 0;
 /// Binding level: whoever has the key, which is in the workload, can use it.
@@ -453,20 +450,6 @@ impl Issuer {
         let ends = index.next_expiry(now);
         let (generation, policy, trust) = (index.generation(), self.policy.set().generation(), self.trust.current());
         Ok(Entitled { attested, identities: matched.identities, trust, now, ends, generation, policy })
-    }
-
-    /// Waits for the rotation that follows when the clock was set or the host slept, for so long: nobody would believe what
-    /// was signed before it.
-    async fn authorities_of_now(&self) {
-        if self.trust.current().signers().are_of(self.clock.now()) {
-            return;
-        }
-        // Has the rotation begin, where nobody has noticed yet.
-        self.clock.surely();
-        let mut trust = self.trust.watch();
-        let rotated = trust.wait_for(|trust| trust.signers().are_of(self.clock.now()));
-        // Whoever signs says what is wrong.
-        let _ = tokio::time::timeout(ROTATED_WITHIN, rotated).await;
     }
 
     async fn attest(&self, peer: &PeerConn, index: &Index) -> Result<Attested, Refusal> {
