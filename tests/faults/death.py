@@ -74,12 +74,12 @@ def dies(work, how, times):
 
 
 def kill_9_in_the_middle_of_writes(work, times=30):
-    """SIGKILL at 30 random moments, while calls run, entries are created and authorities rotated."""
+    """SIGKILL at random moments, while calls run, entries are created and authorities rotated."""
     return dies(work, signal.SIGKILL, times)
 
 
 def sigterm_in_the_middle_of_writes(work, times=10):
-    """SIGTERM at 10 random moments, under the same load."""
+    """SIGTERM at random moments, under the same load."""
     return dies(work, signal.SIGTERM, times)
 
 
@@ -108,7 +108,7 @@ def memory_group(name, agent):
 
 
 def out_of_memory(work):
-    """The agent's control group has less and less memory while calls run, until the kernel kills the agent."""
+    """The agent's control group has no memory left, and the kernel kills the agent while calls run."""
     agent = Agent(work)
     with memory_group(f"tether-faults-{os.getpid()}", agent) as (group, limit, usage, events):
         agent.start(preexec=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
