@@ -1,12 +1,10 @@
 """Callers that take what they can: connections, streams, memory, time."""
 
-import json
 import socket
 import threading
 import time
 
-import wire
-from agent import ENTRIES, PATIENCE, Agent, Caller, Failure, Load, Seen, check, is_served, until
+from agent import ENTRIES, Agent, Caller, Seen, check, is_served, until
 
 ONE, ANOTHER = 61001, 61002
 

@@ -5,7 +5,7 @@ import glob
 import time
 
 import wire
-from agent import Agent, Failure, Load, Stream, Seen, check, nothing_is_lost, until
+from agent import Agent, Failure, Load, Stream, Seen, check, nothing_is_lost
 
 # The agent looks at the clock every 5 seconds.
 PATIENCE = 20

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 
-from agent import Agent, Caller, Failure, Load, Seen, check, nothing_is_lost, recovers, until
+from agent import Agent, Caller, Failure, Load, Seen, check, nothing_is_lost, until
 
 ANOTHER = '[[entry]]\nid = "{id}"\nspiffe_id = "spiffe://faults.test/{id}"\nmatch = ["unix:uid:5"]\nowner = "faults"\n'
 # How callers learn that an agent is gone: their connection ends, or there is nobody to connect to.

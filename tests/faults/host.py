@@ -1,7 +1,6 @@
 """What the agent needs of its host: a bus, descriptors, watches, a log that is read, names that resolve."""
 
 import fcntl
-import json
 import os
 import pathlib
 import resource
@@ -11,7 +10,7 @@ import threading
 import time
 
 import wire
-from agent import AGENT, ENTRIES, ROOT, Agent, Caller, Failure, Load, Seen, Stream, check, full, is_served, nothing_is_lost, recovers, sh, until
+from agent import AGENT, ENTRIES, Agent, Caller, Failure, Load, Seen, Stream, check, full, is_served, nothing_is_lost, recovers, sh, until
 
 OF_A_UNIT = """
 [[entry]]

@@ -2,7 +2,7 @@
 
 import os
 
-from agent import AGENT, Agent, Load, Stream, Seen, check, nothing_is_lost, recovers
+from agent import AGENT, Agent, Load, Seen, Stream, check, nothing_is_lost
 from death import ANOTHER
 
 REBUILT = "the store was built anew from its copy"
