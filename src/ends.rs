@@ -28,6 +28,7 @@ use crate::authority::Signers;
 use crate::base::backoff::Backoff;
 use crate::base::drain;
 use crate::base::files::aside;
+use crate::base::text::chain;
 use crate::bond::{End, Hold, LINGER, Tie, Unheld};
 use crate::id::SpiffeId;
 use crate::issue::{Issuer, Refusal};
@@ -129,7 +130,9 @@ impl Judge {
                         (judged, pending) = (now, false);
                         backoff.reset();
                     }
-                    Err(error) => tracing::error!(error = %error, "credentials cannot be revoked, trying again"),
+                    Err(error) => {
+                        tracing::error!(error = %chain(&error), "credentials cannot be revoked, trying again")
+                    }
                 }
             }
             // What could not be written is tried again until it can.
@@ -262,7 +265,7 @@ async fn watch(issuer: Arc<Issuer>, tie: Tie, mut hold: Option<Hold>) {
         }
     };
     if let Err(error) = revoke_tied(&issuer, &tie, reason) {
-        tracing::error!(%error, %tie, "the end of credentials cannot be written; it is found out again at the next start");
+        tracing::error!(error = %chain(&error), %tie, "the end of credentials cannot be written; it is found out again at the next start");
     }
 }
 

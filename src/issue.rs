@@ -26,6 +26,7 @@ use crate::audit::{Audit, AuditError, Caller, Event};
 use crate::authority::{AuthorityError, SignedJwt, X509Svid};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
+use crate::base::text::chain;
 use crate::bond::{BondError, Bonds, Tie};
 use crate::bundle::Bundle;
 use crate::held::{Held, HeldError};
@@ -110,7 +111,7 @@ pub enum Refusal {
     #[error(transparent)]
     Bond(#[from] BondError),
     /// It could not be written down, so it is not released.
-    #[error("the ledger cannot be written: {0}")]
+    #[error("the ledger cannot be written: {}", chain(.0))]
     Ledger(#[from] LedgerError),
     /// It could not be recorded, so it is not released.
     #[error("the audit log cannot be written: {}", .0.with_causes())]
@@ -424,6 +425,7 @@ impl Issuer {
     /// Proves, attests and matches a caller. Every call comes through here.
     pub(crate) async fn entitled(&self, peer: &PeerConn) -> Result<Entitled, Refusal> {
         peer.proven().await.map_err(Refusal::Connection)?;
+        self.authorities_of_now().await;
         let index = self.registry.borrow().clone();
         let mut attested = self.attest(peer, &index).await?;
         peer.opened_by(attested.uid(), attested.gid()).await.map_err(Refusal::Connection)?;

@@ -160,7 +160,8 @@ where
     async fn wake(&mut self) -> Result<(), Refusal> {
         let renewal = async {
             match self.renew_at {
-                Some(at) => self.clock.sleep_until(at).await,
+                // A clock that was set back makes documents of ones that are not valid yet.
+                Some(at) => self.clock.sleep_until_or_set(at).await,
                 None => std::future::pending().await,
             }
         };

@@ -20,6 +20,10 @@ use crate::x509::PrivateKey;
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+/// How often files are read that the kernel does not watch for us, and it is asked again to.
+pub(super) const READ_UNWATCHED: Duration = Duration::from_secs(10);
+const ENTRY_FILES: &str = "entry files";
+const POLICY_FILES: &str = "policy files";
 
 /// Prepares, activates and retires authorities when it is time.
 pub(super) async fn rotate(
@@ -46,7 +50,7 @@ pub(super) async fn rotate(
         };
         tokio::select! {
             () = drain.draining() => return,
-            () = state.clock.sleep_until(wait) => {}
+            () = state.clock.sleep_until_or_set(wait) => {}
             // An operator's rotation has times of its own, and whoever asked for it may be gone before it is published.
             _ = changes.changed() => {}
         }
@@ -68,6 +72,7 @@ pub(super) async fn keep_own_svid(issuer: Arc<Issuer>, state: Arc<AgentState>, m
         let standing = state.own_svid().filter(|svid| {
             let signed = &svid.signed;
             half_life(signed.not_before, signed.not_after) > issuer.clock.now()
+                && signed.not_before <= issuer.clock.now()
                 && issuer.trust.current().signers().stands(&signed.authority)
         });
         let wait = match standing {
@@ -91,7 +96,7 @@ pub(super) async fn keep_own_svid(issuer: Arc<Issuer>, state: Arc<AgentState>, m
         };
         tokio::select! {
             () = drain.draining() => return,
-            () = issuer.clock.sleep_until(wait) => {}
+            () = issuer.clock.sleep_until_or_set(wait) => {}
             _ = changes.changed() => {}
         }
     }
@@ -122,19 +127,24 @@ pub(super) async fn attend_attestors(issuer: Arc<Issuer>, mut drain: drain::Watc
     }
 }
 
-/// Reloads entries when their files change. Where they cannot be watched, says so and leaves it to `agent reload`.
+/// Reloads entries when their files change. Where they cannot be watched, says so and reads them once in a while.
 pub(super) async fn watch_entries(registry: Registry, state: Arc<AgentState>, mut drain: drain::Watcher) {
-    match registry.watch() {
-        Ok(watch) => {
-            // What was saved between the first load and the watch is seen by this one.
-            registry.reload().await;
-            watch.run(drain).await;
+    loop {
+        match registry.watch() {
+            Ok(watch) => {
+                state.watched(ENTRY_FILES);
+                // What was saved between the last load and the watch is seen by this one.
+                registry.reload().await;
+                watch.run(drain.clone()).await;
+            }
+            Err(error) => {
+                state.unwatched(ENTRY_FILES, &error);
+                registry.reload().await;
+            }
         }
-        Err(error) => {
-            let why = crate::api::status::chain(&error);
-            tracing::error!("entry files are not watched, use `tether agent reload` after changes: {why}");
-            state.weaker(format!("entry files are not watched, use `tether agent reload` after changes: {why}"));
-            drain.draining().await;
+        tokio::select! {
+            () = drain.draining() => return,
+            () = tokio::time::sleep(READ_UNWATCHED) => {}
         }
     }
 }
@@ -209,20 +219,25 @@ pub(super) async fn keep_store(store: Store, state: Arc<AgentState>, mut drain: 
     }
 }
 
-/// Reads the policies again when their files change. Where they cannot be watched, says so and leaves it to `agent reload`.
+/// Reads the policies again when their files change. Where they cannot be watched, says so and reads them once in a while.
 pub(super) async fn watch_policies(policies: Policies, state: Arc<AgentState>, mut drain: drain::Watcher) {
-    match policies.watch_directory() {
-        Ok(Some(watch)) => {
-            // What was saved between the first load and the watch is seen by this one.
-            policies.reload().await;
-            watch.run(drain).await;
+    loop {
+        match policies.watch_directory() {
+            Ok(Some(watch)) => {
+                state.watched(POLICY_FILES);
+                // What was saved between the last load and the watch is seen by this one.
+                policies.reload().await;
+                watch.run(drain.clone()).await;
+            }
+            Ok(None) => return drain.draining().await,
+            Err(error) => {
+                state.unwatched(POLICY_FILES, &error);
+                policies.reload().await;
+            }
         }
-        Ok(None) => drain.draining().await,
-        Err(error) => {
-            let why = crate::api::status::chain(&error);
-            tracing::error!("policy files are not watched, use `tether agent reload` after changes: {why}");
-            state.weaker(format!("policy files are not watched, use `tether agent reload` after changes: {why}"));
-            drain.draining().await;
+        tokio::select! {
+            () = drain.draining() => return,
+            () = tokio::time::sleep(READ_UNWATCHED) => {}
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the agent knows of itself: for `tether status`, readiness and metrics.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
@@ -7,12 +8,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
+use super::duties::READ_UNWATCHED;
 use crate::api::admin::StatusSource;
 use crate::audit::{Audit, Event};
 use crate::authority::X509Svid;
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
 use crate::base::quota::Quota;
+use crate::base::text::chain;
 use crate::config::Config;
 use crate::http::Readiness;
 use crate::issue::Issuer;
@@ -89,6 +92,8 @@ struct Changing {
     unusable: Vec<String>,
     /// Why the store cannot be written.
     store_failure: Option<String>,
+    /// Files of which the kernel does not tell when they change, and why not.
+    unwatched: BTreeMap<&'static str, String>,
 }
 
 impl AgentState {
@@ -178,6 +183,25 @@ impl AgentState {
 
     pub(super) fn weaker(&self, why: String) {
         self.changing().weaknesses.push(why);
+    }
+
+    /// Changes of these files are noticed by the kernel.
+    pub(super) fn watched(&self, files: &'static str) {
+        if self.changing().unwatched.remove(files).is_some() {
+            tracing::info!("{files} are watched again");
+        }
+    }
+
+    /// Changes of these files are noticed only by reading them again.
+    pub(super) fn unwatched(&self, files: &'static str, error: &dyn std::error::Error) {
+        let (why, every) = (chain(error), READ_UNWATCHED.as_secs());
+        let text = format!(
+            "{files} are not watched, they are read every {every} seconds: {why}: raise fs.inotify.max_user_instances and \
+             max_user_watches (sysctl)"
+        );
+        if self.changing().unwatched.insert(files, text.clone()).is_none() {
+            tracing::error!("{text}");
+        }
     }
 
     /// Whether the configuration was reloaded without a mistake.
@@ -274,7 +298,9 @@ impl AgentState {
     /// What is weaker on this host than it should be, and why.
     pub(super) fn weaker_for(&self) -> Vec<String> {
         let (crls, heard) = (self.crls.latest(), self.heard.borrow().clone());
-        let standing = self.changing().weaknesses.clone();
+        let changing = self.changing();
+        let standing: Vec<String> = changing.weaknesses.iter().chain(changing.unwatched.values()).cloned().collect();
+        drop(changing);
         let repaired = self.store.weaknesses().into_iter().chain(self.issuer.ledger.weaknesses());
         let weaker = standing
             .into_iter()

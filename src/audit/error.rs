@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::base::durable::DurableError;
+use crate::base::text::chain;
 
 /// Why something could not be recorded, or read. What it was about must not happen then.
 #[derive(Debug, Error)]
@@ -44,6 +45,6 @@ pub enum AuditError {
 impl AuditError {
     /// The error with everything behind it, on one line: that a disk is full is behind it.
     pub fn with_causes(&self) -> String {
-        super::log::said(self)
+        chain(self)
     }
 }

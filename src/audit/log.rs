@@ -12,6 +12,7 @@ use super::chain::{self, Link};
 use super::files::{self, Disk, Part, RecordFile};
 use super::{AuditError, Event, Record, Settings};
 use crate::base::durable::{DurableError, Syncer};
+use crate::base::text::chain;
 
 /// How many files there are at least: the record that says which were removed must not be removed with them.
 const FEWEST: usize = 2;
@@ -125,7 +126,7 @@ impl Log {
 
     /// Takes note that a record could not be written; `lost` when what it was about happened all the same.
     pub(super) fn failed(&mut self, now: OffsetDateTime, why: &DurableError, lost: bool) {
-        let failing = self.failing.get_or_insert_with(|| Failing { since: now, lost: 0, why: said(why) });
+        let failing = self.failing.get_or_insert_with(|| Failing { since: now, lost: 0, why: chain(why) });
         failing.lost += u64::from(lost);
     }
 
@@ -224,15 +225,4 @@ impl Log {
         let part = |file: &Kept| Part { path: file.path.clone(), first: file.first, bytes: file.bytes };
         self.files.iter().map(part).collect()
     }
-}
-
-/// An error with what is behind it, in one line.
-pub(super) fn said(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(&format!(": {inner}"));
-        source = inner.source();
-    }
-    text
 }

@@ -8,11 +8,12 @@ use tokio::sync::{Notify, watch};
 
 use super::chain::Link;
 use super::files::{Disk, Part};
-use super::log::{self, Log};
+use super::log::Log;
 use super::{AuditError, OnFailure, Record, Settings, head, resume};
 use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::base::durable;
+use crate::base::text::chain;
 
 /// Records that nobody waits for are on disk at the latest this long after they were written.
 pub const SYNC_WITHIN: Duration = Duration::from_secs(1);
@@ -160,7 +161,7 @@ impl Sink {
             }
             Err(error) => {
                 self.lock().still_unsynced(unsynced);
-                self.is(Some(log::said(&error)));
+                self.is(Some(chain(&error)));
                 Err(error)
             }
         }
@@ -172,14 +173,14 @@ impl Sink {
         let link = match self.sync_through(seq).await {
             Ok(link) => link,
             Err(error) => {
-                tracing::error!(error = %log::said(&error), "the audit log cannot be synced: its last records may not survive a loss of power");
+                tracing::error!(error = %chain(&error), "the audit log cannot be synced: its last records may not survive a loss of power");
                 return;
             }
         };
         let (path, node) = (self.head.clone(), self.node.clone());
         let written = tokio::task::spawn_blocking(move || head::write(&path, &node, &link)).await;
         if let Ok(Err(error)) = written {
-            tracing::error!(error = %log::said(&error), "the head of the audit log cannot be written: a missing end would not be noticed");
+            tracing::error!(error = %chain(&error), "the head of the audit log cannot be written: a missing end would not be noticed");
         }
     }
 
@@ -214,7 +215,7 @@ impl Sink {
     fn grow_old(&self) {
         let now = self.clock.now();
         if let Err(error) = self.lock().grow_old(now) {
-            tracing::warn!(error = %log::said(&error), "old records of the audit log cannot be given up now");
+            tracing::warn!(error = %chain(&error), "old records of the audit log cannot be given up now");
         }
     }
 

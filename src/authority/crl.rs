@@ -40,6 +40,8 @@ pub struct SignedCrl {
     pub issuer: Bytes,
     /// Its nextUpdate: nobody should go by it after that.
     pub next_update: OffsetDateTime,
+    /// Before this nobody believes it: for a clock that is set back.
+    pub this_update: OffsetDateTime,
     /// When it is to be signed again though nothing has changed; `None` when it lasts to the end of its CA.
     pub renew_at: Option<OffsetDateTime>,
 }
@@ -78,6 +80,7 @@ impl CrlAuthority {
             der: Bytes::copy_from_slice(&self.issuer.sign_crl(revoked, validity, number)?),
             issuer: self.chain.clone(),
             next_update,
+            this_update: validity.not_before,
             renew_at: (next_update == full).then(|| now + LIFE / 2),
         })
     }

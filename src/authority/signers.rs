@@ -120,6 +120,12 @@ pub struct Signers {
 }
 
 impl Signers {
+    /// Whether what these sign now is believed now: none has ended or is about to, and the CA does not begin in the future.
+    pub fn are_of(&self, now: OffsetDateTime) -> bool {
+        let ends = [self.x509.not_after, self.jwt.not_after, self.wit.not_after];
+        ends.iter().all(|end| *end - now >= SHORTEST) && self.x509.issuer.certificate().not_before() <= now
+    }
+
     /// Signs an X.509-SVID for a public key (SubjectPublicKeyInfo in DER); the grant is used up.
     ///
     /// Fails when the grant or the authority ends within a second. Asynchronous because an authority may be remote.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use super::signers::BACKDATE;
+
 /// What an authority signs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -105,6 +107,12 @@ impl Slot {
         matches!(self.state, State::Prepared { .. })
     }
 
+    /// Whether it was made in what is the future now: the clock was set back since, by more than certificates are
+    /// backdated.
+    fn begins_after(&self, now: OffsetDateTime) -> bool {
+        self.not_before - BACKDATE > now
+    }
+
     /// At a third of its life the successor is prepared.
     fn prepare_next_at(&self) -> OffsetDateTime {
         self.not_before + (self.not_after - self.not_before) / 3
@@ -154,12 +162,21 @@ pub fn plan(slots: &[Slot], managed: &[Kind], now: OffsetDateTime, propagation: 
         let of_kind = || slots.iter().filter(move |slot| slot.kind == kind);
         let active = of_kind().find(|slot| slot.is_active());
         let prepared = of_kind().find(|slot| slot.is_prepared());
+        if let Some(early) = prepared.filter(|slot| slot.begins_after(now)) {
+            return Plan::Now(Step::Remove(early.id.clone()));
+        }
         let due = match (active, prepared) {
             // Nothing signs and nobody can have learnt otherwise: begin at once.
             (None, None) => return Plan::Now(Step::Prepare(kind, now)),
             (None, Some(prepared)) => return Plan::Now(Step::Activate(prepared.id.clone())),
             (Some(active), None) if kind == Kind::X509Signing && outlived_its_root(active, slots) => {
                 return Plan::Now(Step::Prepare(kind, now));
+            }
+            // The clock was set back: nobody believes what it signs. A key for tokens is believed all the same, and
+            // replaced in time: by the clock it would sign for longer than it may.
+            (Some(active), None) if active.begins_after(now) => {
+                let learnt = if active.certificate.is_empty() { propagation(kind) } else { Duration::ZERO };
+                return Plan::Now(Step::Prepare(kind, now + learnt));
             }
             (Some(active), None) => {
                 if active.prepare_next_at() <= now {
@@ -279,6 +296,29 @@ mod tests {
         assert_eq!(next, START + HOUR * 20 + PROPAGATION);
         run(&mut slots, next);
         assert_eq!(states(&slots), ["retired", "active"]);
+    }
+
+    #[test]
+    fn after_the_clock_was_set_back_behind_the_beginning_of_what_signs_a_new_authority_signs() {
+        let mut slots = Vec::new();
+        run(&mut slots, START);
+        run(&mut slots, START + HOUR * 8);
+        assert_eq!(states(&slots), ["active", "prepared"]);
+        let now = START - HOUR * 24;
+        let next = run(&mut slots, now);
+        assert_eq!(states(&slots), ["active", "prepared"], "tokens: verifiers learn the new key first");
+        assert_eq!((slots[1].not_before, next), (now, now + PROPAGATION));
+        run(&mut slots, next);
+        assert_eq!(states(&slots), ["retired", "active"]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_by_a_little_changes_nothing() {
+        let mut slots = Vec::new();
+        run(&mut slots, START);
+        let before = slots.clone();
+        run(&mut slots, START - BACKDATE);
+        assert_eq!(slots, before);
     }
 
     #[test]

@@ -1,46 +1,103 @@
 //! Time as an argument: the wall clock in production, a clock that tests move by hand.
 //!
-//! Certificates and tokens carry wall-clock times, so deadlines are wall-clock times too. A sleeper re-reads the
-//! clock when it wakes: a clock that was set back does not fire early, and one that was set forward is noticed at
-//! the latest after a minute.
+//! Certificates and tokens carry wall-clock times, so deadlines are wall-clock times too. A clock can be set, and a host
+//! can sleep: [`Clock::keep_watch`] notices both within [`LOOK`], by the clock that nobody can set. Sleepers then read the
+//! clock again: one that was set back does not fire early, and one that was set forward does not fire late.
 #![allow(clippy::disallowed_methods, reason = "this is the one place that asks the system for the time")]
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-/// The longest a sleeper goes without looking at the wall clock again, so that a forward jump is noticed.
+use super::drain;
+
+/// The longest a sleeper goes without looking at the wall clock again, where nobody keeps watch.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// How often the clock is looked at.
+pub const LOOK: Duration = Duration::from_secs(5);
+/// A clock that differs by less from the time that passed was adjusted, and not set.
+const ADJUSTED: Duration = Duration::from_secs(2);
+/// How long a clock that was set forward may turn out to be wrong: what is issued lives for less.
+const DOUBTED: Duration = Duration::from_secs(24 * 3600);
 
 /// Tells the time and sleeps until a time.
 #[derive(Clone, Debug)]
-pub struct Clock(Source);
+pub struct Clock(Source, Arc<Watched>);
 
 #[derive(Clone, Debug)]
 enum Source {
     System,
-    Manual(Arc<watch::Sender<OffsetDateTime>>),
+    Manual(Arc<watch::Sender<Hands>>),
+}
+
+/// Where a clock stands.
+#[derive(Clone, Copy, Debug)]
+struct Hands {
+    wall: OffsetDateTime,
+    /// What has passed, by a clock that nobody sets. Not while the host sleeps.
+    passed: Duration,
+}
+
+/// What was seen of a clock.
+#[derive(Debug)]
+struct Watched {
+    /// Counts how often it was seen to be set.
+    sets: watch::Sender<u64>,
+    last: Mutex<Last>,
+}
+
+#[derive(Debug)]
+struct Last {
+    seen: Hands,
+    /// By how much the clock may be ahead, for it was set forward.
+    ahead: time::Duration,
+    /// When that was.
+    since: Duration,
 }
 
 impl Clock {
     /// The system's wall clock.
     pub fn system() -> Self {
-        Self(Source::System)
+        Self::of(Source::System)
     }
 
     /// A clock that stands at `start` until the returned handle moves it.
     pub fn manual(start: OffsetDateTime) -> (Self, ManualClock) {
-        let now = Arc::new(watch::Sender::new(start));
-        (Self(Source::Manual(now.clone())), ManualClock(now))
+        let hands = Arc::new(watch::Sender::new(Hands { wall: start, passed: Duration::ZERO }));
+        let clock = Self::of(Source::Manual(hands.clone()));
+        let watched = clock.1.clone();
+        (clock, ManualClock { hands, watched })
+    }
+
+    fn of(source: Source) -> Self {
+        let seen = source.hands();
+        let last = Last { seen, ahead: time::Duration::ZERO, since: seen.passed };
+        Self(source, Arc::new(Watched { sets: watch::Sender::new(0), last: Mutex::new(last) }))
     }
 
     /// The time now, in UTC.
     pub fn now(&self) -> OffsetDateTime {
-        match &self.0 {
-            Source::System => OffsetDateTime::now_utc(),
-            Source::Manual(now) => *now.borrow(),
+        self.0.hands().wall
+    }
+
+    /// A time that has come for sure: what ended before it is over even if the clock is found to be wrong and set back.
+    ///
+    /// That is the time now, unless the clock was set forward, or the host slept, within the last day. Whoever forgets
+    /// what was revoked once it has expired asks for this.
+    pub fn surely(&self) -> OffsetDateTime {
+        self.1.look(self.0.hands())
+    }
+
+    /// Looks at the clock every [`LOOK`], until the drain: nothing else tells sleepers that it was set.
+    pub async fn keep_watch(&self, mut drain: drain::Watcher) {
+        loop {
+            tokio::select! {
+                () = drain.draining() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            self.surely();
         }
     }
 
@@ -48,46 +105,103 @@ impl Clock {
     pub async fn pause(&self, span: Duration) {
         match &self.0 {
             Source::System => tokio::time::sleep(span).await,
-            Source::Manual(_) => self.sleep_until(self.now() + span).await,
+            Source::Manual(hands) => {
+                let until = hands.borrow().passed + span;
+                // The sender lives as long as this clock does, so waiting cannot fail.
+                let _ = hands.subscribe().wait_for(|hands| hands.passed >= until).await;
+            }
         }
     }
 
     /// Returns when the clock stands at `deadline` or later.
     pub async fn sleep_until(&self, deadline: OffsetDateTime) {
-        match &self.0 {
-            Source::System => loop {
-                let left = deadline - OffsetDateTime::now_utc();
-                if !left.is_positive() {
-                    return;
-                }
-                tokio::time::sleep(left.unsigned_abs().min(LONGEST_SLEEP)).await;
-            },
-            Source::Manual(now) => {
-                // The sender lives as long as this clock does, so waiting cannot fail.
-                let _ = now.subscribe().wait_for(|now| *now >= deadline).await;
-            }
+        while self.now() < deadline {
+            self.sleep_until_or_set(deadline).await;
         }
+    }
+
+    /// Returns when the clock stands at `deadline` or later, or was set: for those who then look again at what they know.
+    /// What begins in the future, because it was made before the clock was set back, is none that anybody believes.
+    pub async fn sleep_until_or_set(&self, deadline: OffsetDateTime) {
+        let mut sets = self.1.sets.subscribe();
+        let come = async {
+            match &self.0 {
+                Source::System => loop {
+                    let left = deadline - self.now();
+                    if !left.is_positive() {
+                        return;
+                    }
+                    tokio::time::sleep(left.unsigned_abs().min(LONGEST_SLEEP)).await;
+                },
+                Source::Manual(hands) => drop(hands.subscribe().wait_for(|hands| hands.wall >= deadline).await),
+            }
+        };
+        tokio::select! {
+            () = come => {}
+            _ = sets.changed() => {}
+        }
+    }
+}
+
+impl Source {
+    fn hands(&self) -> Hands {
+        /// What the monotonic clock is counted from.
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        match self {
+            Self::System => Hands { passed: START.elapsed(), wall: OffsetDateTime::now_utc() },
+            Self::Manual(hands) => *hands.borrow(),
+        }
+    }
+}
+
+impl Watched {
+    /// Takes note of where the clock stands, and returns [`Clock::surely`].
+    fn look(&self, now: Hands) -> OffsetDateTime {
+        // Plain data: what a panic left behind is whole.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = now.passed.saturating_sub(last.seen.passed);
+        let set_by = (now.wall - last.seen.wall) - passed;
+        let was_set = set_by.unsigned_abs() > ADJUSTED;
+        if was_set {
+            last.ahead = (last.ahead + set_by).max(time::Duration::ZERO);
+            last.since = now.passed;
+        }
+        if now.passed.saturating_sub(last.since) >= DOUBTED {
+            last.ahead = time::Duration::ZERO;
+        }
+        last.seen = now;
+        let surely = now.wall - last.ahead;
+        drop(last);
+        if was_set {
+            tracing::warn!(%set_by, now = %now.wall, "the clock was set, or the host slept");
+            self.sets.send_modify(|sets| *sets += 1);
+        }
+        surely
     }
 }
 
 /// Moves the [`Clock`] it was made with.
 #[derive(Clone, Debug)]
-pub struct ManualClock(Arc<watch::Sender<OffsetDateTime>>);
+pub struct ManualClock {
+    hands: Arc<watch::Sender<Hands>>,
+    watched: Arc<Watched>,
+}
 
 impl ManualClock {
-    /// Moves the clock forward and wakes every sleeper whose time has come.
+    /// Lets time pass, and wakes every sleeper whose time has come.
     pub fn advance(&self, by: Duration) {
-        self.0.send_modify(|now| *now += by);
+        self.hands.send_modify(|hands| *hands = Hands { wall: hands.wall + by, passed: hands.passed + by });
     }
 
-    /// Sets the clock, backwards too.
+    /// Sets the clock, backwards too, as somebody would who keeps watch.
     pub fn set(&self, to: OffsetDateTime) {
-        self.0.send_replace(to);
+        self.hands.send_modify(|hands| hands.wall = to);
+        self.watched.look(*self.hands.borrow());
     }
 
     /// Where the clock stands.
     pub fn now(&self) -> OffsetDateTime {
-        *self.0.borrow()
+        self.hands.borrow().wall
     }
 }
 
@@ -109,5 +223,47 @@ mod tests {
         hand.advance(Duration::from_secs(1));
         sleeper.await.expect("the sleeper ends");
         assert_eq!(clock.now(), start + Duration::from_secs(10));
+    }
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn who_asks_to_be_told_wakes_when_the_clock_is_set_and_others_when_their_time_has_come() {
+        let start = OffsetDateTime::UNIX_EPOCH + 48 * HOUR;
+        let (clock, hand) = Clock::manual(start);
+        let sleeper = |told: bool| {
+            let clock = clock.clone();
+            tokio::spawn(async move {
+                let deadline = start + HOUR;
+                if told { clock.sleep_until_or_set(deadline).await } else { clock.sleep_until(deadline).await }
+            })
+        };
+        let (told, other) = (sleeper(true), sleeper(false));
+        tokio::task::yield_now().await;
+        hand.set(start - 24 * HOUR);
+        told.await.expect("it wakes");
+        tokio::task::yield_now().await;
+        assert!(!other.is_finished());
+        hand.set(start + 2 * HOUR);
+        other.await.expect("it wakes");
+    }
+
+    #[test]
+    fn what_ended_only_because_the_clock_was_set_forward_has_not_ended_for_sure_until_a_day_later() {
+        let start = OffsetDateTime::UNIX_EPOCH;
+        let (clock, hand) = Clock::manual(start);
+        hand.advance(HOUR);
+        assert_eq!(clock.surely(), start + HOUR);
+        hand.set(start + 30 * HOUR);
+        assert_eq!(clock.surely(), start + HOUR);
+        hand.advance(HOUR);
+        assert_eq!(clock.surely(), start + 2 * HOUR);
+        hand.set(start + 2 * HOUR);
+        assert_eq!(clock.surely(), clock.now(), "it was set right again");
+        hand.set(start - HOUR);
+        assert_eq!(clock.surely(), clock.now());
+        hand.set(start + 30 * HOUR);
+        hand.advance(24 * HOUR);
+        assert_eq!(clock.surely(), clock.now(), "nobody set it back for a day");
     }
 }

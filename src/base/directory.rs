@@ -62,7 +62,8 @@ impl DirectoryWatch {
         Ok(this)
     }
 
-    /// Waits for a change, and until the directory is quiet after it. `None` when nothing can change any more.
+    /// Waits for a change, and until the directory is quiet after it. `None` when no further change would be noticed:
+    /// then it is to be read once more, and watched anew.
     ///
     /// Dropped before it is ready, it may have lost a change: for use until the end of the watch.
     pub async fn changed(&mut self) -> Option<()> {
@@ -70,7 +71,8 @@ impl DirectoryWatch {
         if self.settle(first).await
             && let Err(error) = self.arm()
         {
-            tracing::error!(%error, directory = %self.directory.display(), "a directory is no longer watched");
+            tracing::warn!(%error, directory = %self.directory.display(), "a directory is no longer watched");
+            return None;
         }
         Some(())
     }

@@ -296,6 +296,7 @@ impl Issuer {
 
     /// Attests and matches a process that has not asked itself: as itself, by what the kernel says of it.
     pub(crate) async fn entitled_of(&self, instance: &Arc<Instance>) -> Result<Entitled, Refusal> {
+        self.authorities_of_now().await;
         let index = self.registry.borrow().clone();
         let attested = self.attestation.attest(instance, index.wanted()).await.map_err(attestation_refused)?;
         let now = self.clock.now();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
-use super::{Entitled, Issuer, KEY_IN_WORKLOAD, Refusal};
+use super::{Entitled, Issuer, KEY_IN_WORKLOAD, LEEWAY, Refusal};
 use crate::attest::Attested;
 use crate::authority::{SignedWit, Signers, X509Svid};
 use crate::base::secret::Secret;
@@ -35,6 +35,8 @@ pub struct InstanceSvid<D = X509Svid> {
     /// The document and its key.
     pub svid: D,
     entry: Arc<Entry>,
+    /// When it was made, but for what clocks of verifiers may differ: they believe it from then on.
+    begins: OffsetDateTime,
     renew_at: OffsetDateTime,
 }
 
@@ -237,11 +239,12 @@ impl Issuer {
         Ok((svids, renew_at))
     }
 
-    /// Whether a kept document can still be handed out: not half over, not revoked, from an authority that stands, and
-    /// what the entry says about such documents today is what it was made from.
+    /// Whether a kept document can still be handed out: begun, not half over, not revoked, from an authority that stands,
+    /// and what the entry says about such documents today is what it was made from.
     fn still_good<D: Document>(&self, kept: &InstanceSvid<D>, identity: &Identity, entitled: &Entitled) -> bool {
         let same_terms = |a: &Entry, b: &Entry| D::same_terms(a, b) && a.bind() == b.bind();
-        kept.renew_at > entitled.now
+        kept.begins <= entitled.now
+            && kept.renew_at > entitled.now
             && entitled.trust.signers().stands(kept.svid.authority())
             && self.ledger.standing(kept.svid.id()) == Standing::Stands
             && (Arc::ptr_eq(&kept.entry, &identity.entry) || same_terms(&kept.entry, &identity.entry))
@@ -251,7 +254,13 @@ impl Issuer {
     fn with_renewal<D: Document>(&self, identity: &Identity, svid: D, now: OffsetDateTime) -> InstanceSvid<D> {
         let life = svid.not_after() - now;
         let renew_at = now + life * (0.45 + self.entropy.fraction() / 10.0);
-        InstanceSvid { spiffe_id: identity.spiffe_id.clone(), svid, entry: identity.entry.clone(), renew_at }
+        InstanceSvid {
+            spiffe_id: identity.spiffe_id.clone(),
+            svid,
+            entry: identity.entry.clone(),
+            begins: now - LEEWAY,
+            renew_at,
+        }
     }
 }
 

@@ -44,6 +44,7 @@ use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::base::durable::{self, Syncer};
 use crate::base::entropy::hex;
+use crate::base::text::chain;
 use crate::bond::Tie;
 use crate::peer::{Instance, InstanceId};
 use crate::sys::BootId;
@@ -161,10 +162,10 @@ impl Ledger {
     /// Writes a credential down. When this returns, it survives the death of the agent and stands.
     pub fn record(&self, instance: &Instance, tie: &Tie, issued: &Issued<'_>) -> Result<(), LedgerError> {
         let key = self.key(issued.id).ok_or_else(|| LedgerError::Id(issued.id.to_owned()))?;
-        let now = self.now();
         let mut state = self.lock();
         let State { index, log, watched } = &mut *state;
-        index.expire(now, |file| log.row_left(file));
+        // By no clock that may be set back: what was revoked must not come back with the time.
+        index.expire(self.0.clock.surely().unix_timestamp(), |file| log.row_left(file));
         self.0.limits.check(index, issued)?;
         let mut row = Row {
             kind: issued.kind,
@@ -199,7 +200,7 @@ impl Ledger {
         index.insert(key, row);
         // It is written: whether an older one could be written again says nothing about it.
         if let Err(error) = log.carry_over(index) {
-            tracing::warn!(%error, "old files of the ledger cannot be given up, trying again later");
+            tracing::warn!(error = %chain(&error), "old files of the ledger cannot be given up, trying again later");
         }
         if watched.insert(tie.clone()) {
             // Without a receiver the agent is stopping, and the next start watches it.
@@ -443,7 +444,7 @@ impl Ledger {
     /// Puts on disk what was written.
     pub async fn sync(&self) {
         if let Err(error) = self.sync_now().await {
-            tracing::error!(error = %error, "the ledger cannot be synced: what was issued just now may not survive a loss of power");
+            tracing::error!(error = %chain(&error), "the ledger cannot be synced: what was issued just now may not survive a loss of power");
         }
     }
 

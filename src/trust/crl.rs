@@ -78,6 +78,8 @@ pub struct CrlSet {
     /// Given to what was signed for this set; greater than in any set before.
     number: u64,
     renew_at: Option<OffsetDateTime>,
+    /// From when on all lists of this node are believed.
+    begins: Option<OffsetDateTime>,
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +103,7 @@ impl CrlSet {
         Self {
             bytes: der.iter().map(Bytes::len).sum(),
             renew_at: lists.iter().filter_map(|list| list.signed.renew_at).chain(others.next_end()).min(),
+            begins: lists.iter().map(|list| list.signed.this_update).max(),
             der,
             parsed: OnceLock::new(),
             lists,
@@ -165,10 +168,15 @@ impl CrlSet {
         self.lists.iter().map(|list| list.revoked.len()).sum()
     }
 
+    /// Whether the lists have begun, for a clock that was set back, and none is half over.
+    fn is_in_time(&self, now: OffsetDateTime) -> bool {
+        self.begins.is_none_or(|begins| begins <= now) && self.renew_at.is_none_or(|renew_at| now < renew_at)
+    }
+
     /// The list of an authority, while it can serve as the list of these certificates.
     fn still_good(&self, authority: &str, revoked: &[Revoked], now: OffsetDateTime) -> Option<&List> {
         let list = self.lists.iter().find(|list| &*list.signed.authority == authority)?;
-        let is_fresh = list.signed.renew_at.is_none_or(|renew_at| now < renew_at);
+        let is_fresh = list.signed.this_update <= now && list.signed.renew_at.is_none_or(|renew_at| now < renew_at);
         (is_fresh && list.revoked == revoked).then_some(list)
     }
 }
@@ -340,7 +348,7 @@ impl Crls {
             }
             let renewal = async {
                 match current.renew_at {
-                    Some(at) => inner.clock.sleep_until(at).await,
+                    Some(at) => inner.clock.sleep_until_or_set(at).await,
                     None => std::future::pending().await,
                 }
             };
@@ -355,7 +363,7 @@ impl Crls {
     }
 
     fn is_current(&self, set: &CrlSet) -> bool {
-        set.made_from == self.state() && set.renew_at.is_none_or(|renew_at| self.0.clock.now() < renew_at)
+        set.made_from == self.state() && set.is_in_time(self.0.clock.now())
     }
 
     fn state(&self) -> MadeFrom {

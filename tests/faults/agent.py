@@ -85,6 +85,7 @@ policies_dir = "{work / 'policies'}"\n{config}
     def start(self, prefix=(), environment=None, preexec=None, stderr=subprocess.PIPE, wait=True):
         drop = ["setpriv", f"--reuid={AGENT}", f"--regid={AGENT}", "--clear-groups"]
         drop += [f"--inh-caps={CAPABILITIES}", f"--ambient-caps={CAPABILITIES}"]
+        drop += ["env", *(f"{name}={value}" for name, value in (environment or {}).items())]
         words = [*prefix, *drop, TETHER, "agent", "run", "--config", self.dir / "tether.toml"]
         self.child = subprocess.Popen(
             [str(word) for word in words],
@@ -92,7 +93,6 @@ policies_dir = "{work / 'policies'}"\n{config}
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=os.environ | (environment or {}),
             preexec_fn=preexec,
         )
         self.ready, begin = threading.Event(), time.monotonic()
@@ -370,13 +370,12 @@ Seen = collections.namedtuple("Seen", "saw lost recovered")
 class Caller:
     """`caller.py` as a process of another user."""
 
-    def __init__(self, uid, *words):
+    def __init__(self, uid, *words, group=None):
         program = pathlib.Path(__file__).with_name("caller.py")
+        # In this control group, from before it is what it will be.
+        enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"] if group else []
         self.child = subprocess.Popen(
-            ["python3", "-B", str(program), *map(str, words)],
-            user=uid,
-            group=uid,
-            extra_groups=[],
+            [*enter, "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "python3", "-B", *map(str, [program, *words])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -388,7 +387,7 @@ class Caller:
         timer.start()
         line = self.child.stdout.readline()
         timer.cancel()
-        check(line, f"{' '.join(self.child.args[2:4])} said nothing")
+        check(line, f"{' '.join(self.child.args[-3:])} said nothing")
         return json.loads(line)
 
     def goes(self):

@@ -1,12 +1,10 @@
 """Callers that take what they can: connections, streams, memory, time."""
 
-import json
 import socket
 import threading
 import time
 
-import wire
-from agent import ENTRIES, PATIENCE, Agent, Caller, Failure, Load, Seen, check, is_served, until
+from agent import ENTRIES, Agent, Caller, Seen, check, is_served, until
 
 ONE, ANOTHER = 61001, 61002
 
@@ -122,7 +120,7 @@ def bystander(path, end):
 
 
 def a_storm_of_callers(work, seconds=10, processes=200):
-    """A fork bomb of one user: 200 processes that fork without end; each child connects and asks for a token."""
+    """A fork bomb of one user: hundreds of processes that fork without end; each child connects and asks for a token."""
     agent = Agent(work)
     agent.start()
     # The same load on the host, but on another socket: what is left of it is what the agent could not help.
@@ -149,7 +147,7 @@ def a_storm_of_callers(work, seconds=10, processes=200):
     ratio = lambda of, at: f"{served[at] / of[at]:.1f}"
     shown = ", ".join(f"{count} {kind}" for kind, count in sorted(calls.items()))
     return Seen(
-        f"the storm: {shown}. The other user: {served['served']} calls, no failure, p50/p99 {ms(served['p50'])}/{ms(served['p99'])} ms; "
+        f"the storm of {processes} processes, {seconds} s: {shown}. The other user: {served['served']} calls, no failure, p50/p99 {ms(served['p50'])}/{ms(served['p99'])} ms; "
         f"alone {ms(quiet['p50'])}/{ms(quiet['p99'])} ms; with the same storm on another program's socket "
         f"{ms(host['p50'])}/{ms(host['p99'])} ms. Fairness (with it / the host under the same load): "
         f"p50 {ratio(host, 'p50')}, p99 {ratio(host, 'p99')}; (with it / alone): p50 {ratio(quiet, 'p50')}, p99 {ratio(quiet, 'p99')}",

@@ -1,8 +1,8 @@
 """What the agent needs of its host: a bus, descriptors, watches, a log that is read, names that resolve."""
 
 import fcntl
-import json
 import os
+import pathlib
 import resource
 import socket
 import subprocess
@@ -10,7 +10,7 @@ import threading
 import time
 
 import wire
-from agent import AGENT, ENTRIES, ROOT, Agent, Caller, Failure, Load, Seen, Stream, check, full, is_served, nothing_is_lost, recovers, sh, until
+from agent import AGENT, ENTRIES, Agent, Caller, Failure, Load, Seen, Stream, check, full, is_served, nothing_is_lost, recovers, sh, until
 
 OF_A_UNIT = """
 [[entry]]
@@ -216,7 +216,6 @@ def run_is_full(work):
         load.only()
         agent.stop()
         # Not a file more, either.
-        sh("mount", "-o", "remount,nr_inodes=1", agent.run) if False else None
         for number in range(1000):
             try:
                 (agent.run / f"file-{number}").touch()
@@ -266,3 +265,50 @@ TOKEN = (
     "eyJpc3MiOiJodHRwczovL2xvZ2luLmludmFsaWQiLCJhdWQiOiJ0ZXRoZXIiLCJzdWIiOiJ1IiwiaWF0IjoxLCJleHAiOjk5OTk5OTk5OTl9."
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 )
+
+
+OF_A_CONTAINER = """
+[[entry]]
+id = "container"
+spiffe_id = "spiffe://faults.test/container"
+match = ["unix:uid:61001", "docker:name:web"]
+owner = "faults"
+"""
+
+
+def the_container_engine_hangs(work):
+    """The engine's socket accepts and never answers, and then is gone, with a caller in a container of its own."""
+    socket_path = work.parent / "docker.sock"
+    agent = Agent(work, f'[attest.docker]\nsocket = "{socket_path}"\n', ENTRIES.replace("61001", "61009") + OF_A_CONTAINER)
+    root = pathlib.Path("/sys/fs/cgroup/unified")
+    root = root if root.is_dir() else pathlib.Path("/sys/fs/cgroup")
+    above, group = root / "docker", root / "docker" / ("ab" * 32)
+    made = not above.exists()
+    above.mkdir(exist_ok=True)
+    group.mkdir()
+    mute = Mute(socket_path)
+    try:
+        agent.start()
+        seen, slowest = set(), 0
+        for what in ("hung", "gone"):
+            with Caller(61002, "measure", agent.socket, 2) as other, Caller(61001, "measure", agent.socket, 2, group=group) as inside:
+                served, refused = other.says(), inside.says()
+                inside.goes()
+            check(served["served"] and not served["failed"], f"{what}: callers outside of containers: {served}")
+            check(set(refused["failed"]) == {"UNAVAILABLE"} and not refused["served"], f"{what}: in the container: {refused}")
+            slowest = max(slowest, served["p99"])
+            if what == "hung":
+                mute.close()
+                socket_path.unlink()
+    finally:
+        until("the end of the group", lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+        if made:
+            above.rmdir()
+    check(not agent.panicked(), agent.panicked())
+    return Seen(
+        f"callers outside of containers are served, p99 {slowest * 1000:.0f} ms; those in a container whose entries ask for it: "
+        "UNAVAILABLE, never another identity",
+        "nothing",
+        "by itself, with the next question after a rest of at most 15 s (with a real docker: `tests/containers`)",
+    )

@@ -11,6 +11,7 @@ mod approvals;
 mod audit;
 mod bad_input;
 mod client;
+mod clock;
 mod credentials;
 mod delegate;
 mod delegated_source;

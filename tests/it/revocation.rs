@@ -122,17 +122,20 @@ fn lists(crl: &[impl AsRef<[u8]>]) -> Vec<Crl> {
     crl.iter().map(|der| Crl::from_der(der.as_ref()).unwrap()).collect()
 }
 
-fn revokes(crl: &[impl AsRef<[u8]>], victim: &Victim) -> bool {
+/// Whether the certificate is on one of these lists.
+pub fn revokes(crl: &[impl AsRef<[u8]>], victim: &Victim) -> bool {
     lists(crl).iter().any(|list| list.revokes(&victim.serial()))
 }
 
-fn believe(agent: &TestAgent, victim: &Victim, answer: &X509BundlesResponse) -> Result<(), X509Error> {
+/// Whether somebody who enforces the lists believes it, by the agent's clock.
+pub fn believe(agent: &TestAgent, victim: &Victim, answer: &X509BundlesResponse) -> Result<(), X509Error> {
     let domain = TrustDomain::parse("dev.tether.internal").unwrap();
     let authorities = X509Authorities::from_der(domain, &answer.bundles["spiffe://dev.tether.internal"]).unwrap();
     verify(&victim.chain(), &authorities, agent.clock().now(), &lists(&answer.crl)).map(drop)
 }
 
-async fn bundles(agent: &TestAgent) -> X509BundlesResponse {
+/// What is published now.
+pub async fn bundles(agent: &TestAgent) -> X509BundlesResponse {
     let mut stream = agent.workload().await.fetch_x509_bundles(X509BundlesRequest {}).await.unwrap().into_inner();
     next(&mut stream).await.unwrap()
 }

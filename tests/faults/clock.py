@@ -1,0 +1,82 @@
+"""Clocks that are set under a running agent: its own clock only, by libfaketime. See also `tests/it/clock.rs`."""
+
+import datetime
+import glob
+import time
+
+import wire
+from agent import Agent, Failure, Load, Stream, Seen, check, nothing_is_lost
+
+# The agent looks at the clock every 5 seconds.
+PATIENCE = 20
+HOUR = 3600
+
+
+class Hand:
+    """Moves the agent's wall clock; time passes as it does."""
+
+    def __init__(self, work):
+        found = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
+        if not found:
+            raise Failure("libfaketime is not installed (Debian: libfaketime)")
+        self.by, self.file = 0, work.parent / f"{work.name}.time"
+        self.environment = {
+            "LD_PRELOAD": found[0],
+            "FAKETIME_TIMESTAMP_FILE": str(self.file),
+            "FAKETIME_NO_CACHE": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+        self.file.parent.chmod(0o755)
+        self.set(0)
+
+    def set(self, seconds):
+        new = self.file.with_suffix(".new")
+        new.write_text(f"{seconds:+d}s\n")
+        new.rename(self.file)
+        self.by = seconds
+
+    def now(self):
+        return time.time() + self.by
+
+    def is_good(self, svid):
+        """Whether it is valid by this clock, and for a while yet."""
+        begin, end = (
+            datetime.datetime.strptime(at, "%y%m%d%H%M%SZ").replace(tzinfo=datetime.timezone.utc).timestamp()
+            for at in svid[2:4]
+        )
+        return begin <= self.now() < end - 60
+
+
+def the_clock_is_set(work):
+    """The agent's clock is set by +1 h, back, +1 day, back, -1 h, back, -1 day and back, while calls run."""
+    hand, agent, slowest, refused = Hand(work), Agent(work), 0, 0
+    agent.start(environment=hand.environment)
+    with Load(agent) as load:
+        load.gives(20)
+        for jump in (HOUR, 24 * HOUR, -HOUR, -24 * HOUR):
+            for by in (jump, 0):
+                with Stream(agent) as stream:
+                    latest, begin = stream.first, time.monotonic()
+                    check(hand.is_good(latest), f"before {by:+}: {latest}")
+                    hand.set(by)
+                    # A caller that asks anew has what is valid by the new clock, or nothing.
+                    try:
+                        fresh = wire.fetch_x509(agent.socket)
+                        check(fresh[3] > time.strftime("%y%m%d%H%M%SZ", time.gmtime(hand.now())), f"{by:+}: expired: {fresh}")
+                    except wire.Failed as failed:
+                        check(failed.kind == "UNAVAILABLE", str(failed))
+                        refused += 1
+                    while not hand.is_good(latest):
+                        latest = stream.next(PATIENCE)
+                    slowest = max(slowest, time.monotonic() - begin)
+                load.gives(20)
+            check(agent.status()["ready"], agent.status()["parts"])
+    load.only("UNAVAILABLE")
+    check(not agent.panicked(), agent.panicked())
+    agent.audit_verifies()
+    given = nothing_is_lost(agent, load.given)
+    return Seen(
+        f"open streams bring an SVID that is valid by the new clock within {slowest:.1f} s; no expired one is handed out ({load.seen()})",
+        f"nothing ({given} checked); sessions end with the reason `clock_set_back` where it is set back",
+        "by itself: a CA that would begin in the future is replaced",
+    )
