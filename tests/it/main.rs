@@ -8,6 +8,7 @@ mod activation;
 mod another;
 mod approvals;
 mod audit;
+mod backup;
 mod bad_input;
 mod client;
 mod credentials;
