@@ -330,6 +330,13 @@ impl Collector for Connections {
     }
 }
 
+impl Default for Metrics {
+    /// Metrics that nobody reads, for tests and one-off commands.
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
+    }
+}
+
 /// What a family with one label has counted. Families cannot be walked through, so it is read off what they expose.
 fn by_label(family: impl Metric) -> BTreeMap<String, u64> {
     let mut registry = Registry::default();
@@ -374,12 +381,5 @@ mod tests {
         assert_eq!(of("tether_crl_size_bytes").kind, "gauge");
         assert_eq!(of("tether_attestation_duration_seconds").kind, "histogram");
         assert_eq!(of("tether_build_info").kind, "info");
-    }
-}
-
-impl Default for Metrics {
-    /// Metrics that nobody reads, for tests and one-off commands.
-    fn default() -> Self {
-        Self::register(&mut Registry::default())
     }
 }

@@ -60,6 +60,10 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let metrics = Metrics::register(&mut metrics_registry);
 
     prepare_directories(&config)?;
+    let restoring = config.state_dir.join(super::RESTORE_UNFINISHED);
+    if restoring.exists() {
+        return Err(StartError::Restoring(restoring));
+    }
     let wrapping = Wrapping::from_credentials(deps.credentials.as_deref()).map_err(KeyStoreError::from)?;
     let keys = KeyStore::open(config.state_dir.join("keys"), wrapping, deps.entropy.clone())?;
     let custody = keys.weakness();

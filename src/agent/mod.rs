@@ -54,6 +54,9 @@ pub use self::notify::failed;
 pub use self::reload::{Reload, Reloaded};
 pub use self::state::AgentState;
 
+/// A directory in the state directory that is there while a backup is put in place: no agent starts then.
+pub const RESTORE_UNFINISHED: &str = "restore-unfinished";
+
 /// What comes from outside, so that tests can bring their own.
 #[derive(Clone, Debug)]
 pub struct Deps {
@@ -97,6 +100,9 @@ pub enum StartError {
     /// A directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DurableError),
+    /// A backup was being put in place, and that was interrupted.
+    #[error("a restore was interrupted (`{}` is there): run `tether restore` again", .0.display())]
+    Restoring(PathBuf),
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -6,6 +6,7 @@
 
 mod approvals;
 mod audit;
+mod backup;
 mod credentials;
 mod entries;
 mod policies;
@@ -37,6 +38,7 @@ use crate::store::Store;
 use crate::telemetry::LogLevel;
 use crate::trust::{CrlSet, Snapshot, Trust};
 
+pub use self::backup::{About, piece};
 pub(crate) use self::credentials::meaning as binding_meaning;
 pub use self::entries::stored_entries;
 pub use self::roles::{Role, RoleSet, Roles};
@@ -246,6 +248,12 @@ impl wire::bundles_server::Bundles for Admin {
 
 #[tonic::async_trait]
 impl wire::agent_server::Agent for Admin {
+    type BackupStream = backup::Chunks;
+
+    async fn backup(&self, request: Request<wire::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        self.make_backup(request).await
+    }
+
     async fn status(&self, request: Request<wire::StatusRequest>) -> Result<Response<wire::StatusResponse>, Status> {
         self.require(&request, Role::Viewer)?;
         Ok(Response::new(wire::StatusResponse { json: self.parts.status.status().to_string() }))

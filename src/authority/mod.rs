@@ -38,6 +38,7 @@ use self::slot::{Kind, Slot};
 use crate::audit::{Audit, Event};
 use crate::base::clock::Clock;
 use crate::base::entropy::Entropy;
+use crate::base::secret::Secret;
 use crate::id::TrustDomain;
 use crate::jwt::JwtError;
 use crate::store::{Change, Expect, Space, Store, StoreError};
@@ -149,6 +150,15 @@ pub struct Authority {
     generation: watch::Sender<u64>,
 }
 
+/// What a backup takes from an authority.
+#[derive(Debug)]
+pub struct Custody {
+    /// The store ([`Image`](crate::store::Image)).
+    pub store: Vec<u8>,
+    /// The keys by authority, as their files have them or as PKCS#8.
+    pub keys: Vec<(String, Secret<Vec<u8>>)>,
+}
+
 /// What is in force.
 #[derive(Debug)]
 struct Journal {
@@ -241,6 +251,17 @@ impl Authority {
         let mut draft = Draft { disk: Some(Arc::new(read)), ..journal.draft() };
         draft.settle(&self.maker)?;
         self.commit(journal, draft).await.map(Some)
+    }
+
+    /// The whole store and the keys of all authorities in it, as of one moment: for a backup. With `plain` the keys are
+    /// PKCS#8 although their files are wrapped.
+    pub async fn custody(&self, plain: bool) -> Result<Custody, AuthorityError> {
+        // No authority changes meanwhile.
+        let journal = self.lock().await?;
+        let store = self.store.image().await?;
+        let key = |slot: &Slot| Ok((slot.id.clone(), self.maker.keys.content(&slot.id, plain)?));
+        let keys = journal.slots.iter().map(key).collect::<Result<_, KeyStoreError>>()?;
+        Ok(Custody { store, keys })
     }
 
     /// The journal, locked. When the last change may have ended half way, it is first made good.

@@ -1,5 +1,7 @@
 //! The ground everything stands on: time, entropy, secrets, durable files, stopping. Nothing here knows SPIFFE.
 
+#[cfg(feature = "agent")]
+pub mod archive;
 pub mod backoff;
 pub mod clock;
 #[cfg(feature = "agent")]

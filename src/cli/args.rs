@@ -2,6 +2,7 @@
 
 mod approval;
 mod audit;
+mod backup;
 mod credential;
 mod init;
 mod policy;
@@ -21,6 +22,7 @@ use crate::id::{SpiffeId, TrustDomain};
 
 pub use approval::ApprovalCommand;
 pub use audit::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
+pub use backup::{BackupArgs, RestoreArgs};
 pub use credential::{CredentialCommand, RevokeArgs};
 pub use init::InitArgs;
 pub use policy::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
@@ -158,6 +160,10 @@ pub enum Command {
     /// What signs.
     #[command(subcommand)]
     Authority(AuthorityCommand),
+    /// Write what the running agent cannot make again into a file, with the keys of its authorities. Takes root.
+    Backup(BackupArgs),
+    /// Put a backup in the place of the state of an agent that is stopped. What was issued before has ended then.
+    Restore(RestoreArgs),
     /// Bundles: the authorities of our own and of other trust domains.
     #[command(subcommand)]
     Bundle(BundleCommand),

@@ -4,11 +4,16 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::timeout;
+use tonic::Status;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::attest::container::{Kind as Engine, examine_socket};
-use crate::client::Endpoint;
+use crate::client::{Endpoint, channel, with_header};
 use crate::config;
 use crate::peer::Limits;
 use crate::proto::admin::StatusRequest;

@@ -275,7 +275,7 @@ fn start(args: &InitArgs, host: &Host) -> Result<Step, Failure> {
     }
     let places = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
     let has_unit = |unit: &&str| places.iter().any(|place| host.path(Path::new(place)).join(unit).exists());
-    let (Some(systemctl), true) = (Program::find("systemctl", host), UNITS.iter().all(|unit| has_unit(&unit))) else {
+    let (Some(systemctl), true) = (Program::find("systemctl", host), UNITS.iter().all(has_unit)) else {
         let units = UNITS.join(" and ");
         let what =
             format!("not started: {units} are not there, install the package; or start it with `tether agent run`");

@@ -8,6 +8,7 @@ mod approval;
 mod args;
 mod audit;
 mod authority;
+mod backup;
 mod bundle;
 mod config;
 mod credential;
@@ -190,6 +191,8 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
         Command::Policy(command) => policy::run(command, context),
         Command::Audit(command) => context.wait(async |context| audit::run(command, context).await),
+        Command::Backup(args) => context.wait(async |context| backup::backup(args, context).await),
+        Command::Restore(args) => backup::restore(args, context),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
         Command::Proxy(command) => proxy::run(command, context),

@@ -23,7 +23,7 @@ const SLACK_BYTES: u64 = 8 * FILE_BYTES;
 /// How many rows of the oldest file one record carries over at most: nobody waits for a whole file.
 const CARRIED_AT_ONCE: usize = 64;
 /// No file is larger, by far.
-const MAX_FILE: u64 = 64 * FILE_BYTES;
+pub(super) const MAX_FILE: u64 = 64 * FILE_BYTES;
 const SUFFIX: &str = ".log";
 /// Follows the name of a file that was set aside.
 const ASIDE: &str = ".damaged";
@@ -308,6 +308,15 @@ impl Log {
     /// The numbers and lengths of the files.
     pub(super) fn extent(&self) -> Vec<(u64, u64)> {
         self.files.iter().map(|file| (file.number, file.bytes)).collect()
+    }
+
+    /// The files: their names, where they are, and how many bytes they have.
+    pub(super) fn files_now(&self) -> Vec<(String, PathBuf, u64)> {
+        let file = |file: &File| {
+            let path = path(&self.dir, file.number);
+            (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), path, file.bytes)
+        };
+        self.files.iter().map(file).collect()
     }
 
     /// The sync failed: the next one does it.

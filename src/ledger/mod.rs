@@ -39,6 +39,7 @@ pub use self::error::LedgerError;
 use self::index::{Grant, Index, Row};
 pub use self::limits::Limits;
 use self::log::{Log, Opened, Unsynced};
+pub use self::repair::mark_restored;
 use self::repair::{Head, Heading};
 use crate::base::clock::Clock;
 use crate::base::drain;

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::{Ledger, LedgerError};
 use crate::base::durable::{self, DurableError, Mark};
 use crate::base::frames;
 
@@ -90,9 +91,31 @@ impl Heading {
     }
 }
 
+/// How often files are read anew when some are given up meanwhile.
+const ATTEMPTS: usize = 3;
+
+impl Ledger {
+    /// Its files by name, as far as they are written now: for a backup. Blocks.
+    pub fn snapshot(&self) -> Result<Vec<(String, Vec<u8>)>, LedgerError> {
+        let mut attempt = 1;
+        loop {
+            let files = self.lock().log.files_now();
+            let read = |(name, path, bytes): (String, PathBuf, u64)| -> Result<_, DurableError> {
+                let mut content = durable::read(&path, super::log::MAX_FILE)?;
+                content.truncate(usize::try_from(bytes).unwrap_or(usize::MAX));
+                Ok((name, content))
+            };
+            match files.into_iter().map(read).collect::<Result<Vec<_>, _>>() {
+                Err(error) if attempt == ATTEMPTS => return Err(error.into()),
+                Err(_) => attempt += 1,
+                Ok(files) => return Ok(files),
+            }
+        }
+    }
+}
+
 /// Marks the ledger in `dir` as that of a backup, for the next start: what was revoked since is not in it.
-#[cfg_attr(not(test), allow(dead_code, reason = "for a restore from a backup, whose command is still missing"))]
-pub(super) fn mark_restored(dir: &Path, node: &str) -> Result<(), DurableError> {
+pub fn mark_restored(dir: &Path, node: &str) -> Result<(), DurableError> {
     let head = Head { restored: true, ..Head::new(node, Vec::new()) };
     durable::replace(&path(dir), &head.to_bytes(), 0o600)
 }

@@ -106,6 +106,16 @@ impl Image {
         self.rows.insert((space, key.to_owned()), (self.revision, value));
     }
 
+    /// Takes all rows of a space away.
+    pub fn clear(&mut self, of: Space) {
+        self.rows.retain(|(space, _), _| *space != of);
+    }
+
+    /// The value of a key, as JSON.
+    pub fn get(&self, space: Space, key: &str) -> Option<&[u8]> {
+        self.rows.get(&(space, key.to_owned())).map(|(_, value)| value.as_slice())
+    }
+
     /// As bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -13,8 +13,8 @@
 use std::path::PathBuf;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, PathFd, PathFdError,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, PathBeneath, PathFd, PathFdError, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use thiserror::Error;
 
@@ -30,6 +30,8 @@ pub struct Allowed {
     pub listen: Vec<u16>,
     /// The TCP ports that may be connected to, on any host.
     pub connect: Vec<u16>,
+    /// Whether abstract sockets of processes outside may be connected to.
+    pub abstract_sockets: bool,
 }
 
 /// How much of it holds.
@@ -57,7 +59,7 @@ pub enum ConfineError {
 /// Confines the calling thread, and those it makes, for good: call it while there is no other.
 pub fn confine(allowed: &Allowed) -> Result<Confined, ConfineError> {
     let write = AccessFs::from_write(NEWEST);
-    let scopes: BitFlags<Scope> = Scope::from_all(NEWEST);
+    let scopes = if allowed.abstract_sockets { Scope::Signal.into() } else { Scope::from_all(NEWEST) };
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(write | AccessFs::Execute)?

@@ -27,7 +27,7 @@ pub enum RenounceError {
 
 /// Gives the calls up, for the calling thread and those it makes: call it while there is no other.
 pub fn renounce() -> Result<(), RenounceError> {
-    Ok(apply_filter(&program().map_err(RenounceError::Processor)?).map_err(RenounceError::Refused)?)
+    apply_filter(&program().map_err(RenounceError::Processor)?).map_err(RenounceError::Refused)
 }
 
 fn program() -> Result<BpfProgram, seccompiler::BackendError> {

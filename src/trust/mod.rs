@@ -21,13 +21,15 @@ use crate::base::entropy::hex;
 use crate::bundle::{Bundle, BundleError, DEFAULT_REFRESH_HINT};
 use crate::id::{IdError, TrustDomain};
 use crate::jwt::{Jwk, JwtAuthorities};
-use crate::store::{Change, Expect, Space, Store, StoreError};
+use crate::store::{Change, Expect, Image, Space, Store, StoreError};
 use crate::wit::WitAuthorities;
 use crate::x509::{X509Authorities, X509Error};
 
 pub use self::crl::{CrlError, CrlFeed, CrlSet, Crls, Handed, HandedError, Revocations};
 
 const SEQUENCE: &str = "bundle-sequence";
+/// More changes than any bundle has seen.
+const SKIPPED: u64 = 1 << 20;
 
 /// Why a bundle could not be changed.
 #[derive(Debug, Error)]
@@ -222,6 +224,18 @@ async fn compose(
     let foreign = set.iter().filter(|(other, _)| **other != domain);
     let foreign = foreign.map(|(other, bundle)| (other.clone(), Arc::new(bundle.clone()))).collect();
     Ok(Snapshot { domain, signers, own: Arc::new(own), own_wit, foreign })
+}
+
+/// Of a store that goes back in time: what is published from now on has greater numbers than whatever was published before.
+///
+/// # Errors
+/// The number in it cannot be read.
+pub fn skip_sequences(image: &mut Image) -> Result<(), serde_json::Error> {
+    let Some(stored) = image.get(Space::Node, SEQUENCE) else { return Ok(()) };
+    let stored: Sequence = serde_json::from_slice(stored)?;
+    let next = Sequence { number: stored.number + SKIPPED, ..stored };
+    image.set(Space::Node, SEQUENCE, &next);
+    Ok(())
 }
 
 /// A bundle as people have it: a SPIFFE bundle, or certificates in PEM.

@@ -126,7 +126,8 @@ async fn call(socket: &std::path::Path) -> Answer {
 
 #[test]
 fn a_socket_that_is_not_as_the_unit_should_make_it_is_refused_with_the_line_that_mends_it() {
-    let rows: Vec<(&str, fn(&std::path::Path) -> OwnedFd, &str)> = vec![
+    type Make = fn(&std::path::Path) -> OwnedFd;
+    let rows: Vec<(&str, Make, &str)> = vec![
         ("without PassCredentials", |path| UnixListener::bind(path).unwrap().into(), "PassCredentials=yes"),
         (
             "at another path",

@@ -9,6 +9,7 @@ mod activity;
 mod another;
 mod approvals;
 mod audit;
+mod backup;
 mod bad_input;
 mod client;
 mod clock;

@@ -59,7 +59,7 @@ async fn an_agent_whose_store_is_damaged_has_all_it_had_nothing_it_gave_up_and_s
     for id in ["kept", "deleted"] {
         entries.create(entry(id)).await.unwrap();
     }
-    let delete = DeleteEntryRequest { id: "deleted".to_owned(), ..DeleteEntryRequest::default() };
+    let delete = DeleteEntryRequest { id: "deleted".to_owned() };
     entries.delete(delete).await.unwrap();
     let (before, token) = (authorities(&agent).await, token(&agent).await);
     agent.stop().await;

@@ -127,7 +127,7 @@ impl KeyStore {
     }
 
     fn path(&self, id: &str) -> PathBuf {
-        self.dir.join(format!("{id}{SUFFIX}"))
+        self.dir.join(Self::file_name(id))
     }
 
     /// Keeps a key; on disk when this returns.
@@ -150,6 +150,37 @@ impl KeyStore {
     /// Whether there is a key of this authority.
     pub fn has(&self, id: &str) -> bool {
         self.path(id).exists()
+    }
+
+    /// The name of the file with the key of an authority.
+    pub fn file_name(id: &str) -> String {
+        format!("{id}{SUFFIX}")
+    }
+
+    /// Whether this is the content of a key file that is wrapped.
+    pub fn is_wrapped(content: &[u8]) -> bool {
+        wrap::is_wrapped(content)
+    }
+
+    /// Whether this can be the content of the key file of an authority. What is wrapped is not opened.
+    pub fn check(id: &str, content: &[u8]) -> Result<(), KeyStoreError> {
+        let path = PathBuf::from(Self::file_name(id));
+        if !is_id(id) {
+            return Err(KeyStoreError::Damaged { id: id.to_owned(), path, source: KeyError::Unsupported });
+        }
+        if Self::is_wrapped(content) {
+            return Ok(());
+        }
+        let read = PrivateKey::from_pkcs8(content).map(drop);
+        read.map_err(|source| KeyStoreError::Damaged { id: id.to_owned(), path, source })
+    }
+
+    /// What the key file of an authority holds; with `plain`, the key itself.
+    pub(super) fn content(&self, id: &str, plain: bool) -> Result<Secret<Vec<u8>>, KeyStoreError> {
+        if plain {
+            return Ok(self.read(id)?.0);
+        }
+        Ok(Secret::new(durable::read(&self.path(id), LARGEST_KEY_FILE)?))
     }
 
     /// The PKCS#8 document of an authority's key.

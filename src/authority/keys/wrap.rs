@@ -172,7 +172,7 @@ impl Wrapping {
     ) -> Result<(Secret<Vec<u8>>, Held), UnwrapError> {
         let bytes = file.expose();
         let (name, version) = MAGIC.split_at(MAGIC.len() - 1);
-        if !bytes.starts_with(name) {
+        if !is_wrapped(bytes) {
             return Ok((file, Held::Plain));
         }
         let found = bytes.get(name.len()).copied().ok_or(UnwrapError::Damaged)?;
@@ -189,6 +189,11 @@ impl Wrapping {
         }
         Err(if self.current.is_none() && self.former.is_none() { UnwrapError::NoKey } else { UnwrapError::OtherKey })
     }
+}
+
+/// Whether a file is a wrapped key, of any version.
+pub(super) fn is_wrapped(file: &[u8]) -> bool {
+    file.starts_with(&MAGIC[..MAGIC.len() - 1])
 }
 
 impl fmt::Debug for Wrapping {

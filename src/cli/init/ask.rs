@@ -37,11 +37,11 @@ pub(super) fn trust_domain(context: &mut Context) -> Result<TrustDomain, Failure
 /// One line, without what follows it; `None` at the end of input.
 fn line(input: &mut impl Read) -> Option<String> {
     let mut line = Vec::new();
-    for byte in input.take(MAX_ANSWER_BYTES as u64).bytes() {
+    let mut byte = [0];
+    while line.len() < MAX_ANSWER_BYTES && input.read_exact(&mut byte).is_ok() {
         match byte {
-            Ok(b'\n') => return Some(String::from_utf8_lossy(&line).trim().to_owned()),
-            Ok(byte) => line.push(byte),
-            Err(_) => break,
+            [b'\n'] => return Some(String::from_utf8_lossy(&line).trim().to_owned()),
+            [byte] => line.push(byte),
         }
     }
     (!line.is_empty()).then(|| String::from_utf8_lossy(&line).trim().to_owned())

@@ -1,20 +1,31 @@
 //! `tether proxy inbound`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::super::args::{CustodyName, InboundArgs};
 use super::super::failure::{Exit, Failure, chain};
-use super::super::{Context, sockets};
+use super::super::{Context, Host, sockets};
 use super::{announce, serve, told_to_end};
 use crate::client::Endpoint;
 use crate::client::tls::Custody;
-use crate::proxy::Limits;
 use crate::proxy::inbound::{self, Demands, Inbound};
+use crate::proxy::{Address, Limits};
+use crate::sys::landlock::{self, Allowed, Confined};
+
+const DNS: u16 = 53;
 
 pub(super) fn run(args: InboundArgs, context: &mut Context) -> Result<(), Failure> {
     let endpoint = sockets::workload(&context.host, context.socket.as_deref())?;
+    // Before the first thread: it is for the calling one and those it makes.
+    let confined = landlock::confine(&allowed(&args, &endpoint, &context.host));
     let settings = Inbound { clock: context.host.clock.clone(), ..settings(&args, endpoint) };
     serve(&args.log, context, async |context| {
+        match confined {
+            Ok(Confined::Fully) => {}
+            Ok(found) => tracing::info!(?found, "the kernel cannot keep this process to the files and ports it needs"),
+            Err(error) => tracing::warn!("this process is not kept to the files and ports it needs: {}", chain(&error)),
+        }
         let ended = told_to_end()?;
         let mut ended = std::pin::pin!(ended);
         let upstream = settings.upstream.to_string();
@@ -42,6 +53,25 @@ pub(super) fn run(args: InboundArgs, context: &mut Context) -> Result<(), Failur
         bound.run(ended).await;
         Ok(())
     })
+}
+
+/// What the proxy needs, in front of whom the network is: it looks at no process and writes no file.
+fn allowed(args: &InboundArgs, endpoint: &Endpoint, host: &Host) -> Allowed {
+    let mut allowed = Allowed::default();
+    match &args.listen {
+        Address::Tcp { port, .. } => allowed.listen.push(*port),
+        Address::Unix(path) => allowed.write_below.extend(path.parent().map(Path::to_owned)),
+    }
+    allowed.listen.extend(args.metrics.map(|address| address.port()));
+    if let Address::Tcp { port, .. } = &args.upstream {
+        // And a name that is too long for a datagram.
+        allowed.connect.extend([*port, DNS]);
+    }
+    if let Endpoint::Tcp(address) = endpoint {
+        allowed.connect.push(address.port());
+    }
+    allowed.abstract_sockets = host.variable("NOTIFY_SOCKET").is_some_and(|socket| socket.starts_with('@'));
+    allowed
 }
 
 fn settings(args: &InboundArgs, endpoint: Endpoint) -> Inbound {

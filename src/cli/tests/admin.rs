@@ -88,6 +88,12 @@ impl Entries for FakeAdmin {
 
 #[tonic::async_trait]
 impl Agent for FakeAdmin {
+    type BackupStream = tonic::codegen::BoxStream<BackupChunk>;
+
+    async fn backup(&self, _: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        Err(Status::unimplemented("nothing here has keys"))
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let json = json!({
             "version": 1,

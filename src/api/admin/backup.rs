@@ -1,0 +1,105 @@
+//! A backup: what the agent cannot make again, as of one moment. It holds the keys of the authorities, so a role is not
+//! enough to get it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use serde::{Deserialize, Serialize};
+use tonic::{Request, Response, Status};
+
+use super::{Admin, administrator, rfc3339};
+use crate::api::status;
+use crate::base::archive::Archive;
+use crate::base::durable;
+use crate::proto::admin as wire;
+
+/// How much is sent at once.
+const CHUNK: usize = 1 << 20;
+/// The head of an audit log is smaller, by far.
+const MAX_HEAD: u64 = 64 * 1024;
+
+/// The names of the pieces of a backup.
+pub mod piece {
+    /// The store ([`Image`](crate::store::Image)).
+    pub const STORE: &str = "store";
+    /// Before the id of an authority: its key file.
+    pub const KEYS: &str = "keys/";
+    /// Before the name of a file of the ledger.
+    pub const LEDGER: &str = "ledger/";
+    /// The head of the audit log.
+    pub const AUDIT_HEAD: &str = "audit.head";
+}
+
+/// What a backup says of itself, as JSON in its title.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// Raised when what is in a backup means something else.
+    pub version: u32,
+    /// The node.
+    pub node: String,
+    /// The trust domain.
+    pub trust_domain: String,
+    /// The version of the agent that made it.
+    pub agent_version: String,
+    /// When, RFC 3339.
+    pub made_at: String,
+}
+
+impl About {
+    /// The version that is written, and the only one that is read.
+    pub const VERSION: u32 = 1;
+}
+
+/// What a backup is sent as.
+pub(super) type Chunks = std::pin::Pin<Box<dyn Stream<Item = Result<wire::BackupChunk, Status>> + Send>>;
+
+impl Admin {
+    /// Makes a backup for root, or for the user the agent runs as.
+    pub(super) async fn make_backup(&self, request: Request<wire::BackupRequest>) -> Result<Response<Chunks>, Status> {
+        let caller = administrator(&request)?;
+        if caller.uid != 0 && caller.uid != nix::unistd::geteuid().as_raw() {
+            return Err(Status::permission_denied(
+                "a backup holds the keys of the authorities, for which no role is enough: ask as root, or as the user the \
+                 agent runs as",
+            ));
+        }
+        let peer = caller.peer.clone();
+        let plain = request.into_inner().plain_keys;
+        self.audit_gift(&peer, "agent.backup", if plain { "keys without wrapping" } else { "keys as in their files" })?;
+        let custody = self.parts.authority.custody(plain).await.map_err(|error| status::authority(&error))?;
+        let ledger = self.parts.issuer.ledger.clone();
+        let ledger = tokio::task::spawn_blocking(move || ledger.snapshot()).await;
+        let ledger = ledger.map_err(|_| Status::unavailable("the agent is stopping"))?;
+        let ledger = ledger.map_err(|error| Status::unavailable(status::chain(&error)))?;
+
+        let known = self.parts.status.status();
+        let known = |name: &str| known[name].as_str().unwrap_or_default().to_owned();
+        let about = About {
+            version: About::VERSION,
+            node: known("node"),
+            trust_domain: known("trust_domain"),
+            agent_version: known("agent_version"),
+            made_at: rfc3339(self.parts.issuer.clock.now()),
+        };
+        let title = serde_json::to_string(&about).map_err(|error| Status::internal(error.to_string()))?;
+        let mut archive = Archive::new(title);
+        archive.add(piece::STORE, custody.store);
+        for (id, key) in custody.keys {
+            archive.add(format!("{}{id}", piece::KEYS), key);
+        }
+        for (name, content) in ledger {
+            archive.add(format!("{}{name}", piece::LEDGER), content);
+        }
+        // A log that begins anew says so by itself.
+        if let Some(head) = self.parts.issuer.audit.head().and_then(|path| durable::read(&path, MAX_HEAD).ok()) {
+            archive.add(piece::AUDIT_HEAD, head);
+        }
+        let content = Arc::new(archive.to_bytes());
+        let chunks = (0..content.expose().len()).step_by(CHUNK).map(move |begin| {
+            let bytes = content.expose();
+            Ok(wire::BackupChunk { content: Bytes::copy_from_slice(&bytes[begin..bytes.len().min(begin + CHUNK)]) })
+        });
+        Ok(Response::new(Box::pin(stream::iter(chunks))))
+    }
+}
