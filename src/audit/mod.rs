@@ -44,6 +44,7 @@ pub use self::files::{Part, parts};
 pub use self::head::head_path;
 pub use self::query::{Cursor, Filter, Picker, fuzz_record, last_lines};
 pub use self::record::{Level, Record};
+pub use self::resume::set_aside_of_others;
 pub use self::settings::{OnFailure, Settings};
 pub use self::sink::{Follow, SYNC_WITHIN};
 use self::sink::{Health, Sink};

@@ -5,6 +5,7 @@
 //! the gap is there to be seen. Either way the first new record says what was found.
 
 use std::collections::VecDeque;
+use std::path::Path;
 
 use time::OffsetDateTime;
 
@@ -36,6 +37,33 @@ pub(super) fn open(
     }
     log.retire(now)?;
     Ok(log)
+}
+
+/// Puts a log that is another node's out of the way of this node's: its head into `aside`, its files into a directory of
+/// that name where they are. Says whether there was one. Blocks.
+pub fn set_aside_of_others(settings: &Settings, node: &str, aside: &Path) -> Result<bool, AuditError> {
+    let is_there = settings.dir.exists();
+    let parts = if is_there { files::parts(&settings.dir)? } else { Vec::new() };
+    let head = head::read(&settings.head)?;
+    let mut is_of_another = matches!(&head, Head::Of(of, _) if of != node);
+    for part in &parts {
+        is_of_another |= first_record(part)?.is_some_and(|record| record.node != node);
+    }
+    if !is_of_another {
+        return Ok(false);
+    }
+    if head != Head::Missing {
+        durable::private_dir(aside)?;
+        durable::rename(&settings.head, &aside.join("audit.head"))?;
+    }
+    if !parts.is_empty() {
+        let beside = settings.dir.join(aside.file_name().unwrap_or_default());
+        durable::private_dir(&beside)?;
+        for part in &parts {
+            durable::rename(&part.path, &beside.join(part.path.file_name().unwrap_or_default()))?;
+        }
+    }
+    Ok(true)
 }
 
 /// Where to go on, and what to say of what was found.

@@ -75,7 +75,8 @@ impl Draft {
         self.leave_other_roots();
         for _ in 0..MOST_STEPS {
             let propagation = |kind| maker.config.propagation_of(kind);
-            match slot::plan(&self.slots, self.managed(), maker.clock.now(), propagation) {
+            let (now, surely) = (maker.clock.now(), maker.clock.surely());
+            match slot::plan(&self.slots, self.managed(), now, surely, propagation) {
                 Plan::At(next) => return Ok(next),
                 Plan::Now(Step::Prepare(kind, activates_at)) => self.succeed(maker, kind, activates_at)?,
                 Plan::Now(Step::Activate(id)) => self.activate(maker, &id),

@@ -145,22 +145,34 @@ pub enum Plan {
 }
 
 /// Plans for the kinds this authority manages itself; others only end. Verifiers learn what is published within the
-/// `propagation` of its kind.
-pub fn plan(slots: &[Slot], managed: &[Kind], now: OffsetDateTime, propagation: impl Fn(Kind) -> Duration) -> Plan {
+/// `propagation` of its kind. What has signed is forgotten once its end has `surely` come ([`Clock::surely`]): should the
+/// clock be set back, what it revoked must still be on a list.
+///
+/// [`Clock::surely`]: crate::base::clock::Clock::surely
+pub fn plan(
+    slots: &[Slot],
+    managed: &[Kind],
+    now: OffsetDateTime,
+    surely: OffsetDateTime,
+    propagation: impl Fn(Kind) -> Duration,
+) -> Plan {
     let mut wake = now + Duration::from_secs(3600);
     for slot in slots {
-        let end = match slot.state {
-            State::Retired { keep_until } => keep_until.min(slot.not_after),
-            _ => slot.not_after,
+        let (end, by) = match slot.state {
+            State::Retired { keep_until } => (keep_until.min(slot.not_after), surely),
+            State::Active => (slot.not_after, surely),
+            State::Prepared { .. } => (slot.not_after, now),
         };
-        if end <= now {
+        if end <= by {
             return Plan::Now(Step::Remove(slot.id.clone()));
         }
-        wake = wake.min(end);
+        if end > now {
+            wake = wake.min(end);
+        }
     }
     for &kind in managed {
         let of_kind = || slots.iter().filter(move |slot| slot.kind == kind);
-        let active = of_kind().find(|slot| slot.is_active());
+        let active = of_kind().find(|slot| slot.is_active() && slot.not_after > now);
         let prepared = of_kind().find(|slot| slot.is_prepared());
         if let Some(early) = prepared.filter(|slot| slot.begins_after(now)) {
             return Plan::Now(Step::Remove(early.id.clone()));
@@ -237,7 +249,7 @@ mod tests {
     /// Carries out every step that is due at `now`, as the authority does.
     fn run(slots: &mut Vec<Slot>, now: OffsetDateTime) -> OffsetDateTime {
         for _ in 0..20 {
-            match plan(slots, &[Kind::Jwt], now, |_| PROPAGATION) {
+            match plan(slots, &[Kind::Jwt], now, now, |_| PROPAGATION) {
                 Plan::At(next) => return next,
                 Plan::Now(Step::Prepare(kind, activates_at)) => slots.push(Slot {
                     id: format!("{}", now.unix_timestamp()),

@@ -17,6 +17,7 @@ use super::failure::{Exit, Failure, chain};
 use super::{Context, config};
 use crate::agent::RESTORE_UNFINISHED as UNFINISHED;
 use crate::api::admin::{About, piece};
+use crate::audit;
 use crate::authority::keys::KeyStore;
 use crate::authority::slot::{Kind, Slot, State};
 use crate::base::archive::Archive;
@@ -113,7 +114,8 @@ pub(super) fn restore(args: RestoreArgs, context: &mut Context) -> Result<(), Fa
     if store::is_in_use(&state.join("store.redb")) {
         return Err(failed("the agent runs: stop it first (`systemctl stop tether-agent.service`)".to_owned()));
     }
-    let former = put_in_place(state, &archive, &checked, &about).map_err(|error| failed(chain(error.as_ref())))?;
+    let placed = put_in_place(state, &config.audit_log(), &archive, &checked, &about);
+    let former = placed.map_err(|error| failed(chain(error.as_ref())))?;
 
     if context.output.is_json() {
         let retired_authorities = checked.retired;
@@ -185,6 +187,7 @@ impl Checked {
 /// Writes the state beside the one that is there, and lets the two change places.
 fn put_in_place(
     state: &Path,
+    audit_log: &audit::Settings,
     archive: &Archive,
     checked: &Checked,
     about: &About,
@@ -222,13 +225,13 @@ fn put_in_place(
     for name in REPLACED.iter().filter(|name| unfinished.join(name).exists()) {
         durable::rename(&unfinished.join(name), &state.join(name))?;
     }
-    // The log of this host goes on where it is; without one, after the last record there was.
-    let head = state.join(piece::AUDIT_HEAD);
-    if let Some(content) = archive.piece(piece::AUDIT_HEAD).filter(|_| !head.exists()) {
-        durable::replace(&head, content, 0o600)?;
+    // The log of this node goes on where it is; without one, after the last record there was.
+    audit::set_aside_of_others(audit_log, &about.node, &aside)?;
+    if let Some(content) = archive.piece(piece::AUDIT_HEAD).filter(|_| !audit_log.head.exists()) {
+        durable::replace(&audit_log.head, content, 0o600)?;
     }
     fs::remove_dir_all(&unfinished)?;
-    Ok((!replaced.is_empty()).then_some(aside))
+    Ok(aside.exists().then_some(aside))
 }
 
 /// From here on the process is the user whose state it is: what it makes is that user's, and the agent can use it.

@@ -170,8 +170,12 @@ async fn a_sealed_backup_is_restored_on_another_host_without_the_key_wrapping_ke
     assert!(said(&refused).contains("--passphrase-file"), "{refused:?}");
     let restored = restore(&dir_of(&other), &file, &["--passphrase-file", passphrase_arg]);
     assert!(restored.status.success(), "{restored:?}");
+    let audit = other.config().audit_log().dir;
+    assert!(audit.join("before-restore-1").is_dir(), "the log of the node that was there is kept");
     other.restart().await;
     assert_eq!(id_of(&authorities(&other).await, "x509-root", "active"), root);
+    let verified = tether(&other, &["audit", "verify"]);
+    assert!(verified.status.success(), "{verified:?}");
     let new = token(&other).await;
     assert_eq!(validate(&other, &new).await, Ok(()));
 }

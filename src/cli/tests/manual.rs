@@ -28,7 +28,7 @@ fn formatters_of_manual_pages_have_nothing_to_say_about_them() {
     assert!(pages.len() > 50, "{}", pages.len());
     for page in &pages {
         for (program, arguments) in
-            [("groff", &["-man", "-Tutf8", "-ww", "-z"][..]), ("mandoc", &["-T", "lint", "-W", "warning"])]
+            [("groff", &["-k", "-man", "-Tutf8", "-ww", "-z"][..]), ("mandoc", &["-T", "lint", "-W", "warning"])]
         {
             if let Some(said) = said(program, arguments, page) {
                 let is_undated = |line: &&str| env!("TETHER_DATE").is_empty() && line.contains("missing date");
