@@ -453,6 +453,16 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_the_unit_forbids_is_refused_with_the_drop_in_that_allows_it() {
+        let refused = |errno: nix::errno::Errno| {
+            let address = "127.0.0.1:8080".parse().unwrap();
+            StartError::Http { address, source: errno.into() }.to_string()
+        };
+        assert!(refused(nix::errno::Errno::EAFNOSUPPORT).contains("tether-agent.service.d/http.conf"));
+        assert_eq!(refused(nix::errno::Errno::EADDRINUSE), "cannot listen on http address 127.0.0.1:8080");
+    }
+
+    #[test]
     fn the_entry_of_a_dev_agent_obeys_its_own_rules() {
         let config = Config::for_dev(Path::new("/nowhere"));
         let entry = parse_entry(&dev_entry(&config), &registry::Source::BuiltIn, &config.entry_rules()).unwrap();

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use thiserror::Error;
 use tokio::task::JoinSet;
 
@@ -153,7 +154,7 @@ pub enum StartError {
     #[error("`[authority] kind = \"disk\"` needs `cert_file` and `key_file`")]
     DiskFiles,
     /// The http listener cannot be bound.
-    #[error("cannot listen on http address {address}")]
+    #[error("cannot listen on http address {address}{}", forbidden_by_unit(source))]
     Http {
         /// The address.
         address: SocketAddr,
@@ -182,6 +183,17 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// What to do where the unit has left the agent no network: a filter answers for the kernel.
+fn forbidden_by_unit(error: &std::io::Error) -> &'static str {
+    match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+        Errno::EAFNOSUPPORT | Errno::EPERM => {
+            ", which the unit does not let the agent do: link /usr/share/tether/tether-agent.service.d/http.conf into \
+             /etc/systemd/system/tether-agent.service.d, and run `systemctl daemon-reload`"
+        }
+        _ => "",
+    }
 }
 
 /// Why a running agent stopped by itself.

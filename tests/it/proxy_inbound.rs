@@ -376,3 +376,17 @@ async fn a_proxy_that_runs_out_of_descriptors_pauses_and_goes_on_when_there_are_
     .await;
     assert!(proxy.ends_in_order().await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_confines_itself_as_far_as_the_kernel_can_and_says_how_far_that_is() {
+    use tether::sys::landlock::{Allowed, Confined, confine};
+    let stage = Stage::start().await;
+    let proxy = stage::Process::start(&stage, ":").await;
+    let here = std::thread::spawn(|| confine(&Allowed::default()).unwrap()).join().unwrap();
+    let expected = match here {
+        Confined::Fully => "by Landlock, to the files and ports it needs",
+        Confined::Partly => "by Landlock, as far as this kernel knows it",
+        Confined::Not => "not: this kernel has no Landlock",
+    };
+    assert_eq!(proxy.confined, expected);
+}

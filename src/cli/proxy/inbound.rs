@@ -21,11 +21,15 @@ pub(super) fn run(args: InboundArgs, context: &mut Context) -> Result<(), Failur
     let confined = landlock::confine(&allowed(&args, &endpoint, &context.host));
     let settings = Inbound { clock: context.host.clock.clone(), ..settings(&args, endpoint) };
     serve(&args.log, context, async |context| {
-        match confined {
-            Ok(Confined::Fully) => {}
-            Ok(found) => tracing::info!(?found, "the kernel cannot keep this process to the files and ports it needs"),
-            Err(error) => tracing::warn!("this process is not kept to the files and ports it needs: {}", chain(&error)),
-        }
+        let confined = match confined {
+            Ok(Confined::Fully) => "by Landlock, to the files and ports it needs",
+            Ok(Confined::Partly) => "by Landlock, as far as this kernel knows it",
+            Ok(Confined::Not) => "not: this kernel has no Landlock",
+            Err(error) => {
+                tracing::warn!("this process is not kept to the files and ports it needs: {}", chain(&error));
+                "not"
+            }
+        };
         let ended = told_to_end()?;
         let mut ended = std::pin::pin!(ended);
         let upstream = settings.upstream.to_string();
@@ -42,6 +46,7 @@ pub(super) fn run(args: InboundArgs, context: &mut Context) -> Result<(), Failur
             ("reached at", public.join(" ")),
             ("upstream", upstream),
             ("decided by", decides.to_owned()),
+            ("confined", confined.to_owned()),
         ];
         if let Some(identity) = &bound.identity {
             fields.push(("identity", identity.to_string()));

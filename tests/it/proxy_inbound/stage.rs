@@ -457,6 +457,8 @@ impl Stage {
 /// `tether proxy inbound` as a process, in front of the same tool.
 pub struct Process {
     pub address: SocketAddr,
+    /// What it says that confines it.
+    pub confined: String,
     child: Child,
     log: mpsc::UnboundedReceiver<String>,
 }
@@ -480,8 +482,11 @@ impl Process {
             .unwrap();
         let mut printed = lines(child.stdout.take().unwrap());
         let log = lines(child.stderr.take().unwrap());
-        let mut address = None;
+        let (mut address, mut confined) = (None, None);
         while let Some(line) = within(printed.recv()).await {
+            if let Some(by) = line.strip_prefix("confined") {
+                confined = Some(by.trim().to_owned());
+            }
             if let Some(listening) = line.strip_prefix("listening on") {
                 address = Some(listening.trim().parse().unwrap());
             }
@@ -489,7 +494,8 @@ impl Process {
                 break;
             }
         }
-        Self { address: address.expect("it says where it listens, and then that it is ready"), child, log }
+        let address = address.expect("it says where it listens, and then that it is ready");
+        Self { address, confined: confined.expect("it says so"), child, log }
     }
 
     /// Waits for a line of its log.
