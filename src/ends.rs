@@ -292,7 +292,7 @@ async fn until_the_end(issuer: &Issuer, tie: &Tie, hold: Hold) -> Option<Reason>
         let Err(until) = issuer.ledger.let_go(tie) else { return None };
         tokio::select! {
             end = &mut ended => return Some(end.into()),
-            () = issuer.clock.sleep_until(until) => {}
+            () = issuer.clock.sleep_until_surely(until) => {}
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From a configuration to an agent that listens.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::ends::Ends;
 use crate::held::Held;
 use crate::http::{Introspection, Readiness};
 use crate::issue::Issuer;
-use crate::ledger::{Ledger, LedgerError, NewTies};
+use crate::ledger::{self, Ledger, LedgerError, NewTies};
 use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
 use crate::policy::{self, BuiltIn, Lifetimes, Policies, Policy};
@@ -78,6 +79,10 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let audit = open_audit(&config, &node, &deps).await?;
     let deps = Deps { audit, ..deps };
     super::repairs::of_store(&store, &keys, &deps.audit).await?;
+    // Before anything is forgotten that is over by a clock which may have been set while there was no agent.
+    if let Some(then) = ledger::last_surely(&ledger_dir(&config), &node) {
+        deps.clock.was_surely(then);
+    }
     let (authority, signers) = Authority::open(
         config.authority(&node).ok_or(StartError::DiskFiles)?,
         deps.clock.clone(),
@@ -330,6 +335,10 @@ async fn open_audit(config: &Config, node: &str, deps: &Deps) -> Result<Audit, A
     Ok(audit)
 }
 
+fn ledger_dir(config: &Config) -> PathBuf {
+    config.state_dir.join("ledger")
+}
+
 /// The ledger, read in whole; what must be watched for it.
 async fn open_ledger(
     config: &Config,
@@ -337,7 +346,7 @@ async fn open_ledger(
     instances: &Instances,
     deps: &Deps,
 ) -> Result<(Ledger, NewTies), StartError> {
-    let (dir, limits) = (config.state_dir.join("ledger"), config.ledger_limits());
+    let (dir, limits) = (ledger_dir(config), config.ledger_limits());
     let (node, boot, clock) = (node.to_owned(), instances.boot(), deps.clock.clone());
     let opened = tokio::task::spawn_blocking(move || Ledger::open(&dir, &node, boot, clock, limits)).await;
     Ok(opened.map_err(|_| LedgerError::Stopping)??)

@@ -9,6 +9,7 @@ use super::AgentState;
 use crate::audit::Audit;
 use crate::authority::{Authority, X509Svid};
 use crate::base::backoff::Backoff;
+use crate::base::directory::{DirectoryWatch, WatchError};
 use crate::base::drain;
 use crate::issue::Issuer;
 use crate::metrics::{Domain, Metrics, Outcome, Refreshed};
@@ -127,19 +128,36 @@ pub(super) async fn attend_attestors(issuer: Arc<Issuer>, mut drain: drain::Watc
     }
 }
 
-/// Reloads entries when their files change. Where they cannot be watched, says so and reads them once in a while.
-pub(super) async fn watch_entries(registry: Registry, state: Arc<AgentState>, mut drain: drain::Watcher) {
+/// Reads entries again when their files change.
+pub(super) async fn watch_entries(registry: Registry, state: Arc<AgentState>, drain: drain::Watcher) {
+    keep_reading(ENTRY_FILES, &state, drain, || registry.watch_directory(), || registry.reload()).await;
+}
+
+/// Reads policies again when their files change.
+pub(super) async fn watch_policies(policies: Policies, state: Arc<AgentState>, drain: drain::Watcher) {
+    keep_reading(POLICY_FILES, &state, drain, || policies.watch_directory(), || policies.reload()).await;
+}
+
+/// Reads files again when their directory changes. Where that cannot be watched, says so and reads them once in a while.
+async fn keep_reading<T, F: Future<Output = T>>(
+    files: &'static str,
+    state: &AgentState,
+    mut drain: drain::Watcher,
+    watch: impl Fn() -> Result<Option<DirectoryWatch>, WatchError>,
+    read: impl Fn() -> F,
+) {
     loop {
-        match registry.watch() {
-            Ok(watch) => {
-                state.watched(ENTRY_FILES);
-                // What was saved between the last load and the watch is seen by this one.
-                registry.reload().await;
-                watch.run(drain.clone()).await;
+        match watch() {
+            Ok(Some(directory)) => {
+                state.watched(files);
+                // What was saved between the last time and the watch is seen by this one.
+                read().await;
+                directory.read_again(drain.clone(), &read).await;
             }
+            Ok(None) => return drain.draining().await,
             Err(error) => {
-                state.unwatched(ENTRY_FILES, &error);
-                registry.reload().await;
+                state.unwatched(files, &error);
+                read().await;
             }
         }
         tokio::select! {
@@ -215,29 +233,6 @@ pub(super) async fn keep_store(store: Store, state: Arc<AgentState>, mut drain: 
             }
             // What it finds is told as any other news.
             () = again => drop(store.try_again().await),
-        }
-    }
-}
-
-/// Reads the policies again when their files change. Where they cannot be watched, says so and reads them once in a while.
-pub(super) async fn watch_policies(policies: Policies, state: Arc<AgentState>, mut drain: drain::Watcher) {
-    loop {
-        match policies.watch_directory() {
-            Ok(Some(watch)) => {
-                state.watched(POLICY_FILES);
-                // What was saved between the last load and the watch is seen by this one.
-                policies.reload().await;
-                watch.run(drain.clone()).await;
-            }
-            Ok(None) => return drain.draining().await,
-            Err(error) => {
-                state.unwatched(POLICY_FILES, &error);
-                policies.reload().await;
-            }
-        }
-        tokio::select! {
-            () = drain.draining() => return,
-            () = tokio::time::sleep(READ_UNWATCHED) => {}
         }
     }
 }

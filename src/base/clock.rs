@@ -84,10 +84,16 @@ impl Clock {
 
     /// A time that has come for sure: what ended before it is over even if the clock is found to be wrong and set back.
     ///
-    /// That is the time now, unless the clock was set forward, or the host slept, within the last day. Whoever forgets
+    /// That is the time now, unless the clock was set forward, or the host slept or had no agent, within the last day. Whoever forgets
     /// what was revoked once it has expired asks for this.
     pub fn surely(&self) -> OffsetDateTime {
         self.1.look(self.0.hands())
+    }
+
+    /// Tells a clock that has just begun when it was so late for sure, before: as far as it is ahead of that, it may have
+    /// been set meanwhile.
+    pub fn was_surely(&self, then: OffsetDateTime) {
+        self.1.doubt(self.0.hands(), then);
     }
 
     /// Looks at the clock every [`LOOK`], until the drain: nothing else tells sleepers that it was set.
@@ -117,6 +123,22 @@ impl Clock {
     pub async fn sleep_until(&self, deadline: OffsetDateTime) {
         while self.now() < deadline {
             self.sleep_until_or_set(deadline).await;
+        }
+    }
+
+    /// Returns when `deadline` has come for sure, see [`Clock::surely`].
+    pub async fn sleep_until_surely(&self, deadline: OffsetDateTime) {
+        let mut sets = self.1.sets.subscribe();
+        loop {
+            let left = deadline - self.surely();
+            if !left.is_positive() {
+                return;
+            }
+            // It comes by time that passes, by the end of a doubt, or with the clock that is set right.
+            tokio::select! {
+                () = self.pause(left.unsigned_abs().min(LONGEST_SLEEP)) => {}
+                _ = sets.changed() => {}
+            }
         }
     }
 
@@ -155,6 +177,13 @@ impl Source {
 }
 
 impl Watched {
+    fn doubt(&self, now: Hands, then: OffsetDateTime) {
+        // Plain data: what a panic left behind is whole.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.ahead = last.ahead.max(now.wall - then);
+        last.since = now.passed;
+    }
+
     /// Takes note of where the clock stands, and returns [`Clock::surely`].
     fn look(&self, now: Hands) -> OffsetDateTime {
         // Plain data: what a panic left behind is whole.
@@ -265,5 +294,27 @@ mod tests {
         hand.set(start + 30 * HOUR);
         hand.advance(24 * HOUR);
         assert_eq!(clock.surely(), clock.now(), "nobody set it back for a day");
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_begins_far_ahead_of_what_was_sure_before_is_doubted_like_one_that_was_set() {
+        let start = OffsetDateTime::UNIX_EPOCH + 24 * HOUR;
+        let (clock, hand) = Clock::manual(start);
+        clock.was_surely(start + HOUR);
+        assert_eq!(clock.surely(), start, "one that is behind is as late as it says");
+        clock.was_surely(start - 2 * HOUR);
+        assert_eq!(clock.surely(), start - 2 * HOUR);
+        let waiting = {
+            let clock = clock.clone();
+            tokio::spawn(async move { clock.sleep_until_surely(start - HOUR).await })
+        };
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        hand.set(start - HOUR);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "it is right by now, and as late as before for sure");
+        hand.advance(HOUR);
+        waiting.await.expect("it wakes");
+        assert_eq!((clock.now(), clock.surely()), (start, start - HOUR));
     }
 }

@@ -15,6 +15,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use thiserror::Error;
 
+use super::drain;
+
 /// How long the directory must be quiet before it is read: editors and deployment tools touch it several times.
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long a file may be open for writing before it is read as it is.
@@ -29,8 +31,8 @@ pub struct WatchError {
     source: notify::Error,
 }
 
-/// Watches a directory: what changes from its making on is told by [`Self::changed`]. So: watch, read, and read again
-/// after each change.
+/// Watches a directory: what changes from its making on is told by [`Self::changed`]. So: watch, read, and
+/// [`Self::read_again`].
 #[derive(Debug)]
 pub struct DirectoryWatch {
     directory: PathBuf,
@@ -75,6 +77,17 @@ impl DirectoryWatch {
             return None;
         }
         Some(())
+    }
+
+    /// Has it read again after each change, until the drain begins or no further change would be noticed.
+    pub async fn read_again<T, F: Future<Output = T>>(mut self, mut drain: drain::Watcher, read: impl Fn() -> F) {
+        loop {
+            tokio::select! {
+                changed = self.changed() => if changed.is_none() { return },
+                () = drain.draining() => return,
+            }
+            read().await;
+        }
     }
 
     /// Waits until the directory is quiet. Whether the directory itself may have changed.

@@ -11,6 +11,7 @@ use super::index::{Index, Row};
 use super::record::{Record, VERSION};
 use super::repair::{self, Damage, Head};
 use super::{Key, LedgerError, Reason};
+use crate::base::clock::Clock;
 use crate::base::durable::{self, Appender, Syncer};
 use crate::base::frames::{self, Unreadable};
 use crate::bond::Tie;
@@ -87,9 +88,10 @@ impl Log {
         dir: &Path,
         node: &str,
         boot: BootId,
-        now: i64,
+        clock: &Clock,
         index: &mut Index,
     ) -> Result<Opened, LedgerError> {
+        let (now, surely) = (clock.now().unix_timestamp(), clock.surely().unix_timestamp());
         durable::private_dir(dir)?;
         let head = Head::read(dir, node);
         let mut numbers = numbers(dir)?;
@@ -99,7 +101,7 @@ impl Log {
         for number in &numbers {
             let bytes = durable::read(&path(dir, *number), MAX_FILE)?;
             let head = head.as_ref();
-            let mut reader = Reader { index, node, boot, now, file: *number, head, keys: Vec::new(), whole: 0 };
+            let mut reader = Reader { index, node, boot, surely, file: *number, head, keys: Vec::new(), whole: 0 };
             let found = reader.read(&bytes, || path(dir, *number))?;
             let (keys, whole) = (reader.keys, reader.whole);
             files.push_back(File { number: *number, bytes: bytes.len() as u64, keys, living: 0 });
@@ -437,7 +439,7 @@ struct Reader<'a> {
     index: &'a mut Index,
     node: &'a str,
     boot: BootId,
-    now: i64,
+    surely: i64,
     file: u64,
     head: Option<&'a Head>,
     keys: Vec<Key>,
@@ -523,7 +525,7 @@ impl Reader<'_> {
                     None => None,
                 };
                 row.file = self.file;
-                if Index::is_over(&row, self.now) {
+                if Index::is_over(&row, self.surely) {
                     return Some(());
                 }
                 self.index.insert(key, row);

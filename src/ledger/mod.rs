@@ -39,8 +39,8 @@ pub use self::error::LedgerError;
 use self::index::{Grant, Index, Row};
 pub use self::limits::Limits;
 use self::log::{Log, Opened, Unsynced};
-pub use self::repair::mark_restored;
 use self::repair::{Head, Heading};
+pub use self::repair::{last_surely, mark_restored};
 use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::base::durable::{self, Syncer};
@@ -108,14 +108,14 @@ impl Ledger {
         clock: Clock,
         limits: Limits,
     ) -> Result<(Self, NewTies), LedgerError> {
-        let now = clock.now().unix_timestamp();
+        let (now, surely) = (clock.now().unix_timestamp(), clock.surely().unix_timestamp());
         let mut index = Index::default();
-        let Opened { log, rebooted, repaired } = Log::open(dir, node, boot, now, &mut index)?;
+        let Opened { log, rebooted, repaired } = Log::open(dir, node, boot, &clock, &mut index)?;
         // Nothing of the newest file is synced yet.
         let files = log.extent().into_iter();
         let newest = log.newest();
         let files = files.map(|(number, bytes)| (number, if number == newest { 0 } else { bytes }));
-        let heading = Mutex::new(Heading::begin(dir, Head::new(node, files.collect()))?);
+        let heading = Mutex::new(Heading::begin(dir, Head::new(node, files.collect(), Some(surely)))?);
         let (new_ties, watch) = mpsc::unbounded_channel();
         let state = Mutex::new(State { index, log, watched: HashSet::new() });
         let ledger = Self(Arc::new(Shared {
@@ -379,12 +379,12 @@ impl Ledger {
         Ok(ended)
     }
 
-    /// Whoever watches a tie may stop when nothing stands that is tied to it; otherwise until then at least.
+    /// Whoever watches a tie may stop when nothing stands that is tied to it; otherwise not before then has surely come.
     pub fn let_go(&self, tie: &Tie) -> Result<(), OffsetDateTime> {
-        let now = self.now();
+        let surely = self.0.clock.surely().unix_timestamp();
         let mut state = self.lock();
         match state.index.tied_to(tie).1 {
-            Some(last) if last >= now => Err(at(last + 1)),
+            Some(last) if last >= surely => Err(at(last + 1)),
             _ => {
                 state.watched.remove(tie);
                 Ok(())
@@ -487,12 +487,16 @@ impl Ledger {
 
     async fn sync_now(&self) -> Result<(), LedgerError> {
         let Unsynced { files, dead, through } = self.lock().log.take_unsynced();
-        let shared = self.0.clone();
+        let (shared, surely) = (self.0.clone(), self.0.clock.surely().unix_timestamp());
         let sync = move || {
             let synced = files.iter().try_for_each(Syncer::sync);
             // Only now: what was carried over from them is on disk.
             let removed = synced.and_then(|()| {
-                shared.heading.lock().unwrap_or_else(PoisonError::into_inner).synced(through, !dead.is_empty())?;
+                shared.heading.lock().unwrap_or_else(PoisonError::into_inner).synced(
+                    through,
+                    surely,
+                    !dead.is_empty(),
+                )?;
                 dead.iter().try_for_each(|path| durable::remove(path))
             });
             (files, removed)

@@ -15,12 +15,13 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::{Ledger, LedgerError};
 use crate::base::durable::{self, DurableError, Mark};
 use crate::base::frames;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// The file is smaller than this, by far.
 const MAX_BYTES: u64 = 1024 * 1024;
 
@@ -33,11 +34,15 @@ pub(super) struct Head {
     files: Vec<(u64, u64)>,
     /// The files are those of a backup.
     restored: bool,
+    /// When that was, for sure ([`Clock::surely`]), in seconds.
+    ///
+    /// [`Clock::surely`]: crate::base::clock::Clock::surely
+    surely: Option<i64>,
 }
 
 impl Head {
-    pub(super) fn new(node: &str, files: Vec<(u64, u64)>) -> Self {
-        Self { version: VERSION, node: node.to_owned(), files, restored: false }
+    pub(super) fn new(node: &str, files: Vec<(u64, u64)>, surely: Option<i64>) -> Self {
+        Self { version: VERSION, node: node.to_owned(), files, restored: false, surely }
     }
 
     /// The number of the newest file.
@@ -80,12 +85,18 @@ impl Heading {
     }
 
     /// So much is on disk. Where files are to be removed, that comes after they are no longer in the head.
-    pub(super) fn synced(&mut self, files: Vec<(u64, u64)>, before_removing: bool) -> Result<(), DurableError> {
+    pub(super) fn synced(
+        &mut self,
+        files: Vec<(u64, u64)>,
+        surely: i64,
+        before_removing: bool,
+    ) -> Result<(), DurableError> {
         // Of two syncs the later may be the first to say so.
         if !before_removing && files.last() <= self.head.files.last() {
             return Ok(());
         }
         self.head.files = files;
+        self.head.surely = Some(surely);
         self.mark.set(&self.head.to_bytes())?;
         if before_removing { self.mark.sync() } else { Ok(()) }
     }
@@ -116,8 +127,15 @@ impl Ledger {
 
 /// Marks the ledger in `dir` as that of a backup, for the next start: what was revoked since is not in it.
 pub fn mark_restored(dir: &Path, node: &str) -> Result<(), DurableError> {
-    let head = Head { restored: true, ..Head::new(node, Vec::new()) };
+    let head = Head { restored: true, ..Head::new(node, Vec::new(), None) };
     durable::replace(&path(dir), &head.to_bytes(), 0o600)
+}
+
+/// When the ledger of this node in `dir` was last written, for sure: see [`Clock::was_surely`].
+///
+/// [`Clock::was_surely`]: crate::base::clock::Clock::was_surely
+pub fn last_surely(dir: &Path, node: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(Head::read(dir, node)?.surely?).ok()
 }
 
 fn path(dir: &Path) -> PathBuf {

@@ -11,7 +11,6 @@ use super::load::{self, Files};
 use super::set::PolicySet;
 use crate::base::clock::Clock;
 use crate::base::directory::{DirectoryWatch, WatchError};
-use crate::base::drain;
 use crate::base::files::aside;
 use crate::base::mistake::Mistake;
 use crate::registry::LoadState;
@@ -119,11 +118,9 @@ impl Policies {
         aside(move || shared.reload()).await
     }
 
-    /// Begins to watch the directory: what changes from now on is noticed once the watch runs. `None` where there is no
-    /// directory.
-    pub fn watch_directory(&self) -> Result<Option<PoliciesWatch>, WatchError> {
-        let Some(directory) = self.0.source().directory.clone() else { return Ok(None) };
-        Ok(Some(PoliciesWatch { policies: self.clone(), directory: DirectoryWatch::new(directory)? }))
+    /// Begins to watch the directory, see [`DirectoryWatch`]. `None` where there is no directory.
+    pub fn watch_directory(&self) -> Result<Option<DirectoryWatch>, WatchError> {
+        self.0.source().directory.clone().map(DirectoryWatch::new).transpose()
     }
 }
 
@@ -175,27 +172,6 @@ impl Source {
         let found = load::directory(directory)?;
         self.may_be_absent = false;
         Ok(found)
-    }
-}
-
-/// Watches the directory of policies while [`Self::run`] runs.
-#[derive(Debug)]
-pub struct PoliciesWatch {
-    policies: Policies,
-    directory: DirectoryWatch,
-}
-
-impl PoliciesWatch {
-    /// Reads the policies again after every change until the drain begins.
-    pub async fn run(self, mut drain: drain::Watcher) {
-        let Self { policies, mut directory } = self;
-        loop {
-            tokio::select! {
-                changed = directory.changed() => if changed.is_none() { return },
-                () = drain.draining() => return,
-            }
-            policies.reload().await;
-        }
     }
 }
 

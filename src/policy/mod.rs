@@ -35,7 +35,7 @@ pub use self::case::{Case, Expect, read_cases};
 pub use self::compile::{BuiltIn, Compiled, MAX_POLICIES, PolicyFile, compile};
 pub use self::explain::{ExplainedPolicy, Explanation, explain};
 pub use self::grant::{Call, Checks, JwtGrant, KeyUse, MintGrant, Permit, Reach, Start, WitGrant, X509Grant};
-pub use self::live::{DEFAULT_DIRECTORY, Policies, PoliciesRefused, PoliciesWatch, is_default};
+pub use self::live::{DEFAULT_DIRECTORY, Policies, PoliciesRefused, is_default};
 pub use self::load::{MAX_BYTES, MAX_FILE_BYTES, MAX_FILES, read_paths};
 pub use self::question::{
     Action, AgentFacts, Decision, Effect, IssueFacts, Obligations, Question, ReachFacts, SessionFacts, ToolFacts,

@@ -28,7 +28,6 @@ mod parse;
 mod reference;
 mod service;
 mod template;
-mod watch;
 
 pub use crate::base::mistake::Mistake;
 pub use draft::EntryDraft;
@@ -41,4 +40,3 @@ pub use parse::{Rules, Source, parse_entries, parse_entry};
 pub use reference::{FIELDS, FieldDoc, SELECTORS, SelectorDoc};
 pub use service::{LoadState, Registry, RegistryError};
 pub use template::{Template, TemplateError, Unexpanded};
-pub use watch::EntriesWatch;

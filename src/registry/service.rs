@@ -12,7 +12,6 @@ use super::index::Index;
 use super::kept::Kept;
 use super::load::{FileText, Loader};
 use super::parse::Rules;
-use super::watch::EntriesWatch;
 use crate::base::clock::Clock;
 use crate::base::directory::{DirectoryWatch, WatchError};
 use crate::base::files::aside;
@@ -31,12 +30,6 @@ pub enum RegistryError {
         /// Where the other comes from.
         second: String,
     },
-    /// The kernel cannot watch the entries directory, so changes would go unnoticed.
-    #[error("changes of entries would go unnoticed")]
-    Watch(#[from] WatchError),
-    /// There is no entries directory to watch.
-    #[error("there is no entries directory")]
-    NoDirectory,
 }
 
 /// What became of the last look at the entries directory.
@@ -163,11 +156,9 @@ impl Registry {
         aside(move || shared.set_store_entries(entries)).await
     }
 
-    /// Begins to watch the entries directory: what changes from now on is noticed once the watch runs. So: watch,
-    /// reload, run.
-    pub fn watch(&self) -> Result<EntriesWatch, RegistryError> {
-        let directory = self.0.directory.clone().ok_or(RegistryError::NoDirectory)?;
-        Ok(EntriesWatch { registry: self.clone(), directory: DirectoryWatch::new(directory)? })
+    /// Begins to watch the entries directory, see [`DirectoryWatch`]. `None` where there is no directory.
+    pub fn watch_directory(&self) -> Result<Option<DirectoryWatch>, WatchError> {
+        self.0.directory.clone().map(DirectoryWatch::new).transpose()
     }
 }
 
@@ -271,3 +262,5 @@ fn same(a: &[Arc<Entry>], b: &[Arc<Entry>]) -> bool {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod watched;

@@ -179,3 +179,35 @@ async fn a_ledger_from_before_there_was_a_head_is_read_as_it_is() {
     assert_eq!(ledger.standing(&known.standing), Standing::Stands);
     assert_eq!(ended(ledger.standing(&known.revoked)), Some(Reason::Operator));
 }
+
+#[tokio::test]
+async fn an_agent_that_starts_while_the_clock_is_ahead_forgets_nothing_that_was_revoked() {
+    let mut known = Known::new().await;
+    known.put(Some(&known.whole));
+    let start = known.desk.clock.now();
+    for _ in 0..2 {
+        // Another agent each time: no clock of its remembers anything.
+        let (clock, hand) = Clock::manual(start + 5 * HOUR);
+        clock.was_surely(last_surely(&known.desk.path(), NODE).unwrap());
+        (known.desk.clock, known.desk.hand) = (clock, hand);
+        let ledger = known.desk.open();
+        // What is over by this clock is given up with the next one that is issued, if ever.
+        let other = known.desk.issue(&ledger, Kind::Jwt, 9, &Tie::Node);
+        ledger.revoke(|credential| credential.id == other, Reason::Operator).await.unwrap();
+    }
+    known.desk.hand.set(start);
+    let ledger = known.desk.open();
+    assert_eq!(ended(ledger.standing(&known.revoked)), Some(Reason::Operator));
+    assert_eq!(ledger.revoked("ca-1").len(), 1, "it is on the list");
+}
+
+#[tokio::test]
+async fn who_watches_a_tie_goes_on_while_the_clock_may_have_to_be_set_back() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    desk.issue(&ledger, Kind::X509, 1, &desk.process());
+    desk.hand.set(desk.clock.now() + 2 * HOUR);
+    assert!(ledger.let_go(&desk.process()).is_err(), "set forward, it may be set back");
+    desk.hand.advance(HOUR + Duration::from_secs(2));
+    assert!(ledger.let_go(&desk.process()).is_ok(), "it has passed");
+}

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 
 use super::*;
-use crate::base::durable;
+use crate::base::{drain, durable};
 use crate::policy::{Action, MAX_BYTES, MAX_FILE_BYTES, tests::Case};
 
 const PERMIT: &str = "@id(\"p\") permit(principal, action == Action::\"start\", resource);";
@@ -125,7 +125,10 @@ async fn what_is_saved_while_it_is_watched_is_in_force() {
     let policies = open(&dir, false).await.unwrap();
     let watch = policies.watch_directory().unwrap().expect("there is a directory");
     let (_stop, watcher) = drain::channel();
-    tokio::spawn(watch.run(watcher));
+    tokio::spawn({
+        let policies = policies.clone();
+        async move { watch.read_again(watcher, || policies.reload()).await }
+    });
     let mut sets = policies.watch();
     write(&dir.path().join("policies/a.cedar"), PERMIT);
     sets.wait_for(|set| ids(set) == ["00-issue", "p"]).await.unwrap();

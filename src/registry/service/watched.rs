@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 
 use super::*;
 use crate::base::clock::Clock;
+use crate::base::drain;
 use crate::base::durable;
 use crate::id::TrustDomain;
 use crate::registry::{LoadState, Rules};
@@ -22,6 +23,13 @@ fn toml(id: &str) -> String {
 
 fn write(path: &Path, content: &str) {
     durable::replace(path, content.as_bytes(), 0o600).expect("written");
+}
+
+/// Watches from now on, and reads again while it is polled.
+fn watching(registry: &Registry, watcher: drain::Watcher) -> impl Future<Output = ()> + use<> {
+    let watch = registry.watch_directory().expect("the kernel can watch").expect("there is a directory");
+    let registry = registry.clone();
+    async move { watch.read_again(watcher, || registry.reload()).await }
 }
 
 /// A registry over `DIR/entries.d`, watched by a task until it is dropped.
@@ -38,10 +46,10 @@ impl Watched {
         let (clock, _) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
         let rules = Rules::new(TrustDomain::parse("td").expect("valid"));
         let registry = Registry::new(Some(dir.path().join("entries.d")), rules, Vec::new(), clock);
-        let watch = registry.watch().expect("the kernel can watch");
-        registry.reload().await;
         let (stop, watcher) = drain::channel();
-        tokio::spawn(watch.run(watcher));
+        let watching = watching(&registry, watcher);
+        registry.reload().await;
+        tokio::spawn(watching);
         Self { dir, registry, _stop: stop }
     }
 
@@ -145,10 +153,10 @@ async fn a_directory_whose_parents_do_not_exist_yet_is_noticed_when_it_comes() {
     let rules = Rules::new(TrustDomain::parse("td").expect("valid"));
     let directory = dir.path().join("etc/tether/entries.d");
     let registry = Registry::new(Some(directory.clone()), rules, Vec::new(), clock);
-    let watch = registry.watch().expect("the kernel can watch");
-    assert!(!registry.reload().await.ok);
     let (_stop, watcher) = drain::channel();
-    tokio::spawn(watch.run(watcher));
+    let watching = watching(&registry, watcher);
+    assert!(!registry.reload().await.ok);
+    tokio::spawn(watching);
     fs::create_dir_all(&directory).expect("made");
     write(&directory.join("a.toml"), &toml("a"));
     let mut indexes = registry.subscribe();
@@ -200,7 +208,7 @@ async fn the_watch_ends_with_the_drain() {
     let rules = Rules::new(TrustDomain::parse("td").expect("valid"));
     let registry = Registry::new(Some(dir.path().to_owned()), rules, Vec::new(), clock);
     let (stop, watcher) = drain::channel();
-    let running = tokio::spawn(registry.watch().expect("the kernel can watch").run(watcher));
+    let running = tokio::spawn(watching(&registry, watcher));
     stop.drain().await;
     running.await.expect("it ended");
 }
