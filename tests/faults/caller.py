@@ -7,7 +7,6 @@ It prints one JSON object a line, and goes on until its standard input ends.
 import json
 import os
 import select
-import signal
 import socket
 import sys
 import time
@@ -190,5 +189,4 @@ def inotify(count):
     stay()
 
 
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 {one.__name__: one for one in (idle, half_open, deaf, stuck, storm, measure, inotify)}[sys.argv[1]](*sys.argv[2:])

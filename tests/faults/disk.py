@@ -8,6 +8,7 @@ import wire
 from agent import AGENT, Agent, Load, Seen, Stream, check, full, mounted, nothing_is_lost, recovers, sh, until
 
 NO_SPACE = "No space left on device"
+NOT_READY = 4  # the exit code of `tether` for an agent that cannot do it now
 ANOTHER = '[[entry]]\nid = "another"\nspiffe_id = "spiffe://faults.test/another"\nmatch = ["unix:uid:5"]\nowner = "faults"\n'
 
 
@@ -26,7 +27,7 @@ def the_disk_of_the_state_is_full(work):
                 # What changes the store is refused in words, and changes nothing.
                 for words in (["entry", "create", "--file", another], ["authority", "rotate"]):
                     done = agent.tool(*words)
-                    check(done.returncode == 1 and done.stderr.strip(), f"{words[0]} {words[1]}: {done.stderr}")
+                    check(done.returncode == NOT_READY and NO_SPACE in done.stderr, f"{words[0]} {words[1]} is not refused: {done}")
                 # Ends do not wait for a disk.
                 revoked = agent.tool("credential", "revoke", stream.first[1])
             seconds = recovers(agent)
@@ -36,8 +37,8 @@ def the_disk_of_the_state_is_full(work):
             agent.out("entry", "create", "--file", another)
             agent.out("authority", "rotate")
         load.only("UNAVAILABLE")
-        interrupted = agent.audit("audit_interrupted")
-        check(len(interrupted) == 1, f"the audit log does not tell of its interruption: {interrupted}")
+        # More than one, where there was room for a record while the last of it was taken.
+        check(agent.audit("audit_interrupted"), "the audit log does not tell of its interruption")
         given = nothing_is_lost(agent, load.given)
         check("another" in agent.out("entry", "list"), "the new entry is gone after a restart")
         check(not agent.panicked(), agent.panicked())
@@ -69,14 +70,15 @@ def audit_full(work, on_failure):
             load.gives(20)
         load.only(*(["UNAVAILABLE"] if on_failure == "refuse" else []))
         interrupted = agent.audit("audit_interrupted")
-        check(len(interrupted) == 1, f"the audit log does not tell of its interruption: {interrupted}")
+        check(interrupted, "the audit log does not tell of its interruption")
+        lost = sum(one["lost"] for one in interrupted)
         agent.audit_verifies()
         recorded = {record["serial"] for record in agent.audit("svid_issued")}
         missing = [one for one in load.given if one not in recorded]
         if on_failure == "refuse":
             nothing_is_lost(agent, load.given)
         else:
-            check(0 < len(missing) <= interrupted[0]["lost"], f"{len(missing)} missing, {interrupted[0]['lost']} said")
+            check(0 < len(missing) <= lost, f"{len(missing)} missing, {lost} said")
             known = agent.ledger()
             check(all(one in known for one in load.given), "a credential is not in the ledger")
         check(not agent.panicked(), agent.panicked())
@@ -126,7 +128,9 @@ def the_disk_of_the_state_becomes_read_only(work):
         given = list(load.given)
         agent.stop()
         sh("umount", agent.state)
-        sh("mount", "-o", "loop,ro", agent.dir / "image", agent.state)
+        # Writable for a moment: the journal of a disk that gave up must be gone through.
+        sh("mount", "-o", "loop", agent.dir / "image", agent.state)
+        sh("mount", "-o", "remount,ro", agent.state)
         words = agent.refuses_to_start()
         check("ead-only" in words, f"on a read-only disk it does not say why it does not start: {words}")
         sh("umount", agent.state)
