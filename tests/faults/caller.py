@@ -64,17 +64,20 @@ def half_open(path, count):
 def deaf(path, connections, streams):
     """Opens streams and lets nothing of them come."""
     held, opened = [], 0
-    for _ in range(int(connections)):
-        connection = wire.Connection(path, window=0)
-        held.append(connection)
-        # Shown who we are, as the agent wants before it begins to work.
-        connection.read_frame(time.monotonic() + 20)
-        for _ in range(int(streams)):
-            connection.open("FetchX509SVID")
-            opened += 1
-        # Whatever the protocol itself says is read, and no message can come.
-        drain(connection)
-    say(opened=opened)
+    try:
+        for _ in range(int(connections)):
+            connection = wire.Connection(path, window=0)
+            held.append(connection)
+            # Shown who we are, as the agent wants before it begins to work.
+            connection.read_frame(time.monotonic() + 20)
+            for _ in range(int(streams)):
+                connection.open("FetchX509SVID")
+                opened += 1
+            # Whatever the protocol itself says is read, and no message can come.
+            drain(connection)
+        say(opened=opened, gone=None)
+    except wire.Failed as gone:
+        say(opened=opened, gone=str(gone))
     end = False
     while not end:
         end = bool(select.select([sys.stdin], [], [], 0.05)[0])
