@@ -31,8 +31,8 @@ pub enum RegistryError {
         /// Where the other comes from.
         second: String,
     },
-    /// The kernel cannot watch the entries directory, so changes would go unnoticed.
-    #[error("changes of entries would go unnoticed")]
+    /// The kernel cannot watch the entries directory, so nobody is told of changes.
+    #[error(transparent)]
     Watch(#[from] WatchError),
     /// There is no entries directory to watch.
     #[error("there is no entries directory")]
