@@ -45,6 +45,12 @@ def alive(connection):
     return True
 
 
+def token(path):
+    """Is given a token, which ends with this process."""
+    say(id=wire.fetch_jwt(path)["jti"])
+    stay()
+
+
 def half_open(path, count):
     """Connects `count` times, says nothing, and waits until each connection is closed."""
     held, begin = [], time.monotonic()
@@ -162,6 +168,48 @@ def storm(path, seconds, processes, what="ask"):
     stay()
 
 
+def flood(path, seconds, connections, at_once=250):
+    """Asks for tokens without waiting for any: as much as one user's few processes can keep the agent busy with."""
+    until, answered = time.monotonic() + float(seconds), 0
+    held = [wire.Connection(path) for _ in range(int(connections))]
+    for connection in held:
+        connection.call("FetchX509Bundles")
+        connection.busy = 0
+    while time.monotonic() < until:
+        for connection in held:
+            if connection.busy == 0:
+                connection.busy = int(at_once)
+                connection.socket.sendall(b"".join(requests(connection, int(at_once))))
+        for one in select.select([connection.socket for connection in held], [], [], 0.1)[0]:
+            connection = next(connection for connection in held if connection.socket is one)
+            connection.incoming += one.recv(1 << 20)
+            ended = ends(connection)
+            connection.busy -= ended
+            answered += ended
+    say(calls={"answered": answered})
+    stay()
+
+
+def requests(connection, count):
+    """The bytes of so many calls."""
+    for _ in range(count):
+        number, connection.next_number = connection.next_number, connection.next_number + 2
+        yield wire.request(number, "FetchJWTSVID", wire.field(1, "demo"))
+
+
+def ends(connection):
+    """How many calls ended by what has come. Nothing else of it is looked at."""
+    data, at, ended = connection.incoming, 0, 0
+    while len(data) - at >= 9:
+        length = int.from_bytes(data[at : at + 3], "big")
+        if len(data) - at < 9 + length:
+            break
+        ended += data[at + 3] == wire.HEADERS and data[at + 4] & wire.END_STREAM
+        at += 9 + length
+    connection.incoming = data[at:]
+    return ended
+
+
 KINDS = ["served", "touched", "goaway", "reset", "refused", "late", *wire.STATUSES, "other"]
 
 
@@ -192,4 +240,4 @@ def inotify(count):
     stay()
 
 
-{one.__name__: one for one in (idle, half_open, deaf, stuck, storm, measure, inotify)}[sys.argv[1]](*sys.argv[2:])
+{one.__name__: one for one in (idle, token, half_open, deaf, stuck, storm, flood, measure, inotify)}[sys.argv[1]](*sys.argv[2:])

@@ -46,7 +46,7 @@ class Changes:
         return len(self.created)
 
 
-def dies(work, how, times):
+def dies(work, how, times, last_words):
     agent, gaps, dice = Agent(work), [], random.Random(6)
     agent.start()
     with Load(agent, callers=3) as load, Changes(agent, work) as changes:
@@ -67,7 +67,7 @@ def dies(work, how, times):
     return Seen(
         f"resets, refused connections, Unavailable; {load.seen()}",
         f"nothing: {given} credentials and {created} entries that were answered are in ledger, audit log and store",
-        "nothing of its end; `agent_started` in the audit log",
+        last_words,
         f"{times} of {times} starts; answers again after {gaps[len(gaps) // 2]:.1f} s (median), {gaps[-1]:.1f} s (longest) "
         "without a socket unit that keeps connections waiting",
     )
@@ -75,12 +75,12 @@ def dies(work, how, times):
 
 def kill_9_in_the_middle_of_writes(work, times=30):
     """SIGKILL at random moments, while calls run, entries are created and authorities rotated."""
-    return dies(work, signal.SIGKILL, times)
+    return dies(work, signal.SIGKILL, times, "nothing of its end; `agent_started`")
 
 
 def sigterm_in_the_middle_of_writes(work, times=10):
     """SIGTERM at random moments, under the same load."""
-    return dies(work, signal.SIGTERM, times)
+    return dies(work, signal.SIGTERM, times, "`agent_stopped`, `agent_started`")
 
 
 def out_of_memory(work):

@@ -6,7 +6,7 @@ import pathlib
 import time
 
 import wire
-from agent import AGENT, Agent, Load, Seen, Stream, check, full, mounted, nothing_is_lost, recovers, sh, until
+from agent import AGENT, Agent, Caller, Load, Seen, Stream, check, full, mounted, nothing_is_lost, recovers, sh, until
 
 NO_SPACE = "No space left on device"
 NOT_READY = 4  # the exit code of `tether` for an agent that cannot do it now
@@ -19,8 +19,9 @@ def the_disk_of_the_state_is_full(work):
     another.write_text(ANOTHER)
     with mounted(agent, 24):
         agent.start()
-        with Load(agent) as load, Stream(agent) as stream:
+        with Load(agent) as load, Stream(agent) as stream, Caller(61001, "token", agent.socket) as caller:
             load.gives(50)
+            token = caller.says()["id"]
             with full(agent.state):
                 failed = load.fails(20)
                 check(NO_SPACE in failed.text, f"callers are not told why: {failed}")
@@ -30,8 +31,11 @@ def the_disk_of_the_state_is_full(work):
                 for words in (["entry", "create", "--file", another], ["authority", "rotate"]):
                     done = agent.tool(*words)
                     check(done.returncode == NOT_READY and NO_SPACE in done.stderr, f"{words[0]} {words[1]} is not refused: {done}")
-                # Ends do not wait for a disk.
+                # What ends by itself does not wait for a disk; an operator's word does.
+                caller.goes()
+                until("the end of the token", lambda: agent.ledger()[token]["standing"] != "stands")
                 revoked = agent.tool("credential", "revoke", stream.first[1])
+                check(revoked.returncode == NOT_READY and NO_SPACE in revoked.stderr, f"a revocation is not refused: {revoked}")
             seconds = recovers(agent)
             load.gives(50)
             check(agent.status()["ready"], agent.status()["parts"])
@@ -45,10 +49,11 @@ def the_disk_of_the_state_is_full(work):
         refusals = sum(one["lost"] for one in interrupted)
         given = nothing_is_lost(agent, load.given)
         check("another" in agent.out("entry", "list"), "the new entry is gone after a restart")
+        check(agent.ledger()[token]["standing"] != "stands", "a token that had ended stands after a restart")
         check(not agent.panicked(), agent.panicked())
-    can_revoke = "done" if revoked.returncode == 0 else "refused, with the reason"
     return Seen(
-        f"Unavailable, with the reason; open streams stay ({load.seen()}); a revocation meanwhile: {can_revoke}",
+        f"Unavailable, with the reason; open streams stay ({load.seen()}). The token of a process that ends is over at once; an operator's "
+        "revocation is refused, with the reason",
         f"nothing: all {given} credentials handed out are in ledger and audit log; of {refusals} refusals the audit log has the number "
         "(`audit_interrupted`)",
         f"not ready: {said}",
@@ -270,13 +275,15 @@ def the_audit_log_is_damaged(work):
     agent.start()
     check(agent.audit("audit_repaired"), "the damage is not on record")
     done = agent.tool("audit", "verify")
-    check(done.returncode == 5, f"verify does not see it: {done.stdout}{done.stderr}")
+    found = [" ".join(line.split()) for line in done.stdout.splitlines() if ".jsonl:" in line]
+    check(done.returncode == 5 and found, f"verify does not see it: {done.stdout}{done.stderr}")
+    check(not [line for line in found if "repeated" in line], f"numbers are used twice: {found}")
     known = agent.ledger()
     check(all(one in known for one in load.given), "a credential is not in the ledger")
     recovers(agent)
     return Seen(
         "nothing after the restart",
         "the damaged records; nothing of the ledger",
-        f"`audit_repaired`; `tether audit verify` from then on (exit code 5): {' '.join(done.stdout.split())}",
+        f"`audit_repaired`; `tether audit verify` from then on (exit code 5): {'; '.join(found)}",
         "at the start: the chain goes on in a new file",
     )

@@ -134,6 +134,16 @@ def frame(kind, flags, stream, payload=b""):
     return struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream) + payload
 
 
+def request(number, method, message=b""):
+    """All of a call that the client sends."""
+    path = method if method.startswith("/") else WORKLOAD + method
+    fields = [("te", "trailers"), ("content-type", "application/grpc"), ("workload.spiffe.io", "true")]
+    block = b"\x83\x86" + literal(":path", path) + literal(":authority", "localhost")
+    block += b"".join(literal(name, value) for name, value in fields)
+    body = b"\0" + struct.pack("!I", len(message)) + message
+    return frame(HEADERS, END_HEADERS, number, block) + frame(DATA, END_STREAM, number, body)
+
+
 class Stream:
     """One call: the messages that came and were not taken, and how it ended."""
 
@@ -191,12 +201,7 @@ class Connection:
         """Begins a call; nothing is read."""
         stream = self.streams[self.next_number] = Stream(self.next_number)
         self.next_number += 2
-        path = method if method.startswith("/") else WORKLOAD + method
-        fields = [("te", "trailers"), ("content-type", "application/grpc"), ("workload.spiffe.io", "true")]
-        block = b"\x83\x86" + literal(":path", path) + literal(":authority", "localhost")
-        block += b"".join(literal(name, value) for name, value in fields)
-        body = b"\0" + struct.pack("!I", len(message)) + message
-        self.send(frame(HEADERS, END_HEADERS, stream.number, block) + frame(DATA, END_STREAM, stream.number, body))
+        self.send(request(stream.number, method, message))
         return stream
 
     def next(self, stream, patience=None):
