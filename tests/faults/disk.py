@@ -259,7 +259,8 @@ def the_audit_log_is_torn(work):
     repaired = agent.audit("audit_repaired")
     check(len(repaired) == 1 and repaired[0]["cut"] == 19, f"the cut is not on record: {repaired}")
     given = nothing_is_lost(agent, load.given)
-    return Seen("nothing after the restart", f"nothing ({given} checked)", "`audit_repaired`, how much was cut off, and why", "at the start")
+    said = f"`audit_repaired`: {repaired[0]['what']}"
+    return Seen("nothing after the restart", f"nothing ({given} checked)", said, "at the start")
 
 
 def the_audit_log_is_damaged(work):
@@ -273,7 +274,8 @@ def the_audit_log_is_damaged(work):
     content = newest.read_bytes()
     newest.write_bytes(content[:-200] + b"#" * 100 + content[-100:])
     agent.start()
-    check(agent.audit("audit_repaired"), "the damage is not on record")
+    repaired = agent.audit("audit_repaired")
+    check(repaired, "the damage is not on record")
     done = agent.tool("audit", "verify")
     found = [" ".join(line.split()) for line in done.stdout.splitlines() if ".jsonl:" in line]
     check(done.returncode == 5 and found, f"verify does not see it: {done.stdout}{done.stderr}")
@@ -284,6 +286,6 @@ def the_audit_log_is_damaged(work):
     return Seen(
         "nothing after the restart",
         "the damaged records; nothing of the ledger",
-        f"`audit_repaired`; `tether audit verify` from then on (exit code 5): {'; '.join(found)}",
+        f"`audit_repaired`: {repaired[0]['what']}; `tether audit verify` from then on (exit code 5): {'; '.join(found)}",
         "at the start: the chain goes on in a new file",
     )
