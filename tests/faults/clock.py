@@ -90,7 +90,7 @@ def the_clock_is_set(work):
     given = nothing_is_lost(agent, load.given, expired)
     return Seen(
         f"open streams bring an SVID that is valid by the new clock within {slowest:.1f} s (within {alone:.1f} s when nobody else asks); no expired one is handed out ({load.seen()})",
-        f"nothing ({given} checked); sessions end with the reason `clock_set_back` where it is set back",
+        f"nothing ({given} checked; of the {len(expired)} that have expired, in the audit log)",
         said,
         "by itself: a CA that would begin in the future is replaced",
     )
