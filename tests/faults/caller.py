@@ -155,6 +155,7 @@ def storm(path, seconds, processes, what="ask"):
             os._exit(0)
         os.close(into)
         workers.append((pid, out))
+    say(begun=len(workers))
     total = {}
     for pid, out in workers:
         text = b""
@@ -175,6 +176,7 @@ def flood(path, seconds, connections, at_once=250):
     for connection in held:
         connection.call("FetchX509Bundles")
         connection.busy = 0
+    say(begun=len(held))
     while time.monotonic() < until:
         for connection in held:
             if connection.busy == 0:
@@ -229,6 +231,25 @@ def measure(path, seconds):
     stay()
 
 
+def paced(path, seconds, every=0.005):
+    """A call every 5 ms, each on a new connection. What is late because the one before it was slow counts as slow too."""
+    begin, took, failed = time.monotonic(), [], {}
+    for number in range(int(float(seconds) / every)):
+        due = begin + number * every
+        time.sleep(max(0.0, due - time.monotonic()))
+        kind = ask(path)
+        if kind == "served":
+            took.append(time.monotonic() - due)
+        else:
+            failed[kind] = failed.get(kind, 0) + 1
+        if time.monotonic() > begin + 3 * float(seconds):
+            break
+    took.sort()
+    at = lambda part: took[min(len(took) - 1, int(len(took) * part))] if took else None
+    say(served=len(took), failed=failed, p50=at(0.5), p99=at(0.99))
+    stay()
+
+
 def inotify(count):
     """Takes all the inotify instances of this user."""
     import ctypes
@@ -240,4 +261,4 @@ def inotify(count):
     stay()
 
 
-{one.__name__: one for one in (idle, token, half_open, deaf, stuck, storm, flood, measure, inotify)}[sys.argv[1]](*sys.argv[2:])
+{one.__name__: one for one in (idle, token, half_open, deaf, stuck, storm, flood, measure, paced, inotify)}[sys.argv[1]](*sys.argv[2:])

@@ -169,12 +169,12 @@ def a_storm_of_callers(work, seconds=10, processes=200):
         thread.start()
 
         def measure(what, target=None, kind="ask"):
-            with Caller(ANOTHER, "measure", agent.socket, seconds, group=another) as other:
-                if target is None:
-                    figures[what] = other.says()
-                    return
-                with Caller(ONE, "storm", target, seconds, processes, kind, group=one) as storm:
-                    figures[what], calls[what] = other.says(), storm.says()["calls"]
+            if target is None:
+                figures[what] = paced(agent, seconds, another)
+                return
+            with Caller(ONE, "storm", target, seconds + 1, processes, kind, group=one) as storm:
+                storm.says()
+                figures[what], calls[what] = paced(agent, seconds, another), storm.says()["calls"]
 
         measure("alone")
         measure("host", path, "touch")
@@ -211,23 +211,28 @@ def a_flood_of_calls(work, seconds=10):
         ours, one, another = (last.enter_context(group(name, "cpu")) for name in ("agent", "one", "another"))
         last.callback(agent.kill)
         agent.start(group=ours)
-        with Caller(ANOTHER, "measure", agent.socket, seconds, group=another) as other:
-            figures["alone"] = other.says()
-        with Caller(ANOTHER, "measure", agent.socket, seconds, group=another) as other:
-            with Caller(ONE, "flood", agent.socket, seconds, 16, 250, group=one) as flood:
-                figures["served"], answered = other.says(), flood.says()["calls"]["answered"]
+        figures["alone"] = paced(agent, seconds, another)
+        with Caller(ONE, "flood", agent.socket, seconds + 1, 16, 250, group=one) as flood:
+            flood.says()
+            figures["served"], answered = paced(agent, seconds, another), flood.says()["calls"]["answered"]
         check(not figures["served"]["failed"], f"the other user was refused: {figures['served']['failed']}")
-        check(answered > 4000, f"the flood had {answered} answers")
+        check(answered > 100 * seconds, f"the flood had {answered} answers")
         until("quiet", lambda: agent.status()["calls"] <= 2)
         check(not agent.panicked(), agent.panicked())
-    is_fair(figures["alone"], figures["served"], p50=0.02, p99=0.25)
+    is_fair(figures["alone"], figures["served"])
     return Seen(
-        f"the flood: {answered // seconds} tokens a second. The other user, each time with a new connection: {figures['served']['served']} calls, "
+        f"the flood: {answered // (seconds + 1)} tokens a second. The other user: {figures['served']['served']} calls, "
         f"no failure, p50/p99 {shown(figures['served'])}; alone {shown(figures['alone'])}: times {ratio(figures['served'], figures['alone'])}",
         "nothing",
         "nothing",
         "by itself",
     )
+
+
+def paced(agent, seconds, group):
+    """How another user is served, who calls at an even pace."""
+    with Caller(ANOTHER, "paced", agent.socket, seconds, group=group) as other:
+        return other.says()
 
 
 def shown(figures):
@@ -238,7 +243,7 @@ def ratio(of, to):
     return " and ".join(f"{of[at] / to[at]:.1f}" for at in ("p50", "p99"))
 
 
-def is_fair(alone, served, p50=0.005, p99=0.05):
+def is_fair(alone, served):
     """Wide bounds: there are machines of all kinds. Without shares of its own the agent is far beyond them."""
-    check(served["p50"] < max(10 * alone["p50"], p50), f"p50 {served['p50']:.4f} s in the storm, {alone['p50']:.4f} s alone")
-    check(served["p99"] < max(50 * alone["p99"], p99), f"p99 {served['p99']:.4f} s in the storm, {alone['p99']:.4f} s alone")
+    check(served["p50"] < max(10 * alone["p50"], 0.05), f"p50 {served['p50']:.4f} s in the storm, {alone['p50']:.4f} s alone")
+    check(served["p99"] < max(50 * alone["p99"], 1.0), f"p99 {served['p99']:.4f} s in the storm, {alone['p99']:.4f} s alone")

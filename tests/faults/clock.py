@@ -102,6 +102,9 @@ def a_restart_while_the_clock_is_ahead(work):
     agent.start(environment=hand.environment)
     with Load(agent) as before:
         before.gives(50)
+    with wire.Connection(agent.socket) as connection:
+        token = wire.tokens_of(connection.call("FetchJWTSVID", wire.field(1, "demo")))[0]
+    check(wire.is_valid(agent.socket, token), "a token is refused that was just issued")
     revoked = wire.fetch_x509(agent.socket)[1]
     agent.out("credential", "revoke", revoked)
     hand.set(24 * HOUR)
@@ -115,6 +118,7 @@ def a_restart_while_the_clock_is_ahead(work):
         while not hand.is_good(latest):
             latest = stream.next(PATIENCE)
     known = agent.ledger()
+    check(not wire.is_valid(agent.socket, token), "a token of before is taken, of which nobody knows whether it was revoked")
     # This is less than what is promised without a restart, and docs/faults.md says so.
     forgotten = [one for one in before.given if one not in known]
     standing = [one for one in ahead.given if known.get(one, {}).get("standing") == "stands"]

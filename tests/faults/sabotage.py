@@ -118,5 +118,5 @@ WAYS = [
     (the_disk_has_room, disk.the_disk_of_the_state_is_full, {}, "more failures did not happen"),
     (the_agent_does_not_follow_the_clock, clock.the_clock_is_set, {}, "expired"),
     (an_identity_for_which_nobody_vouches, host.the_message_bus_hangs_and_goes, {}, "an identity for which nobody vouched"),
-    (the_agent_has_no_share_of_the_processors, callers.a_storm_of_callers, {"seconds": 3, "processes": 100}, "in the storm"),
+    (the_agent_has_no_share_of_the_processors, callers.a_storm_of_callers, {"seconds": 3, "processes": 200}, "in the storm"),
 ]
