@@ -231,8 +231,8 @@ def measure(path, seconds):
     stay()
 
 
-def paced(path, seconds, every=0.005):
-    """A call every 5 ms, each on a new connection. What is late because the one before it was slow counts as slow too."""
+def paced(path, seconds, every=0.02):
+    """A call every 20 ms, each on a new connection. What is late because the one before it was slow counts as slow too."""
     begin, took, failed = time.monotonic(), [], {}
     for number in range(int(float(seconds) / every)):
         due = begin + number * every

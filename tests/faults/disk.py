@@ -35,7 +35,9 @@ def the_disk_of_the_state_is_full(work):
                 caller.goes()
                 until("the end of the token", lambda: agent.ledger()[token]["standing"] != "stands")
                 revoked = agent.tool("credential", "revoke", stream.first[1])
-                check(revoked.returncode == NOT_READY and NO_SPACE in revoked.stderr, f"a revocation is not refused: {revoked}")
+                # A short record may fit into the last block: then it is as good as any.
+                is_refused = revoked.returncode == NOT_READY and NO_SPACE in revoked.stderr
+                check(is_refused or revoked.returncode == 0, f"a revocation: {revoked}")
             seconds = recovers(agent)
             load.gives(50)
             check(agent.status()["ready"], agent.status()["parts"])
@@ -49,11 +51,13 @@ def the_disk_of_the_state_is_full(work):
         refusals = sum(one["lost"] for one in interrupted)
         given = nothing_is_lost(agent, load.given)
         check("another" in agent.out("entry", "list"), "the new entry is gone after a restart")
-        check(agent.ledger()[token]["standing"] != "stands", "a token that had ended stands after a restart")
+        known = agent.ledger()
+        check(known[token]["standing"] != "stands", "a token that had ended stands after a restart")
+        check(is_refused or known[stream.first[1]]["standing"] != "stands", "a revocation that was answered is forgotten")
         check(not agent.panicked(), agent.panicked())
     return Seen(
         f"Unavailable, with the reason; open streams stay ({load.seen()}). The token of a process that ends is over at once; an operator's "
-        "revocation is refused, with the reason",
+        f"revocation is {'refused, with the reason' if is_refused else 'written where there is room for it'}",
         f"nothing: all {given} credentials handed out are in ledger and audit log; of {refusals} refusals the audit log has the number "
         "(`audit_interrupted`)",
         f"not ready: {said}",
