@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::AuditError;
@@ -84,6 +84,24 @@ fn read_tail(part: &Part, most: usize) -> Result<Tail, AuditError> {
     let line_begin = bytes.iter().rposition(|byte| *byte == b'\n').map(|newline| newline + 1);
     let line_begin = line_begin.or_else(|| (begin == 0).then_some(0)).filter(|_| whole > 0);
     Ok(Tail { line: line_begin.map(|at| bytes.split_off(at)), whole: begin + whole as u64, torn })
+}
+
+/// How many whole lines a file has. Reads all of it.
+pub(super) fn lines(part: &Part) -> Result<u64, AuditError> {
+    let count = || {
+        let mut file = BufReader::new(File::open(&part.path)?.take(part.bytes));
+        let mut lines = 0;
+        loop {
+            let bytes = file.fill_buf()?;
+            if bytes.is_empty() {
+                return Ok(lines);
+            }
+            lines += bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+            let read = bytes.len();
+            file.consume(read);
+        }
+    };
+    count().map_err(|source: io::Error| AuditError::Read { path: part.path.clone(), source })
 }
 
 /// The first line of a file, without its newline; `None` when it has none that could be a record.

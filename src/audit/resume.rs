@@ -89,8 +89,10 @@ fn look(parts: &[Part], head: Head, node: &str, now: OffsetDateTime) -> Result<(
         return Ok((Resumed { files: kept, last: Link::genesis(), whole: Some(0) }, Some(Event::AuditBegan { why })));
     }
     let Some(record) = newest_record else {
-        // Where nothing is certain, the numbers at least go on.
-        let seq = head_link.as_ref().map_or(0, |link| link.seq).max(newest.first);
+        // Where nothing is certain, the numbers at least go on: the head may not know of the last second's records, and each
+        // of them is a line, whatever became of it.
+        let numbered = newest.first + files::lines(newest)?.saturating_sub(1);
+        let seq = head_link.as_ref().map_or(0, |link| link.seq).max(numbered);
         let hash = head_link.map_or_else(|| Link::genesis().hash, |link| link.hash);
         let what = "it does not end in a record: it is left as it is, and the chain goes on in a new file".to_owned();
         return Ok((Resumed { files: kept, last: Link { seq, hash }, whole: None }, Some(damaged(what))));

@@ -61,17 +61,24 @@ impl Lines {
 }
 
 fn pass_on(receiver: &Receiver<Item>, lost: &AtomicU64, mut write: impl FnMut(&[u8])) {
+    let mut told = 0;
     while let Ok(item) = receiver.recv() {
         match item {
             Item::Line(line) => write(&line),
             Item::Flush(done) => drop(done.send(())),
         }
-        // There is room now, for this line comes by the same way.
-        let lost = lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            tracing::warn!(lost, "lines of the log are lost: whoever reads it is too slow");
+        if let Some((lost, in_all)) = untold(lost, &mut told) {
+            tracing::warn!(lost, in_all, "lines of the log are lost: whoever reads it is too slow");
         }
     }
+}
+
+/// How many lines were lost since this was asked, and since the start. There is room for a line that says so, which comes by
+/// the same way, but somebody else may take it: then that line is one more, and the next one has the right number in all.
+fn untold(lost: &AtomicU64, told: &mut u64) -> Option<(u64, u64)> {
+    let in_all = lost.load(Ordering::Relaxed);
+    let before = std::mem::replace(told, in_all);
+    (in_all > before).then(|| (in_all - before, in_all))
 }
 
 /// One line in the making: what is written to it is one line, whole.
@@ -120,6 +127,25 @@ mod tests {
         drop(go);
         let taken: Vec<_> = (0..10 - lost).map(|_| read.recv().unwrap()).collect();
         assert_eq!(taken[..2], [vec![0], vec![1]]);
+    }
+
+    #[test]
+    fn a_number_of_lost_lines_that_is_lost_itself_is_in_the_next_one() {
+        let (_go, gate) = channel::<()>();
+        let write = move |_: &[u8]| {
+            let _ = gate.recv();
+        };
+        let lines = Lines::holding(1, write).unwrap();
+        (0..10).for_each(|n| lines.push(vec![n]));
+        let mut told = 0;
+        let (first, in_all) = untold(&lines.lost, &mut told).unwrap();
+        assert_eq!((first, in_all), (in_all, in_all));
+        assert_eq!(untold(&lines.lost, &mut told), None);
+        // The line that says so finds no room.
+        let one_more = (0..3).map(|n| lines.push(vec![n])).count() as u64;
+        let (since, now) = untold(&lines.lost, &mut told).unwrap();
+        assert!((1..=one_more).contains(&since), "{since}");
+        assert_eq!(now, in_all + since);
     }
 
     #[test]

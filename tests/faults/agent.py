@@ -42,14 +42,20 @@ def until(what, look, patience=PATIENCE):
     return found, time.monotonic() - begin
 
 
+def plain(line):
+    """Without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip("\n"))
+
+
 def sh(*words, **more):
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, **more)
     check(done.returncode == 0, f"{' '.join(map(str, words))}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
 
 
-ENTRIES = "".join(
-    f"""
+def entries_of(*uids):
+    return "".join(
+        f"""
 [[entry]]
 id = "user-{uid}"
 spiffe_id = "spiffe://{DOMAIN}/user/{uid}"
@@ -57,8 +63,11 @@ match = ["unix:uid:{uid}"]
 owner = "faults"
 audiences = ["*"]
 """
-    for uid in CALLERS
-)
+        for uid in uids
+    )
+
+
+ENTRIES = entries_of(*CALLERS)
 
 
 class Agent:
@@ -82,10 +91,12 @@ policies_dir = "{work / 'policies'}"\n{config}
 [listen]\nworkload = "{self.socket}"\nadmin = "{self.admin}"\n"""
         )
 
-    def start(self, prefix=(), environment=None, preexec=None, stderr=subprocess.PIPE, wait=True):
+    def start(self, prefix=(), environment=None, preexec=None, stderr=subprocess.PIPE, wait=True, group=None):
         drop = ["setpriv", f"--reuid={AGENT}", f"--regid={AGENT}", "--clear-groups"]
         drop += [f"--inh-caps={CAPABILITIES}", f"--ambient-caps={CAPABILITIES}"]
         drop += ["env", *(f"{name}={value}" for name, value in (environment or {}).items())]
+        if group:  # from before it is an agent
+            prefix = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *prefix]
         words = [*prefix, *drop, TETHER, "agent", "run", "--config", self.dir / "tether.toml"]
         self.child = subprocess.Popen(
             [str(word) for word in words],
@@ -107,7 +118,7 @@ policies_dir = "{work / 'policies'}"\n{config}
 
     def read(self, pipe):
         for line in pipe:
-            self.log.append(re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip("\n")))
+            self.log.append(plain(line))
             if line == "ready\n":
                 self.ready.set()
 
@@ -150,6 +161,12 @@ policies_dir = "{work / 'policies'}"\n{config}
         """A line of the log with all of these in it."""
         return next((line for line in list(self.log) if all(part in line for part in parts)), None)
 
+    def line(self, *parts):
+        """The text of such a line: there must be one."""
+        found = self.says(*parts)
+        check(found, f"the log has no line with {' and '.join(map(repr, parts))}")
+        return re.sub(r"^\S+Z\s+[A-Z]+ \S+: ", "", found)
+
     def panicked(self):
         return next((line for line in list(self.log) if "panicked" in line or "BUG" in line), None)
 
@@ -173,7 +190,8 @@ policies_dir = "{work / 'policies'}"\n{config}
         return self.status()["parts"][name]["reason"]
 
     def weaker(self, text):
-        return any(text in line for line in self.status()["weaker"])
+        """The line of `weaker` in `tether status` that has this in it."""
+        return next((line for line in self.status()["weaker"] if text in line), None)
 
     def ledger(self):
         listed = json.loads(self.out("credential", "list", "--all", "--limit", 100_000, "--output", "json"))
@@ -212,12 +230,15 @@ def recovers(agent, patience=PATIENCE):
     return until("the recovery", lambda: is_served(agent), patience)[1]
 
 
-def nothing_is_lost(agent, handed_out):
-    """What callers got is in the ledger and in the audit log, before and after a restart, and the chain holds."""
+def nothing_is_lost(agent, handed_out, expired=()):
+    """What callers got is in the ledger and in the audit log, before and after a restart, and the chain holds.
+
+    The ledger shows nothing that has expired.
+    """
     agent.audit_verifies()
     for when in ("now", "after a restart"):
         known = agent.ledger()
-        missing = [one for one in handed_out if one not in known]
+        missing = [one for one in handed_out if one not in known and one not in expired]
         check(not missing, f"{len(missing)} of {len(handed_out)} credentials are not in the ledger {when}: {missing[:3]}")
         recorded = {record["serial"] for record in agent.audit("svid_issued")}
         missing = [one for one in handed_out if one not in recorded]
@@ -234,7 +255,7 @@ class Load:
 
     def __init__(self, agent, callers=2, pause=0.002):
         self.agent, self.pause, self.end = agent, pause, threading.Event()
-        self.given, self.failed, self.kinds = [], [], collections.Counter()
+        self.given, self.failed, self.kinds, self.ends = [], [], collections.Counter(), {}
         self.longest, self.lock = 0.0, threading.Lock()
         self.threads = [threading.Thread(target=self.ask, args=[bool(n % 2)], daemon=True) for n in range(callers)]
 
@@ -267,6 +288,7 @@ class Load:
             claims = wire.claims_of(connection.call("FetchJWTSVID", wire.field(1, "demo")))[0]
             with self.lock:
                 self.given.append(claims["jti"])
+                self.ends[claims["jti"]] = claims["exp"]
                 self.longest = max(self.longest, time.monotonic() - begin)
             return connection
         except wire.Failed as failed:
@@ -305,6 +327,26 @@ class Load:
 
 
 @contextlib.contextmanager
+def group(name, controller):
+    """A control group in which `controller` is, of either version."""
+    for root in (pathlib.Path("/sys/fs/cgroup", controller), pathlib.Path("/sys/fs/cgroup")):
+        if not (root / "cgroup.procs").exists():
+            continue
+        with contextlib.suppress(OSError):
+            (root / "cgroup.subtree_control").write_text(f"+{controller}")
+        made = root / f"tether-faults-{os.getpid()}-{name}"
+        made.mkdir()
+        try:
+            if any(file.name.startswith(f"{controller}.") for file in made.iterdir()):
+                yield made
+                return
+        finally:
+            until("the end of the group", lambda: not (made / "cgroup.procs").read_text())
+            made.rmdir()
+    raise Failure(f"no control group can limit `{controller}` here: run this where one can")
+
+
+@contextlib.contextmanager
 def mounted(agent, megabytes, kind="ext4"):
     """The agent's state directory is a file system of its own."""
     if kind == "tmpfs":
@@ -320,7 +362,8 @@ def mounted(agent, megabytes, kind="ext4"):
         yield
     finally:
         agent.end(signal.SIGKILL)
-        sh("umount", agent.state)
+        if os.path.ismount(agent.state):
+            sh("umount", agent.state)
 
 
 @contextlib.contextmanager
@@ -364,7 +407,8 @@ class Stream:
         self.connection.close()
 
 
-Seen = collections.namedtuple("Seen", "saw lost recovered")
+# A row of the table: what clients saw, what was lost, what the agent said, and how it came back.
+Seen = collections.namedtuple("Seen", "saw lost said recovered")
 
 
 class Caller:

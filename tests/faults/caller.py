@@ -7,7 +7,6 @@ It prints one JSON object a line, and goes on until its standard input ends.
 import json
 import os
 import select
-import signal
 import socket
 import sys
 import time
@@ -46,6 +45,12 @@ def alive(connection):
     return True
 
 
+def token(path):
+    """Is given a token, which ends with this process."""
+    say(id=wire.fetch_jwt(path)["jti"])
+    stay()
+
+
 def half_open(path, count):
     """Connects `count` times, says nothing, and waits until each connection is closed."""
     held, begin = [], time.monotonic()
@@ -65,17 +70,20 @@ def half_open(path, count):
 def deaf(path, connections, streams):
     """Opens streams and lets nothing of them come."""
     held, opened = [], 0
-    for _ in range(int(connections)):
-        connection = wire.Connection(path, window=0)
-        held.append(connection)
-        # Shown who we are, as the agent wants before it begins to work.
-        connection.read_frame(time.monotonic() + 20)
-        for _ in range(int(streams)):
-            connection.open("FetchX509SVID")
-            opened += 1
-        # Whatever the protocol itself says is read, and no message can come.
-        drain(connection)
-    say(opened=opened)
+    try:
+        for _ in range(int(connections)):
+            connection = wire.Connection(path, window=0)
+            held.append(connection)
+            # Shown who we are, as the agent wants before it begins to work.
+            connection.read_frame(time.monotonic() + 20)
+            for _ in range(int(streams)):
+                connection.open("FetchX509SVID")
+                opened += 1
+            # Whatever the protocol itself says is read, and no message can come.
+            drain(connection)
+        say(opened=opened, gone=None)
+    except wire.Failed as gone:
+        say(opened=opened, gone=str(gone))
     end = False
     while not end:
         end = bool(select.select([sys.stdin], [], [], 0.05)[0])
@@ -147,6 +155,7 @@ def storm(path, seconds, processes, what="ask"):
             os._exit(0)
         os.close(into)
         workers.append((pid, out))
+    say(begun=len(workers))
     total = {}
     for pid, out in workers:
         text = b""
@@ -158,6 +167,49 @@ def storm(path, seconds, processes, what="ask"):
             total[kind] = total.get(kind, 0) + count
     say(calls=total)
     stay()
+
+
+def flood(path, seconds, connections, at_once=250):
+    """Asks for tokens without waiting for any: as much as one user's few processes can keep the agent busy with."""
+    until, answered = time.monotonic() + float(seconds), 0
+    held = [wire.Connection(path) for _ in range(int(connections))]
+    for connection in held:
+        connection.call("FetchX509Bundles")
+        connection.busy = 0
+    say(begun=len(held))
+    while time.monotonic() < until:
+        for connection in held:
+            if connection.busy == 0:
+                connection.busy = int(at_once)
+                connection.socket.sendall(b"".join(requests(connection, int(at_once))))
+        for one in select.select([connection.socket for connection in held], [], [], 0.1)[0]:
+            connection = next(connection for connection in held if connection.socket is one)
+            connection.incoming += one.recv(1 << 20)
+            ended = ends(connection)
+            connection.busy -= ended
+            answered += ended
+    say(calls={"answered": answered})
+    stay()
+
+
+def requests(connection, count):
+    """The bytes of so many calls."""
+    for _ in range(count):
+        number, connection.next_number = connection.next_number, connection.next_number + 2
+        yield wire.request(number, "FetchJWTSVID", wire.field(1, "demo"))
+
+
+def ends(connection):
+    """How many calls ended by what has come. Nothing else of it is looked at."""
+    data, at, ended = connection.incoming, 0, 0
+    while len(data) - at >= 9:
+        length = int.from_bytes(data[at : at + 3], "big")
+        if len(data) - at < 9 + length:
+            break
+        ended += data[at + 3] == wire.HEADERS and data[at + 4] & wire.END_STREAM
+        at += 9 + length
+    connection.incoming = data[at:]
+    return ended
 
 
 KINDS = ["served", "touched", "goaway", "reset", "refused", "late", *wire.STATUSES, "other"]
@@ -179,6 +231,25 @@ def measure(path, seconds):
     stay()
 
 
+def paced(path, seconds, every=0.02):
+    """A call every 20 ms, each on a new connection. What is late because the one before it was slow counts as slow too."""
+    begin, took, failed = time.monotonic(), [], {}
+    for number in range(int(float(seconds) / every)):
+        due = begin + number * every
+        time.sleep(max(0.0, due - time.monotonic()))
+        kind = ask(path)
+        if kind == "served":
+            took.append(time.monotonic() - due)
+        else:
+            failed[kind] = failed.get(kind, 0) + 1
+        if time.monotonic() > begin + 3 * float(seconds):
+            break
+    took.sort()
+    at = lambda part: took[min(len(took) - 1, int(len(took) * part))] if took else None
+    say(served=len(took), failed=failed, p50=at(0.5), p99=at(0.99))
+    stay()
+
+
 def inotify(count):
     """Takes all the inotify instances of this user."""
     import ctypes
@@ -190,5 +261,4 @@ def inotify(count):
     stay()
 
 
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-{one.__name__: one for one in (idle, half_open, deaf, stuck, storm, measure, inotify)}[sys.argv[1]](*sys.argv[2:])
+{one.__name__: one for one in (idle, token, half_open, deaf, stuck, storm, flood, measure, paced, inotify)}[sys.argv[1]](*sys.argv[2:])

@@ -1,12 +1,13 @@
 """Callers that take what they can: connections, streams, memory, time."""
 
+import contextlib
 import socket
 import threading
 import time
 
-from agent import ENTRIES, Agent, Caller, Seen, check, is_served, until
+from agent import ENTRIES, Agent, Caller, Seen, Stream, check, entries_of, group, is_served, until
 
-ONE, ANOTHER = 61001, 61002
+ONE, ANOTHER, THIRD = 61001, 61002, 61003
 
 
 def is_another_served(agent):
@@ -30,9 +31,41 @@ def one_user_takes_all_the_connections_it_may(work):
     seconds = until("a place", lambda: is_served_as(agent, ONE))[1]
     check(not agent.panicked(), agent.panicked())
     return Seen(
-        f"connection {said['held'] + 1} of this user is refused with the reason; another user: {other['served']} of "
-        f"{other['served']} calls a second answered, p99 {other['p99'] * 1000:.0f} ms",
+        f"connection {said['held'] + 1} of this user is refused; another user: {other['served']} of "
+        f"{other['served']} calls a second answered, p99 {other['p99'] * 1000:.1f} ms",
         f"nothing; {each:.0f} KiB for each connection",
+        f"to the caller: {said['refused'].removeprefix('goaway: ')}",
+        f"{seconds * 1000:.0f} ms after they were closed",
+    )
+
+
+def users_take_all_the_connections_there_are(work):
+    """Three users together open all the connections there may be, and keep them."""
+    entries = entries_of(0, ONE, ANOTHER, THIRD)
+    agent = Agent(work, "[limits]\nconnections = 300\nconnections_per_uid = 120\n", entries)
+    agent.start()
+    with Stream(agent) as stream, contextlib.ExitStack() as all_of_them:
+        users = [all_of_them.enter_context(Caller(uid, "idle", agent.socket, 1000)) for uid in (ONE, ANOTHER, THIRD)]
+        said = [user.says() for user in users]
+        held = [one["held"] for one in said]
+        check(sum(held) == 299 and max(held) <= 120, f"300 in all, one of them root's, and 120 of each: {held}")
+        refused = [one["refused"] for one in said if "connections_per_uid" not in one["refused"]]
+        check(refused and "raise `connections` in" in refused[0], f"the refusals do not say which limit it is: {said}")
+        check(is_served(agent) is None, "one connection more than there may be")
+        # What is open goes on, and the operator has a socket of its own.
+        (agent.entries / "callers.toml").write_text(entries.replace('user-0"\n', 'user-0"\ndns_names = ["new.example.org"]\n'))
+        check(stream.next()[1] != stream.first[1], "an open stream brings nothing")
+        status = agent.status()
+        check(status["connections"] >= 300, f"`tether status` does not show it: {status['connections']}")
+        left = [user.goes()["held"] for user in users]
+        check(left == held, f"of {held} idle connections {left} are left")
+    seconds = until("a place", lambda: is_served(agent))[1]
+    check(not agent.panicked(), agent.panicked())
+    return Seen(
+        f"{held[0]}, {held[1]} and {held[2]} connections are held; the next caller of any user is refused. Open streams bring new SVIDs, the admin "
+        "socket answers",
+        "nothing",
+        f"to the caller: {refused[0].removeprefix('goaway: ')}; `tether status` and `tether_workload_connections` against its limit",
         f"{seconds * 1000:.0f} ms after they were closed",
     )
 
@@ -55,8 +88,9 @@ def connections_that_say_nothing(work):
         check(1.5 < after < 10, f"closed after {after} s")
         until("the descriptors", lambda: agent.descriptors() <= open_before + 8)
     return Seen(
-        f"they are closed after `limits.half_open` (2 s here: {after:.1f} s); another user is served, p99 {other['p99'] * 1000:.0f} ms",
+        f"they are closed after `limits.half_open` (2 s here: {after:.1f} s); another user is served, p99 {other['p99'] * 1000:.1f} ms",
         "nothing",
+        agent.line("challenge_timeout").partition("detail=")[2].strip('"'),
         "by itself: all descriptors are free again",
     )
 
@@ -90,9 +124,10 @@ def streams_that_nobody_reads(work):
     each = max(peak[0] for peak in peaks.values())
     check(each < 64, f"{each:.0f} KiB for each stream")
     return Seen(
-        f"nothing: another user is served meanwhile, p99 {other['p99'] * 1000:.0f} ms",
+        f"nothing: another user is served meanwhile, p99 {other['p99'] * 1000:.1f} ms",
         f"nothing; at most {each:.0f} KiB for each of {count} streams, however many changes are not read "
         f"({before:.0f} MiB resident before, {max(p[2] for p in peaks.values()):.0f} at most)",
+        "nothing: slow readers are no fault; `tether status --watch` counts their streams",
         f"by itself ({after:.0f} MiB after)",
     )
 
@@ -122,35 +157,93 @@ def bystander(path, end):
 def a_storm_of_callers(work, seconds=10, processes=200):
     """A fork bomb of one user: hundreds of processes that fork without end; each child connects and asks for a token."""
     agent = Agent(work)
-    agent.start()
     # The same load on the host, but on another socket: what is left of it is what the agent could not help.
     end, path = threading.Event(), agent.run / "bystander"
     thread = threading.Thread(target=bystander, args=[path, end], daemon=True)
-    thread.start()
-    figures = {}
-    for what, target in (("quiet", None), ("touch", path), ("ask", agent.socket)):
-        with Caller(ANOTHER, "measure", agent.socket, seconds) as other:
+    figures, calls = {}, {}
+    with contextlib.ExitStack() as last:
+        # As systemd has it: the agent and each user have an equal share of the processors, however many processes they are.
+        ours, one, another = (last.enter_context(group(name, "cpu")) for name in ("agent", "one", "another"))
+        last.callback(agent.kill)
+        agent.start(group=ours)
+        thread.start()
+
+        def measure(what, target=None, kind="ask"):
             if target is None:
-                figures[what] = other.says(), None
-            else:
-                with Caller(ONE, "storm", target, seconds, processes, what) as storm:
-                    figures[what] = other.says(), storm.says()["calls"]
-    end.set()
-    thread.join()
-    (quiet, _), (host, touched), (served, calls) = figures["quiet"], figures["touch"], figures["ask"]
-    check(not served["failed"], f"the other user was refused: {served['failed']}")
-    check(calls.get("served", 0) > 0, f"nobody of the storm was served: {calls}")
-    until("quiet", lambda: agent.status()["connections"] <= 2)
-    check(is_served(agent), "nobody is served after the storm")
-    check(not agent.panicked(), agent.panicked())
-    ms = lambda seconds: f"{seconds * 1000:.0f}"
-    ratio = lambda of, at: f"{served[at] / of[at]:.1f}"
-    shown = ", ".join(f"{count} {kind}" for kind, count in sorted(calls.items()))
+                figures[what] = paced(agent, seconds, another)
+                return
+            with Caller(ONE, "storm", target, seconds + 1, processes, kind, group=one) as storm:
+                storm.says()
+                figures[what], calls[what] = paced(agent, seconds, another), storm.says()["calls"]
+
+        measure("alone")
+        measure("host", path, "touch")
+        measure("served", agent.socket)
+        until("quiet", lambda: agent.status()["connections"] <= 2)
+        # As nobody should have it: all in one group, where each process has as much as the agent.
+        (one / "cgroup.procs").write_text(str(agent.pid()))
+        another = one
+        measure("together", agent.socket)
+        end.set()
+        thread.join()
+        for what in ("served", "together"):
+            check(not figures[what]["failed"], f"the other user was refused: {figures[what]['failed']}")
+            check(calls[what].get("served", 0) > 0, f"nobody of the storm was served: {calls[what]}")
+        until("quiet", lambda: agent.status()["connections"] <= 2)
+        check(is_served(agent), "nobody is served after the storm")
+        check(not agent.panicked(), agent.panicked())
+    is_fair(figures["alone"], figures["served"])
+    storm = ", ".join(f"{count} {kind}" for kind, count in sorted(calls["served"].items()))
     return Seen(
-        f"the storm of {processes} processes, {seconds} s: {shown}. The other user: {served['served']} calls, no failure, p50/p99 {ms(served['p50'])}/{ms(served['p99'])} ms; "
-        f"alone {ms(quiet['p50'])}/{ms(quiet['p99'])} ms; with the same storm on another program's socket "
-        f"{ms(host['p50'])}/{ms(host['p99'])} ms. Fairness (with it / the host under the same load): "
-        f"p50 {ratio(host, 'p50')}, p99 {ratio(host, 'p99')}; (with it / alone): p50 {ratio(quiet, 'p50')}, p99 {ratio(quiet, 'p99')}",
+        f"the storm ({processes} processes, {seconds} s): {storm}. The other user: {figures['served']['served']} calls, no failure, "
+        f"p50/p99 {shown(figures['served'])}; alone {shown(figures['alone'])}: times {ratio(figures['served'], figures['alone'])}. With the same storm on another "
+        f"program's socket {shown(figures['host'])}. With agent, storm and user in one control group {shown(figures['together'])}",
+        "nothing",
         "nothing",
         "by itself",
     )
+
+
+def a_flood_of_calls(work, seconds=10):
+    """One user keeps nearly all the calls in progress that it may have, 4000, and asks for a token anew with each answer."""
+    agent, figures = Agent(work), {}
+    with contextlib.ExitStack() as last:
+        ours, one, another = (last.enter_context(group(name, "cpu")) for name in ("agent", "one", "another"))
+        last.callback(agent.kill)
+        agent.start(group=ours)
+        figures["alone"] = paced(agent, seconds, another)
+        with Caller(ONE, "flood", agent.socket, seconds + 1, 16, 250, group=one) as flood:
+            flood.says()
+            figures["served"], answered = paced(agent, seconds, another), flood.says()["calls"]["answered"]
+        check(not figures["served"]["failed"], f"the other user was refused: {figures['served']['failed']}")
+        check(answered > 100 * seconds, f"the flood had {answered} answers")
+        until("quiet", lambda: agent.status()["calls"] <= 2)
+        check(not agent.panicked(), agent.panicked())
+    is_fair(figures["alone"], figures["served"])
+    return Seen(
+        f"the flood: {answered // (seconds + 1)} tokens a second. The other user: {figures['served']['served']} calls, "
+        f"no failure, p50/p99 {shown(figures['served'])}; alone {shown(figures['alone'])}: times {ratio(figures['served'], figures['alone'])}",
+        "nothing",
+        "nothing",
+        "by itself",
+    )
+
+
+def paced(agent, seconds, group):
+    """How another user is served, who calls at an even pace."""
+    with Caller(ANOTHER, "paced", agent.socket, seconds, group=group) as other:
+        return other.says()
+
+
+def shown(figures):
+    return "/".join(f"{figures[at] * 1000:.2f}" for at in ("p50", "p99")) + " ms"
+
+
+def ratio(of, to):
+    return " and ".join(f"{of[at] / to[at]:.1f}" for at in ("p50", "p99"))
+
+
+def is_fair(alone, served):
+    """Wide bounds: there are machines of all kinds. Without shares of its own the agent is far beyond them."""
+    check(served["p50"] < max(10 * alone["p50"], 0.05), f"p50 {served['p50']:.4f} s in the storm, {alone['p50']:.4f} s alone")
+    check(served["p99"] < max(50 * alone["p99"], 1.0), f"p99 {served['p99']:.4f} s in the storm, {alone['p99']:.4f} s alone")

@@ -72,11 +72,68 @@ def the_clock_is_set(work):
                 load.gives(20)
             check(agent.status()["ready"], agent.status()["parts"])
     load.only("UNAVAILABLE")
+    # And when nobody asks, who would make the agent look.
+    alone = 0
+    for by in (-24 * HOUR, 0):
+        with Stream(agent) as stream:
+            hand.set(by)
+            begin, latest = time.monotonic(), stream.first
+            while not hand.is_good(latest):
+                latest = stream.next(PATIENCE)
+            alone = max(alone, time.monotonic() - begin)
+    check(not agent.panicked(), agent.panicked())
+    said = agent.line("the clock was set")
+    agent.audit_verifies()
+    # With leeway for the restart in between.
+    expired = {one for one, end in load.ends.items() if end < hand.now() + PATIENCE}
+    check(0 < len(expired) < len(load.given), f"{len(expired)} of {len(load.given)} have expired")
+    given = nothing_is_lost(agent, load.given, expired)
+    return Seen(
+        f"open streams bring an SVID that is valid by the new clock within {slowest:.1f} s (within {alone:.1f} s when nobody else asks); no expired one is handed out ({load.seen()})",
+        f"nothing ({given} checked; of the {len(expired)} that have expired, in the audit log)",
+        said,
+        "by itself: a CA that would begin in the future is replaced",
+    )
+
+
+def a_restart_while_the_clock_is_ahead(work):
+    """The clock is set forward by a day, the agent is restarted, and the clock is set right again."""
+    hand, agent = Hand(work), Agent(work)
+    agent.start(environment=hand.environment)
+    with Load(agent) as before:
+        before.gives(50)
+    with wire.Connection(agent.socket) as connection:
+        token = wire.tokens_of(connection.call("FetchJWTSVID", wire.field(1, "demo")))[0]
+    check(wire.is_valid(agent.socket, token), "a token is refused that was just issued")
+    revoked = wire.fetch_x509(agent.socket)[1]
+    agent.out("credential", "revoke", revoked)
+    hand.set(24 * HOUR)
+    agent.stop()
+    agent.start(environment=hand.environment)
+    with Load(agent) as ahead:
+        ahead.gives(50)
+    hand.set(0)
+    with Stream(agent) as stream:
+        latest = stream.first
+        while not hand.is_good(latest):
+            latest = stream.next(PATIENCE)
+    known = agent.ledger()
+    check(not wire.is_valid(agent.socket, token), "a token of before is taken, of which nobody knows whether it was revoked")
+    # This is less than what is promised without a restart, and docs/faults.md says so.
+    forgotten = [one for one in before.given if one not in known]
+    standing = [one for one in ahead.given if known.get(one, {}).get("standing") == "stands"]
+    check(len(standing) == len(ahead.given), "what was issued while the clock was ahead is not known")
+    agent.out("credential", "revoke", standing[0])
+    check(agent.ledger()[standing[0]]["standing"] != "stands", "what was issued while the clock was ahead cannot be revoked")
     check(not agent.panicked(), agent.panicked())
     agent.audit_verifies()
-    given = nothing_is_lost(agent, load.given)
+    recorded = {record["serial"] for record in agent.audit("svid_issued")}
+    check(not [one for one in (*before.given, *ahead.given) if one not in recorded], "credentials are not in the audit log")
     return Seen(
-        f"open streams bring an SVID that is valid by the new clock within {slowest:.1f} s; no expired one is handed out ({load.seen()})",
-        f"nothing ({given} checked); sessions end with the reason `clock_set_back` where it is set back",
-        "by itself: a CA that would begin in the future is replaced",
+        "streams bring what is valid by the new clock each time; tokens of before are refused by who asks",
+        f"{len(forgotten)} of {len(before.given)} that had expired by that clock, from the ledger: it does not know any more which of them "
+        f"were revoked ({'the revoked certificate too' if revoked not in known else 'but the revoked certificate'}). The {len(ahead.given)} issued "
+        "meanwhile last a day longer, and can be revoked. The audit log has all",
+        agent.line("the clock was set"),
+        "by itself",
     )

@@ -1,7 +1,6 @@
 """Agents that die in the middle of everything, and hosts without memory."""
 
 import contextlib
-import os
 import pathlib
 import random
 import re
@@ -9,7 +8,7 @@ import signal
 import threading
 import time
 
-from agent import Agent, Caller, Failure, Load, Seen, check, nothing_is_lost, until
+from agent import Agent, Caller, Load, Seen, check, group, nothing_is_lost, until
 
 ANOTHER = '[[entry]]\nid = "{id}"\nspiffe_id = "spiffe://faults.test/{id}"\nmatch = ["unix:uid:5"]\nowner = "faults"\n'
 # How callers learn that an agent is gone: their connection ends, or there is nobody to connect to.
@@ -47,7 +46,7 @@ class Changes:
         return len(self.created)
 
 
-def dies(work, how, times):
+def dies(work, how, times, last_words):
     agent, gaps, dice = Agent(work), [], random.Random(6)
     agent.start()
     with Load(agent, callers=3) as load, Changes(agent, work) as changes:
@@ -68,6 +67,7 @@ def dies(work, how, times):
     return Seen(
         f"resets, refused connections, Unavailable; {load.seen()}",
         f"nothing: {given} credentials and {created} entries that were answered are in ledger, audit log and store",
+        last_words,
         f"{times} of {times} starts; answers again after {gaps[len(gaps) // 2]:.1f} s (median), {gaps[-1]:.1f} s (longest) "
         "without a socket unit that keeps connections waiting",
     )
@@ -75,48 +75,31 @@ def dies(work, how, times):
 
 def kill_9_in_the_middle_of_writes(work, times=30):
     """SIGKILL at random moments, while calls run, entries are created and authorities rotated."""
-    return dies(work, signal.SIGKILL, times)
+    return dies(work, signal.SIGKILL, times, "nothing of its end; `agent_started`")
 
 
 def sigterm_in_the_middle_of_writes(work, times=10):
     """SIGTERM at random moments, under the same load."""
-    return dies(work, signal.SIGTERM, times)
-
-
-@contextlib.contextmanager
-def memory_group(name, agent):
-    """A control group whose memory can be limited, of either version; `None` where there is none."""
-    for root, limit, usage, events in (
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control"),
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "memory.events"),
-    ):
-        group = pathlib.Path(root) / name
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        if (group / limit).exists():
-            try:
-                yield group, group / limit, group / usage, group / events
-            finally:
-                agent.kill()
-                until("the end of the group", lambda: not (group / "cgroup.procs").read_text())
-                group.rmdir()
-            return
-        group.rmdir()
-    raise Failure("no control group can limit memory here: run this where one can")
+    return dies(work, signal.SIGTERM, times, "`agent_stopped`, `agent_started`")
 
 
 def out_of_memory(work):
-    """The agent's control group has no memory left, and the kernel kills the agent while calls run."""
+    """The agent's control group has little memory left, then none, and the kernel kills the agent while calls run."""
     agent = Agent(work)
-    with memory_group(f"tether-faults-{os.getpid()}", agent) as (group, limit, usage, events):
-        agent.start(preexec=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
+    with group("memory", "memory") as memory, contextlib.ExitStack() as at_last:
+        at_last.callback(agent.kill)
+        agent.start(group=memory)
+        first = memory / "memory.limit_in_bytes", memory / "memory.oom_control"
+        limit, events = first if first[0].exists() else (memory / "memory.max", memory / "memory.events")
         with Load(agent, callers=3) as load:
             load.gives(100)
             # What the kernel can read again from files it takes back first, and that takes its time.
             status = pathlib.Path(f"/proc/{agent.pid()}/status").read_text()
             anonymous = int(re.search(r"RssAnon:\s+(\d+)", status).group(1)) << 10
+            # Tight: what it reads from files goes and comes.
+            limit.write_text(str(anonymous + (12 << 20)))
+            load.gives(200)
+            longest = load.longest
             for more in range(1, 64):
                 with contextlib.suppress(OSError):  # less than it cannot do without
                     limit.write_text(str(anonymous + (more << 20)))
@@ -125,14 +108,17 @@ def out_of_memory(work):
                 until("its end", agent.ended, 90)
             check("oom_kill 0" not in events.read_text().splitlines(), f"it ended for another reason: {agent.last_words()}")
             died = time.monotonic()
-            agent.start()
+            # With the flood gone it has what it needs again.
+            limit.write_text(str(anonymous + (64 << 20)))
+            agent.start(group=memory)
             load.gives(50)
             seconds = time.monotonic() - died
         load.only(*GONE, "late")
         check(not agent.panicked(), agent.panicked())
         given = nothing_is_lost(agent, load.given)
     return Seen(
-        f"what they see of kill -9 ({load.seen()})",
+        f"with 12 MiB to spare: served, the slowest after {longest * 1000:.0f} ms; then what they see of kill -9 ({load.seen()})",
         f"nothing ({given} checked)",
+        "nothing; the kernel and systemd do",
         f"with the next start, {seconds:.1f} s later: `Restart=` of the unit",
     )

@@ -62,9 +62,10 @@ def the_store_is_damaged_before_a_start(work, flips=24):
         agent.start()
         rebuilt += bool(agent.says(REBUILT))
         if not what.startswith("byte"):
-            check(agent.says(REBUILT), f"{what}: it does not say what it did: {agent.last_words()}")
+            said = agent.line(REBUILT)
         known.is_there(what)
-    check(agent.weaker("damaged"), f"`tether status` says nothing of it: {agent.status()['weaker']}")
+    said = agent.weaker("damaged")
+    check(said, f"`tether status` says nothing of it: {agent.status()['weaker']}")
     given = nothing_is_lost(agent, load.given)
     # And when the copy is damaged too, nothing is guessed.
     agent.kill()
@@ -81,8 +82,8 @@ def the_store_is_damaged_before_a_start(work, flips=24):
         f"nothing after the start: {len(cases)} of {len(cases)} damaged stores, {rebuilt} of them built anew from the copy "
         "(a byte of a page that is not in use does no harm)",
         f"nothing: node, authorities, entries, and {given} credentials are what they were",
-        "at the start, and log, audit log and `tether status` say so; with store and copy both damaged it does not start, and "
-        "says to restore a backup",
+        f"`tether status`: {said}; with store and copy both damaged, at the start: {words}",
+        "at the start; not by itself where both are damaged: `tether restore`",
     )
 
 
@@ -113,6 +114,7 @@ def the_store_is_damaged_under_a_running_agent(work):
         agent.kill()
         agent.log.clear()
         agent.start()
+        said = agent.line(REBUILT)
         known.is_there(what)
         listed = agent.out("entry", "list")
         for name, answered in answers:
@@ -122,5 +124,6 @@ def the_store_is_damaged_under_a_running_agent(work):
     return Seen(
         f"nothing: SVIDs are issued all the while; of {len(answers)} entries an operator created meanwhile {created} were taken, the others refused",
         f"nothing that was answered ({given} credentials checked)",
+        f"at the next start: {said}",
         "at the next start, from the copy",
     )

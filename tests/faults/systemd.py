@@ -94,5 +94,6 @@ def systemd_and_its_bus_hang(work):
         "callers whose unit the control group tells too are served all the while; what systemd alone knows is Unavailable, and "
         "never another identity",
         "nothing",
+        "as above",
         "by itself: " + ", ".join(shown),
     )

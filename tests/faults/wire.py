@@ -134,6 +134,16 @@ def frame(kind, flags, stream, payload=b""):
     return struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream) + payload
 
 
+def request(number, method, message=b""):
+    """All of a call that the client sends."""
+    path = method if method.startswith("/") else WORKLOAD + method
+    fields = [("te", "trailers"), ("content-type", "application/grpc"), ("workload.spiffe.io", "true")]
+    block = b"\x83\x86" + literal(":path", path) + literal(":authority", "localhost")
+    block += b"".join(literal(name, value) for name, value in fields)
+    body = b"\0" + struct.pack("!I", len(message)) + message
+    return frame(HEADERS, END_HEADERS, number, block) + frame(DATA, END_STREAM, number, body)
+
+
 class Stream:
     """One call: the messages that came and were not taken, and how it ended."""
 
@@ -191,12 +201,7 @@ class Connection:
         """Begins a call; nothing is read."""
         stream = self.streams[self.next_number] = Stream(self.next_number)
         self.next_number += 2
-        path = method if method.startswith("/") else WORKLOAD + method
-        fields = [("te", "trailers"), ("content-type", "application/grpc"), ("workload.spiffe.io", "true")]
-        block = b"\x83\x86" + literal(":path", path) + literal(":authority", "localhost")
-        block += b"".join(literal(name, value) for name, value in fields)
-        body = b"\0" + struct.pack("!I", len(message)) + message
-        self.send(frame(HEADERS, END_HEADERS, stream.number, block) + frame(DATA, END_STREAM, stream.number, body))
+        self.send(request(stream.number, method, message))
         return stream
 
     def next(self, stream, patience=None):
@@ -306,7 +311,10 @@ def fields(message):
 
 
 def field(number, text):
-    return bytes([number << 3 | 2, len(text)]) + text.encode()
+    length, varint = len(text), b""
+    while length > 127:
+        varint, length = varint + bytes([length & 127 | 128]), length >> 7
+    return bytes([number << 3 | 2]) + varint + bytes([length]) + text.encode()
 
 
 def der(data):
@@ -336,10 +344,25 @@ def x509_of(answer):
     return [(svid[1].decode(), *certificate(svid[2])) for svid in svids]
 
 
+def tokens_of(answer):
+    """The tokens in a JWTSVIDResponse."""
+    return [dict(fields(svid))[2].decode() for number, svid in fields(answer) if number == 1]
+
+
 def claims_of(answer):
-    """What is in a JWTSVIDResponse: the claims of each token."""
-    svids = [dict(fields(svid)) for number, svid in fields(answer) if number == 1]
-    return [json.loads(base64.urlsafe_b64decode(svid[2].split(b".")[1] + b"==")) for svid in svids]
+    """The claims of each of them."""
+    return [json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==")) for token in tokens_of(answer)]
+
+
+def is_valid(path, token):
+    """What the agent says of a token."""
+    with Connection(path) as connection:
+        try:
+            return bool(connection.call("ValidateJWTSVID", field(1, "demo") + field(2, token)))
+        except Failed as failed:
+            if failed.kind == "INVALID_ARGUMENT":
+                return False
+            raise
 
 
 def fetch_x509(path, **more):

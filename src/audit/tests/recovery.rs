@@ -95,6 +95,26 @@ async fn what_was_done_while_there_was_no_agent_is_said_and_stays_visible() {
 }
 
 #[tokio::test]
+async fn after_damage_beyond_what_the_head_knows_no_number_is_used_twice() {
+    let world = World::new();
+    let audit = world.open();
+    audit.record(refused("the head knows it"));
+    audit.sink.as_ref().unwrap().sync().await;
+    (0..10).for_each(|n| audit.record(refused(n.to_string())));
+    // It is killed, and the last record is another one.
+    drop(audit);
+    let content = fs::read_to_string(world.newest()).unwrap();
+    fs::write(world.newest(), content.replace("\"9\"", "\"8\"")).unwrap();
+    let audit = world.open();
+    audit.record(refused("and it goes on"));
+    audit.stop().await;
+    let report = world.verify();
+    let kinds: Vec<&str> = report.problems.iter().map(|problem| problem.kind).collect();
+    assert_eq!(kinds, ["changed", "not_linked"], "{report:#?}");
+    assert_eq!(world.records().last().unwrap()["seq"], report.records);
+}
+
+#[tokio::test]
 async fn a_missing_or_unreadable_head_is_said_and_made_anew() {
     for content in [None, Some("{}"), Some("garbage")] {
         let world = World::new();
