@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use nix::libc;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::net::TcpListener;
 
@@ -61,34 +60,5 @@ pub(super) fn health(readiness: crate::http::Readiness, registry: MetricsRegistr
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|refusal| unbound(address, refusal))
-}
-
-/// Why an address cannot be listened on. RestrictAddressFamilies= refuses a family as a kernel does that does not have it.
-fn unbound(address: SocketAddr, source: std::io::Error) -> StartError {
-    if source.raw_os_error() != Some(libc::EAFNOSUPPORT) {
-        return StartError::Http { address, source };
-    }
-    let drop_in = if address.ip().is_loopback() { "http.conf" } else { "network.conf" };
-    StartError::NoNetwork { address, drop_in, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_whose_family_is_not_to_be_had_names_the_drop_in_that_allows_it() {
-        let said = |address: &str, errno| {
-            let refusal = std::io::Error::from_raw_os_error(errno);
-            unbound(address.parse().expect("an address"), refusal).to_string()
-        };
-        for (address, drop_in) in
-            [("127.0.0.1:1", "http.conf"), ("[::1]:1", "http.conf"), ("192.0.2.1:1", "network.conf")]
-        {
-            let text = said(address, libc::EAFNOSUPPORT);
-            assert!(text.contains(&format!("/usr/share/tether/tether-agent.service.d/{drop_in} into")), "{text}");
-            assert!(!said(address, libc::EADDRINUSE).contains(".conf"), "it is taken");
-        }
-    }
+    TcpListener::bind(address).await.map_err(|source| StartError::Http { address, source })
 }

@@ -162,21 +162,6 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// The unit, or this kernel, has no sockets of that family. The unit of the package has none but by a drop-in.
-    #[error(
-        "cannot listen on http address {address}, since the unit allows no network: link \
-         /usr/share/tether/tether-agent.service.d/{drop_in} into /etc/systemd/system/tether-agent.service.d, and \
-         `systemctl daemon-reload`"
-    )]
-    NoNetwork {
-        /// The address.
-        address: SocketAddr,
-        /// The file of the package that allows it.
-        drop_in: &'static str,
-        /// The refusal.
-        #[source]
-        source: std::io::Error,
-    },
     /// Another node cannot be asked where the configuration says.
     #[error("`sessions.nodes` names `{node}` with a URL that cannot be asked")]
     Node {
