@@ -40,6 +40,7 @@ const CREDENTIAL_STORE: &str = "/etc/credstore.encrypted";
 const WRAPPING_KEY: &str = "wrapping key";
 /// The units of the package, in the order in which they are started.
 const UNITS: [&str; 2] = ["tether-agent.socket", "tether-agent.service"];
+const UNCHANGED: &str = "\nnothing was changed\n";
 const START_BY_HAND: &str = "systemctl enable --now tether-agent.socket tether-agent.service";
 
 /// What became of one part of the set-up.
@@ -70,6 +71,12 @@ struct Document {
     ready: bool,
     /// The commands that come next.
     next: Vec<&'static str>,
+}
+
+impl Document {
+    fn changed_nothing(&self) -> bool {
+        self.steps.iter().all(|step| step.outcome != Outcome::Made)
+    }
 }
 
 pub(super) fn run(args: InitArgs, context: &mut Context) -> Result<(), Failure> {
@@ -321,7 +328,8 @@ fn finish(document: Document, context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.json(&document);
     }
-    let mut text = "\nnext:\n".to_owned();
+    let mut text = if document.changed_nothing() { UNCHANGED.to_owned() } else { String::new() };
+    text.push_str("\nnext:\n");
     for command in &document.next {
         let _ = writeln!(text, "  {command}"); // writing to a string cannot fail
     }

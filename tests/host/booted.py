@@ -334,6 +334,8 @@ def booted(kind, packages):
         stack.callback(host.off)
         if kind.suite:
             host.add_user(USER, "-u", str(UID))
+            # The minimal system has the name of the machine that it was made on.
+            host.out("hostname", "host")
             host.write("/etc/hosts", "127.0.0.1 localhost host\n")
             host.write(f"/etc/sudoers.d/{USER}", f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
         yield host

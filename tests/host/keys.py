@@ -3,13 +3,11 @@
 import contextlib
 import json
 import pathlib
-import time
 
 from booted import SERVICE, Failure, check
 from calls import FETCH
 from package import ID, initialised
 
-HEALED = 5  # seconds after which a call is answered, at most
 URI = "https://api.example.org/notes"
 POLICY = """
 @id("tasks")
@@ -47,7 +45,7 @@ def task(host, command):
         if not session:
             raise Failure(f"no session: {child.communicate()[1]}")
 
-        def proof():
+        def prove():
             headers = ""
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.write(URI + "\n")
@@ -56,15 +54,7 @@ def task(host, command):
             if not headers.strip():
                 child.kill()
                 raise Failure(f"no proof: {child.stderr.read()}")
-            return headers, json.loads(host.run("tether", "verify", "--method", "GET", "--uri", URI, text=headers).stdout)
-
-        def prove():
-            headers, answer = proof()
-            # In whole seconds, a proof of the first second of an agent is as old as the agent, and refused; see
-            # docs/session-profile.md. Whoever asks makes another.
-            deadline = time.monotonic() + HEALED
-            while answer["reason"] == "before_start" and time.monotonic() < deadline:
-                headers, answer = proof()
+            answer = json.loads(host.run("tether", "verify", "--method", "GET", "--uri", URI, text=headers).stdout)
             check(answer["active"] and answer["session"] == session, f"the proof is not good: {answer['reason']}")
             return headers
 

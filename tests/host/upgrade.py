@@ -2,9 +2,11 @@
 
 from booted import ADMIN, SERVICE, WORKLOAD, check
 from calls import FETCH, Calls
-from keys import BEGIN, HEALED, task
+from keys import BEGIN, task
 from keys import prepare as prepare_tasks
 from package import NEXT, apt, install
+
+HEALED = 5  # seconds after which a call is answered, at most
 
 
 def prepare(host):

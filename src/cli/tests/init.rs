@@ -115,7 +115,11 @@ fn run_again_it_changes_nothing_and_says_so() {
         let kept: Vec<_> = outcomes(&done).into_iter().filter(|(_, outcome)| outcome == "kept").collect();
         assert_eq!(kept.len(), 2, "{}", done.data);
     }
+    let said = root.init("");
+    assert!(said.data.contains("nothing was changed"), "{}", said.data);
     assert!(root.files() == before);
+    let first = Root::new().init("--trust-domain example.org");
+    assert!(!first.data.contains("nothing was changed"), "{}", first.data);
 }
 
 #[test]
