@@ -8,7 +8,6 @@ mod ask;
 mod entry;
 mod programs;
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -20,7 +19,7 @@ use self::entry::FirstEntry;
 use self::programs::{Program, Unusable};
 use super::args::InitArgs;
 use super::failure::{Exit, Failure};
-use super::output::Tone;
+use super::output::{Text, Tone};
 use super::{Context, Host, within};
 use crate::base::durable;
 use crate::base::entropy::Entropy;
@@ -131,8 +130,7 @@ impl Steps<'_> {
                 Outcome::LeftOut => (Tone::Plain, "left out"),
                 Outcome::Weaker => (Tone::Weak, "weaker  "),
             };
-            let line = format!("{}  {:<13}  {}", output.toned(tone, word), step.step, step.what);
-            output.line(&line)?;
+            output.line(Text::toned(tone, word).then(format!("  {:<13}  {}", step.step, step.what)))?;
         }
         self.done.push(step);
         Ok(())
@@ -291,11 +289,10 @@ fn start(args: &InitArgs, host: &Host) -> Result<Step, Failure> {
     systemctl.run(&command, &[]).map_err(|Unusable(why)| {
         Failure::new(
             Exit::Failure,
-            format!(
-                "the agent does not start: {why}\nsee `systemctl status tether-agent` and `journalctl -u tether-agent`, \
-                 and run `tether init` again when it is mended"
-            ),
+            format!("the agent does not start: {why}"),
         )
+        .and(["see `systemctl status tether-agent` and `journalctl -u tether-agent`, and run `tether init` again when it is \
+               mended"])
     })?;
     Ok(step(Outcome::Made, "started, ready, and started again with the host".to_owned()))
 }
@@ -321,9 +318,10 @@ fn finish(document: Document, context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.json(&document);
     }
-    let mut text = "\nnext:\n".to_owned();
+    context.output.line("")?;
+    context.output.line("next:")?;
     for command in &document.next {
-        let _ = writeln!(text, "  {command}"); // writing to a string cannot fail
+        context.output.line(format!("  {command}"))?;
     }
-    Ok(context.output.text(&text)?)
+    Ok(())
 }
