@@ -21,7 +21,7 @@ use crate::telemetry;
 
 use super::args::{AgentCommand, ConfigArgs};
 use super::failure::{Exit, Failure, chain};
-use super::output::Tone;
+use super::output::{Text, Tone};
 use super::{Context, config, sockets, within};
 
 /// How long work that nobody waits for any more may hold up the end of the process.
@@ -29,7 +29,8 @@ const AFTER_THE_DRAIN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(command: AgentCommand, context: &mut Context) -> Result<(), Failure> {
     match command {
-        AgentCommand::Run(args) => run_agent(args, context).inspect_err(|failure| agent::failed(&failure.message)),
+        AgentCommand::Run(args) => run_agent(args, context)
+            .inspect_err(|failure| agent::failed(&failure.lines().collect::<Vec<_>>().join("\n"))),
         AgentCommand::Check(args) => check(args, context),
         AgentCommand::Reload => context.wait(async |context| reload(context).await),
         AgentCommand::Healthcheck => context.wait(async |context| healthcheck(context).await),
@@ -103,10 +104,10 @@ fn announce(config: &Config, context: &mut Context) -> Result<(), Failure> {
     if config.dev {
         context.output.line("")?;
         let endpoint = Endpoint::Unix(config.listen.workload.clone()).to_string();
-        context.output.line(&format!("export SPIFFE_ENDPOINT_SOCKET={}", quoted(&endpoint)))?;
+        context.output.line(format!("export SPIFFE_ENDPOINT_SOCKET={}", quoted(&endpoint)))?;
         context
             .output
-            .line(&format!("export TETHER_ADMIN_SOCKET={}", quoted(&config.listen.admin.to_string_lossy())))?;
+            .line(format!("export TETHER_ADMIN_SOCKET={}", quoted(&config.listen.admin.to_string_lossy())))?;
         context.output.line("")?;
     }
     Ok(context.output.line("ready")?)
@@ -149,10 +150,10 @@ fn check(args: ConfigArgs, context: &mut Context) -> Result<(), Failure> {
         context.json(&checked)?;
     } else {
         for found in &checked.mistakes {
-            context.output.line(&found.to_string())?;
+            context.output.line(found.to_string())?;
         }
         for found in &checked.warnings {
-            context.output.line(&format!("{found} (warning)"))?;
+            context.output.line(format!("{found} (warning)"))?;
         }
     }
     if !checked.ok {
@@ -259,10 +260,9 @@ async fn reload(context: &mut Context) -> Result<(), Failure> {
     } else {
         for source in &sources {
             let (tone, word) = if source.ok { (Tone::Good, "ok") } else { (Tone::Bad, "refused") };
-            let word = context.output.toned(tone, word);
-            context.output.line(&format!("{}: {word}", source.source))?;
+            context.output.line(Text::from(format!("{}: ", source.source)).then_toned(tone, word))?;
             for message in &source.messages {
-                context.output.line(&format!("  {message}"))?;
+                context.output.line(format!("  {message}"))?;
             }
         }
     }

@@ -67,7 +67,7 @@ pub(super) async fn backup(args: BackupArgs, context: &mut Context) -> Result<()
     if context.output.is_json() {
         return context.json(&BackupDocument { file: args.file, bytes, about });
     }
-    context.output.line(&format!(
+    context.output.line(format!(
         "{}: {bytes} bytes, node {}, {}",
         args.file.display(),
         about.node,
@@ -122,9 +122,9 @@ pub(super) fn restore(args: RestoreArgs, context: &mut Context) -> Result<(), Fa
         let state_dir = state.clone();
         return context.json(&RestoreDocument { about, state_dir, former_state: former, retired_authorities });
     }
-    context.output.line(&format!("restored to {}: node {}, as of {}", state.display(), about.node, about.made_at))?;
+    context.output.line(format!("restored to {}: node {}, as of {}", state.display(), about.node, about.made_at))?;
     if let Some(former) = &former {
-        context.output.line(&format!(
+        context.output.line(format!(
             "what was there before: {}, keys and all; remove it when it is of no use",
             former.display()
         ))?;

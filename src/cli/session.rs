@@ -190,7 +190,7 @@ async fn mint(args: MintArgs, context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
         context.json(&TokenDocument::from(&minted))?;
     } else {
-        context.output.line(&minted.token)?;
+        context.output.document(&minted.token)?;
     }
     let MintResponse { binding, binding_meaning, target, expires_at, .. } = &minted;
     context.output.note(&format!("binding level {binding}: {binding_meaning}"));
@@ -241,7 +241,7 @@ async fn watch(id: Option<String>, context: &mut Context) -> Result<(), Failure>
         if context.output.is_json() {
             context.json(&SessionDocument::from(&session))?;
         } else {
-            context.output.line(&print::line(&session, context.host.now()))?;
+            context.output.line(print::line(&session, context.host.now()))?;
         }
         if of_one && session.state() == State::Ended {
             return Ok(());

@@ -42,7 +42,8 @@ fn print(document: &Map<String, Value>, context: &mut Context) -> Result<(), Fai
     let lines: Vec<_> = lines.map(|(name, value)| (spaced(name), inline(value, now))).collect();
     fields(&lines, context)?;
     for (name, value) in document.iter().filter(|(_, value)| is_block(value)) {
-        context.output.line(&format!("\n{}", spaced(name).to_uppercase()))?;
+        context.output.line("")?;
+        context.output.line(spaced(name).to_uppercase())?;
         match value {
             Value::Object(block) => {
                 let lines: Vec<_> = block.iter().map(|(name, value)| (spaced(name), inline(value, now))).collect();
@@ -75,7 +76,7 @@ fn list(items: &[Value], now: OffsetDateTime, context: &mut Context) -> Result<(
         return Ok(context.output.line("none")?);
     }
     for item in items {
-        context.output.line(&inline(item, now))?;
+        context.output.line(inline(item, now))?;
     }
     Ok(())
 }
