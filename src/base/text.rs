@@ -1,5 +1,7 @@
 //! Text that is put before a person: from outside, and what went wrong.
 
+use std::borrow::Cow;
+
 /// An error and what caused it, on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -25,6 +27,31 @@ pub fn is_hidden(c: char) -> bool {
             | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}'
             | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
             | '\u{e0000}'..='\u{e0fff}' | '\u{f0000}'..='\u{10ffff}')
+}
+
+/// Prose from outside on one line: what would move the cursor, does not show, or turns the direction of writing is escaped.
+/// What was escaped once is not escaped again.
+pub fn prose(text: &str) -> String {
+    escaped(text, |c| !is_hidden(c))
+}
+
+/// A value as one word of a line: in quotes where it could pass for more than itself, or does not show.
+pub fn one_word(value: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_graphic() && c != '"';
+    if !value.is_empty() && value.chars().all(is_plain) { value.into() } else { format!("{value:?}").into() }
+}
+
+/// `text` with everything that does not show by this rule as `\u{...}`.
+pub fn escaped(text: &str, shows: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if shows(c) {
+            out.push(c);
+        } else {
+            out.extend(c.escape_unicode());
+        }
+    }
+    out
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::telemetry;
 
 use super::args::{AgentCommand, ConfigArgs};
 use super::failure::{Exit, Failure, chain};
-use super::output::Tone;
+use super::output::{Text, Tone};
 use super::{Context, config, sockets, within};
 
 /// How long work that nobody waits for any more may hold up the end of the process.
@@ -29,7 +29,8 @@ const AFTER_THE_DRAIN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(command: AgentCommand, context: &mut Context) -> Result<(), Failure> {
     match command {
-        AgentCommand::Run(args) => run_agent(args, context).inspect_err(|failure| agent::failed(&failure.message)),
+        AgentCommand::Run(args) => run_agent(args, context)
+            .inspect_err(|failure| agent::failed(&failure.lines().collect::<Vec<_>>().join("\n"))),
         AgentCommand::Check(args) => check(args, context),
         AgentCommand::Reload => context.wait(async |context| reload(context).await),
         AgentCommand::Healthcheck => context.wait(async |context| healthcheck(context).await),
@@ -259,8 +260,7 @@ async fn reload(context: &mut Context) -> Result<(), Failure> {
     } else {
         for source in &sources {
             let (tone, word) = if source.ok { (Tone::Good, "ok") } else { (Tone::Bad, "refused") };
-            let word = context.output.toned(tone, word);
-            context.output.line(&format!("{}: {word}", source.source))?;
+            context.output.line(Text::from(format!("{}: ", source.source)).then_toned(tone, word))?;
             for message in &source.messages {
                 context.output.line(&format!("  {message}"))?;
             }

@@ -11,7 +11,7 @@ use crate::proto::admin::{ApprovalView, ApproveRequest, DenyRequest, ListApprova
 
 use super::args::ApprovalCommand;
 use super::failure::{Exit, Failure};
-use super::output::{Tone, identifier, prose, relative};
+use super::output::{Text, Tone, identifier, relative};
 use super::session::{MIN_DIGITS, acts, only};
 use super::{Admin, Context};
 
@@ -88,18 +88,17 @@ fn show(approval: &ApprovalView, context: &mut Context) -> Result<(), Failure> {
 fn fields(approval: &ApprovalView, now: OffsetDateTime, context: &mut Context) -> Result<(), Failure> {
     let at = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
     let when = |text: &str| at(text).map_or_else(|| text.to_owned(), |at| relative(at, now));
-    let output = &context.output;
     let state = match approval.state.as_str() {
         "pending" => {
             let (asked, lapses) = (when(&approval.requested_at), when(&approval.expires_at));
-            format!("{}, asked {asked}, {lapses}", output.toned(Tone::Weak, "pending"))
+            Text::toned(Tone::Weak, "pending").then(format!(", asked {asked}, {lapses}"))
         }
         "granted" => {
             let (ends, uses) = (when(&approval.expires_at), approval.uses_left);
-            format!("{}, {ends}, to be used {uses} more {}", output.toned(Tone::Good, "granted"), times(uses))
+            Text::toned(Tone::Good, "granted").then(format!(", {ends}, to be used {uses} more {}", times(uses)))
         }
-        "used" => format!("{}, what it allowed ends: {}", output.toned(Tone::Plain, "used"), approval.expires_at),
-        other => output.toned(Tone::Bad, other),
+        "used" => format!("used, what it allowed ends: {}", approval.expires_at).into(),
+        other => Text::toned(Tone::Bad, other),
     };
     let who = match approval.user.as_str() {
         "" => format!("{}, for nobody but itself", approval.spiffe_id),
@@ -118,21 +117,21 @@ fn fields(approval: &ApprovalView, now: OffsetDateTime, context: &mut Context) -
     };
     let session = session(approval, now);
     let mut fields = vec![
-        ("approval", approval.id.clone()),
+        ("approval", approval.id.clone().into()),
         ("state", state),
-        ("agent", who),
-        ("wants to", wants.join(" ")),
-        ("token", token),
-        ("scopes", identifier(&approval.scopes.join(" "))),
-        ("tool", identifier(&approval.tool)),
-        ("arguments", if_any("SHA-256 ", &approval.arguments_sha256)),
-        ("effect", identifier(&approval.effect)),
-        ("purpose", identifier(&approval.purpose)),
-        ("why", prose(&approval.why)),
-        ("policies", identifier(&approval.policies.join(" "))),
-        ("session", session),
-        ("decided", decided),
-        ("note", prose(&approval.note)),
+        ("agent", who.into()),
+        ("wants to", wants.join(" ").into()),
+        ("token", token.into()),
+        ("scopes", identifier(&approval.scopes.join(" ")).into()),
+        ("tool", identifier(&approval.tool).into()),
+        ("arguments", if_any("SHA-256 ", &approval.arguments_sha256).into()),
+        ("effect", identifier(&approval.effect).into()),
+        ("purpose", identifier(&approval.purpose).into()),
+        ("why", approval.why.clone().into()),
+        ("policies", identifier(&approval.policies.join(" ")).into()),
+        ("session", session.into()),
+        ("decided", decided.into()),
+        ("note", approval.note.clone().into()),
     ];
     fields.retain(|(_, value)| !value.is_empty());
     Ok(context.output.fields(&fields)?)

@@ -9,7 +9,7 @@ use crate::proto::admin::{AuditRecords, QueryAuditRequest, TailRequest, VerifyAu
 
 use super::args::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
 use super::failure::{Exit, Failure, chain};
-use super::output::{Tone, prose};
+use super::output::{Text, Tone};
 use super::{Admin, Context};
 
 /// What every record has and what a person does not read line by line.
@@ -70,23 +70,25 @@ fn request(args: QueryArgs, context: &Context) -> QueryAuditRequest {
 
 fn print(line: &str, context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
-        return Ok(context.output.line(line)?);
+        return Ok(context.output.document(line)?);
     }
     let Ok(Value::Object(record)) = serde_json::from_str(line) else {
         // Nothing is left out because it is not understood.
-        return Ok(context.output.line(&prose(line))?);
+        return Ok(context.output.line(line)?);
     };
     let seq = record.get("seq").map(Value::to_string).unwrap_or_default();
-    let (event, more) = (context.output.toned(tone(&record), text(&record, "event")), details(&record, &[]));
-    Ok(context.output.line(&format!("{}  {seq:>6}  {event}  {more}", clock(text(&record, "time"))))?)
+    let when = format!("{}  {seq:>6}  ", clock(text(&record, "time")));
+    let event = Text::from(when).then_toned(tone(&record), text(&record, "event"));
+    Ok(context.output.line(event.then(format!("  {}", details(&record, &[]))))?)
 }
 
 /// Whether somebody did not get what it wanted.
 pub(super) fn tone(record: &Map<String, Value>) -> Tone {
     let refused = |field: &str| record.get(field) == Some(&Value::Bool(false));
     match text(record, "event") {
-        "refused" | "token_refused" | "proof_refused" | "connection_refused" | "entries_refused" | "policy_refused"
-        | "suspicious_use" | "audit_repaired" | "state_repaired" | "audit_interrupted" => Tone::Bad,
+        "refused" | "token_refused" | "proof_refused" | "connection_refused" | "refusals_folded"
+        | "entries_refused" | "policy_refused" | "suspicious_use" | "audit_repaired" | "state_repaired"
+        | "audit_interrupted" => Tone::Bad,
         "decided" if refused("allowed") => Tone::Bad,
         "call_checked" if refused("active") => Tone::Bad,
         _ => Tone::Plain,
@@ -100,28 +102,28 @@ pub(super) fn text<'a>(record: &'a Map<String, Value>, field: &str) -> &'a str {
 
 /// To the millisecond.
 pub(super) fn clock(time: &str) -> String {
-    let Some((to_the_second, rest)) = time.trim_end_matches('Z').split_once('.') else { return prose(time) };
-    prose(&format!("{to_the_second}.{:0<3}Z", &rest[..rest.len().min(3)]))
+    let Some((to_the_second, rest)) = time.trim_end_matches('Z').split_once('.') else { return time.to_owned() };
+    format!("{to_the_second}.{:0<3}Z", rest.get(..3).unwrap_or(rest))
 }
 
 /// The fields of a record on one line, without those of the chain and these.
 pub(super) fn details(record: &Map<String, Value>, without: &[&str]) -> String {
     let shown =
         record.iter().filter(|(name, _)| !OF_THE_CHAIN.contains(&name.as_str()) && !without.contains(&name.as_str()));
-    shown.map(|(name, value)| format!("{}={}", prose(name), shown_value(value))).collect::<Vec<_>>().join(" ")
+    shown.map(|(name, value)| format!("{name}={}", shown_value(value))).collect::<Vec<_>>().join(" ")
 }
 
 fn shown_value(value: &Value) -> String {
     match value {
-        Value::String(text) if text.is_empty() || text.contains([' ', '"', '=']) => format!("\"{}\"", prose(text)),
-        Value::String(text) => prose(text),
+        Value::String(text) if text.is_empty() || text.contains([' ', '"', '=']) => format!("\"{text}\""),
+        Value::String(text) => text.clone(),
         Value::Array(values) => values.iter().map(shown_value).collect::<Vec<_>>().join(","),
         // Of a process; its instance is for programs.
         Value::Object(fields) if fields.contains_key("pid") => {
             let field = |name| fields.get(name).map(Value::to_string).unwrap_or_default();
             format!("pid:{},uid:{}", field("pid"), field("uid"))
         }
-        other => prose(&other.to_string()),
+        other => other.to_string(),
     }
 }
 
@@ -169,25 +171,25 @@ fn show(report: &Value, context: &mut Context) -> Result<(), Failure> {
     let ok = report["ok"] == Value::Bool(true);
     let verdict = if ok { ("in order", Tone::Good) } else { ("broken", Tone::Bad) };
     let mut fields = vec![
-        ("chain", context.output.toned(verdict.1, verdict.0)),
-        ("records", number("records").to_string()),
-        ("files", number("files").to_string()),
-        ("begins", begins.to_owned()),
-        ("ends", head.to_owned()),
-        ("last", prose(word("last"))),
+        ("chain", Text::toned(verdict.1, verdict.0)),
+        ("records", number("records").to_string().into()),
+        ("files", number("files").to_string().into()),
+        ("begins", begins.into()),
+        ("ends", head.into()),
+        ("last", word("last").into()),
     ];
     if number("torn") > 0 {
         let torn =
             format!("{} bytes at the end: a record that is being written, or a crash in the middle", number("torn"));
-        fields.push(("torn", torn));
+        fields.push(("torn", torn.into()));
     }
     context.output.fields(&fields)?;
     for problem in report["problems"].as_array().into_iter().flatten() {
-        let part = |field: &str| problem[field].as_str().map(prose).unwrap_or_default();
+        let part = |field: &str| problem[field].as_str().unwrap_or_default();
         let record = problem["seq"].as_u64().map(|seq| format!("record {seq}: ")).unwrap_or_default();
-        let place = format!("{}:{}", part("file"), problem["line"]);
-        let kind = context.output.toned(Tone::Bad, &part("kind"));
-        context.output.line(&format!("{place}: {kind}: {record}{}", part("what")))?;
+        let place = format!("{}:{}: ", part("file"), problem["line"]);
+        let kind = Text::from(place).then_toned(Tone::Bad, part("kind"));
+        context.output.line(kind.then(format!(": {record}{}", part("what"))))?;
     }
     if number("more_problems") > 0 {
         context.output.line(&format!("and {} more", number("more_problems")))?;

@@ -59,7 +59,7 @@ pub(super) async fn run(command: BundleCommand, context: &mut Context) -> Result
                 }
                 BundleFormat::Crl => &view.crl_pem.concat(),
             };
-            Ok(context.output.text(&format!("{}\n", text.trim_end()))?)
+            Ok(context.output.document(text.trim_end())?)
         }
     }
 }

@@ -36,9 +36,9 @@ pub(super) fn show(args: ConfigArgs, origin: bool, context: &mut Context) -> Res
     if context.output.is_json() {
         return context.json(&Document { settings: loaded.settings() });
     }
-    Ok(context.output.text(&config::show(&loaded, origin))?)
+    Ok(context.output.document(&config::show(&loaded, origin))?)
 }
 
 pub(super) fn print_example(context: &mut Context) -> Result<(), Failure> {
-    Ok(context.output.text(&config::example())?)
+    Ok(context.output.document(&config::example())?)
 }

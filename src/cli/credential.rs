@@ -12,7 +12,7 @@ use crate::proto::admin::{
 use super::Context;
 use super::args::{CredentialCommand, RevokeArgs};
 use super::failure::{Exit, Failure};
-use super::output::{Tone, relative};
+use super::output::{Text, Tone, relative};
 
 /// So much of an id is shown in a list: 40 bits of a random number. Two that begin alike are told apart by more of it.
 const SHORT_ID: usize = 10;
@@ -128,11 +128,10 @@ fn show(view: &CredentialView, context: &mut Context) -> Result<(), Failure> {
     }
     let now = context.host.now();
     let when = |text: &str| at(text).map_or_else(|| text.to_owned(), |at| format!("{text} ({})", relative(at, now)));
-    let output = &context.output;
     let standing = match view.standing.as_str() {
-        "stands" => format!("{} until {}", output.toned(Tone::Good, "stands"), when(&view.not_after)),
-        "ended" => format!("{} at {}: {}", output.toned(Tone::Bad, "ended"), when(&view.ended_at), view.reason),
-        other => format!("{}; it was valid until {}", output.toned(Tone::Bad, other), when(&view.not_after)),
+        "stands" => Text::toned(Tone::Good, "stands").then(format!(" until {}", when(&view.not_after))),
+        "ended" => Text::toned(Tone::Bad, "ended").then(format!(" at {}: {}", when(&view.ended_at), view.reason)),
+        other => Text::toned(Tone::Bad, other).then(format!("; it was valid until {}", when(&view.not_after))),
     };
     let (level, meaning) = view.binding.as_ref().map_or((0, ""), |binding| (binding.level, binding.meaning.as_str()));
     let custody = if view.exportable && view.custody != IN_FILES {
@@ -144,24 +143,24 @@ fn show(view: &CredentialView, context: &mut Context) -> Result<(), Failure> {
     let none = BlastRadius::default();
     let radius = view.blast_radius.as_ref().unwrap_or(&none);
     let mut fields = vec![
-        ("id", view.id.clone()),
-        ("kind", view.kind.clone()),
-        ("SPIFFE ID", view.spiffe_id.clone()),
+        ("id", view.id.clone().into()),
+        ("kind", view.kind.clone().into()),
+        ("SPIFFE ID", view.spiffe_id.clone().into()),
         ("standing", standing),
-        ("issued", when(&view.issued_at)),
-        ("last asked", if view.last_asked.is_empty() { "never".to_owned() } else { when(&view.last_asked) }),
-        ("entry", view.entry.clone()),
-        ("owner", view.owner.clone()),
-        ("process", format!("{} of uid {}", view.pid, view.uid)),
-        ("instance", view.instance.clone()),
-        ("asked by", view.delegate.clone()),
-        ("bound to", view.tie.clone()),
-        ("binding", format!("{level}: {meaning}")),
-        ("custody", custody),
-        ("authority", view.authority.clone()),
-        ("accepted by", with(&radius.audiences, once)),
-        ("trusted by", with(&radius.trusted_by, "")),
-        ("perhaps by", with(&radius.may_be_trusted_by, "")),
+        ("issued", when(&view.issued_at).into()),
+        ("last asked", (if view.last_asked.is_empty() { "never".to_owned() } else { when(&view.last_asked) }).into()),
+        ("entry", view.entry.clone().into()),
+        ("owner", view.owner.clone().into()),
+        ("process", format!("{} of uid {}", view.pid, view.uid).into()),
+        ("instance", view.instance.clone().into()),
+        ("asked by", view.delegate.clone().into()),
+        ("bound to", view.tie.clone().into()),
+        ("binding", format!("{level}: {meaning}").into()),
+        ("custody", custody.into()),
+        ("authority", view.authority.clone().into()),
+        ("accepted by", with(&radius.audiences, once).into()),
+        ("trusted by", with(&radius.trusted_by, "").into()),
+        ("perhaps by", with(&radius.may_be_trusted_by, "").into()),
     ];
     fields.retain(|(_, value)| !value.is_empty());
     Ok(context.output.fields(&fields)?)

@@ -21,7 +21,7 @@ use crate::proto::admin::agent_client::AgentClient;
 use crate::sys::{Kernel, harden};
 
 use super::failure::{Failure, chain};
-use super::output::Tone;
+use super::output::{Text, Tone};
 use super::{Context, Host, sockets};
 
 /// How long the agent may take to answer.
@@ -64,7 +64,6 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.json(&Document { findings });
     }
-    // Coloured words would upset the columns, so the word comes first and alone.
     let width = findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
     for Finding { what, health, found, lost } in &findings {
         let (tone, word) = match health {
@@ -72,8 +71,7 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
             Health::Weak => (Tone::Weak, "weak   "),
             Health::Missing => (Tone::Bad, "missing"),
         };
-        let word = context.output.toned(tone, word);
-        context.output.line(&format!("{word}  {what:<width$}  {found}"))?;
+        context.output.line(Text::toned(tone, word).then(format!("  {what:<width$}  {found}")))?;
         if let Some(lost) = lost {
             context.output.line(&format!("{:<1$}{lost}", "", width + 11))?;
         }

@@ -63,7 +63,7 @@ fn show(view: &EntryView, context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.json(&EntryDocument::from(view));
     }
-    context.output.line(view.toml.trim_end())?;
+    context.output.document(view.toml.trim_end())?;
     let created = if view.created_at.is_empty() { String::new() } else { format!(", created {}", view.created_at) };
     context.output.note(&format!("from {}{created}", view.origin));
     Ok(())
@@ -179,8 +179,7 @@ async fn import(args: ImportArgs, context: &mut Context) -> Result<(), Failure> 
     let parents = if args.all_parents { Parents::All } else { Parents::Only(args.parent_id) };
     let options = ImportOptions { parents, owner: args.owner, rules: Rules::new(trust_domain) };
     let imported = spire_entries(json.as_bytes(), &options, context.host.now()).map_err(|problems| {
-        let lines: Vec<_> = problems.iter().map(|problem| format!("\n{problem}")).collect();
-        Failure::new(Exit::Invalid, format!("nothing was imported{}", lines.concat()))
+        Failure::new(Exit::Invalid, "nothing was imported").and(problems.iter().map(ToString::to_string))
     })?;
     for warning in &imported.warnings {
         context.output.note(&format!("warning: {warning}"));
@@ -189,7 +188,7 @@ async fn import(args: ImportArgs, context: &mut Context) -> Result<(), Failure> 
         context.output.note(&format!("{} entries of other parents were left out", imported.skipped));
     }
     if args.print {
-        return Ok(context.output.text(&imported.to_toml())?);
+        return Ok(context.output.document(&imported.to_toml())?);
     }
     apply(imported.to_toml(), args.dry_run, context).await
 }

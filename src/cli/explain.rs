@@ -8,7 +8,7 @@ use crate::selector::KINDS;
 use super::Context;
 use super::args::ExplainArgs;
 use super::failure::Failure;
-use super::output::Tone;
+use super::output::{Text, Tone};
 
 pub(super) async fn run(args: ExplainArgs, context: &mut Context) -> Result<(), Failure> {
     if args.kinds {
@@ -37,7 +37,7 @@ fn kinds(context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.json(&KindsDocument { kinds });
     }
-    Ok(context.output.line(&kinds.join("\n"))?)
+    Ok(kinds.iter().try_for_each(|kind| context.output.line(kind))?)
 }
 
 #[derive(Serialize)]
@@ -83,38 +83,40 @@ impl<'a> From<&'a ExplainResponse> for Document<'a> {
 
 fn print(explained: &ExplainResponse, context: &mut Context) -> Result<(), Failure> {
     let output = &mut context.output;
-    let mut text = format!("process {}, instance {}\n", explained.pid, explained.instance);
+    output.line(format!("process {}, instance {}", explained.pid, explained.instance))?;
     if !explained.weak.is_empty() {
-        text.push_str(&format!("{} {}\n", output.toned(Tone::Weak, "weak:"), explained.weak));
+        output.line(Text::toned(Tone::Weak, "weak:").then(format!(" {}", explained.weak)))?;
     }
     for note in &explained.notes {
-        text.push_str(&format!("note: {note}\n"));
+        output.line(format!("note: {note}"))?;
     }
-    text.push_str("\nselectors\n");
+    output.line("")?;
+    output.line("selectors")?;
     for selector in &explained.selectors {
-        text.push_str(&format!("  {selector}\n"));
+        output.line(format!("  {selector}"))?;
     }
     if explained.selectors.is_empty() {
-        text.push_str("  none\n");
+        output.line("  none")?;
     }
     for gap in &explained.gaps {
-        text.push_str(&format!("  {} {gap}\n", output.toned(Tone::Weak, "not known:")));
+        output.line(Text::from("  ").then_toned(Tone::Weak, "not known:").then(format!(" {gap}")))?;
     }
-    text.push_str("\nentries\n");
+    output.line("")?;
+    output.line("entries")?;
     for entry in &explained.entries {
         let tone = match entry.verdict.as_str() {
             "match" => Tone::Good,
             "unavailable" => Tone::Weak,
             _ => Tone::Plain,
         };
-        let verdict = output.toned(tone, &entry.verdict);
-        text.push_str(&format!("  {verdict}: {} gives {} ({})\n", entry.entry_id, entry.spiffe_id, entry.origin));
+        let gives = format!(": {} gives {} ({})", entry.entry_id, entry.spiffe_id, entry.origin);
+        output.line(Text::from("  ").then_toned(tone, &entry.verdict).then(gives))?;
         for reason in &entry.reasons {
-            text.push_str(&format!("      {reason}\n"));
+            output.line(format!("      {reason}"))?;
         }
     }
     if explained.entries.is_empty() {
-        text.push_str("  none: write one into entries.d, or use `tether entry create`\n");
+        output.line("  none: write one into entries.d, or use `tether entry create`")?;
     }
-    Ok(output.text(&text)?)
+    Ok(())
 }

@@ -59,12 +59,25 @@ pub struct Failure {
     pub exit: Exit,
     /// What the person learns: what happened and what to do about it. Empty when everything was said already.
     pub message: String,
+    /// Lines that follow the message: mistakes, what to type.
+    pub more: Vec<String>,
 }
 
 impl Failure {
     /// A failure with an exit code and a message.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into() }
+        Self { exit, message: message.into(), more: Vec::new() }
+    }
+
+    /// And these lines. A newline in the message itself is somebody else's, and does not begin a line.
+    pub fn and(mut self, lines: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.more.extend(lines.into_iter().map(Into::into));
+        self
+    }
+
+    /// All of it.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.message.as_str()).chain(self.more.iter().map(String::as_str))
     }
 
     /// An ending after which there is nothing left to say.
@@ -94,7 +107,11 @@ impl Failure {
                 Exit::Denied,
                 format!("denied: {message}; the groups under [admin] in the agent's configuration say who may do this"),
             ),
-            Code::InvalidArgument => Self::new(Exit::Invalid, message),
+            // Mistakes in what was sent, one on each line.
+            Code::InvalidArgument => {
+                let mut mistakes = message.lines();
+                Self::new(Exit::Invalid, mistakes.next().unwrap_or_default()).and(mistakes)
+            }
             Code::Unimplemented => {
                 Self::new(Exit::Failure, "the agent does not know this command; is it an older version?")
             }
@@ -142,7 +159,7 @@ impl Failure {
     pub fn waiting(what: &str, approval: &str) -> Self {
         let approval = identifier(approval);
         let who = "somebody else must agree, as root or in a group under `approvers` of [admin]";
-        Self::new(Exit::Waiting, format!("{what}\n{who}:\n  tether approval approve {approval}"))
+        Self::new(Exit::Waiting, what).and([format!("{who}:"), format!("  tether approval approve {approval}")])
     }
 }
 
@@ -184,7 +201,7 @@ impl From<ClientError> for Failure {
 
 impl From<Mistakes> for Failure {
     fn from(mistakes: Mistakes) -> Self {
-        Self::new(Exit::Invalid, format!("the configuration is wrong\n{mistakes}"))
+        Self::new(Exit::Invalid, "the configuration is wrong").and(mistakes.0.iter().map(ToString::to_string))
     }
 }
 

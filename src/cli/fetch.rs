@@ -358,7 +358,7 @@ fn deliver_jwt(svids: &[JwtSvid], delivery: &Delivery, context: &mut Context) ->
         return context.json(&JwtDocument { svids: svids.iter().map(JwtSvidDocument::new).collect() });
     }
     if let Some(svid) = svids.first() {
-        context.output.line(svid.token.expose())?;
+        context.output.document(svid.token.expose())?;
         // A person may copy it from the screen; a script that reads it knows what it does.
         if context.output.is_terminal() {
             let end = time(svid.expires_at);
@@ -474,7 +474,7 @@ fn deliver_bundles(
     }
     for (domain, bundle) in &by_domain {
         // Readers of PEM skip what is between the blocks.
-        context.output.text(&format!("# {domain}\n{}", bundle.x509().to_pem()))?;
+        context.output.document(&format!("# {domain}\n{}", bundle.x509().to_pem()))?;
     }
     Ok(())
 }

@@ -8,7 +8,6 @@ mod ask;
 mod entry;
 mod programs;
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -20,7 +19,7 @@ use self::entry::FirstEntry;
 use self::programs::{Program, Unusable};
 use super::args::InitArgs;
 use super::failure::{Exit, Failure};
-use super::output::Tone;
+use super::output::{Text, Tone};
 use super::{Context, Host, within};
 use crate::base::durable;
 use crate::base::entropy::Entropy;
@@ -40,7 +39,7 @@ const CREDENTIAL_STORE: &str = "/etc/credstore.encrypted";
 const WRAPPING_KEY: &str = "wrapping key";
 /// The units of the package, in the order in which they are started.
 const UNITS: [&str; 2] = ["tether-agent.socket", "tether-agent.service"];
-const UNCHANGED: &str = "\nnothing was changed\n";
+const UNCHANGED: &str = "nothing was changed";
 const START_BY_HAND: &str = "systemctl enable --now tether-agent.socket tether-agent.service";
 
 /// What became of one part of the set-up.
@@ -138,8 +137,7 @@ impl Steps<'_> {
                 Outcome::LeftOut => (Tone::Plain, "left out"),
                 Outcome::Weaker => (Tone::Weak, "weaker  "),
             };
-            let line = format!("{}  {:<13}  {}", output.toned(tone, word), step.step, step.what);
-            output.line(&line)?;
+            output.line(Text::toned(tone, word).then(format!("  {:<13}  {}", step.step, step.what)))?;
         }
         self.done.push(step);
         Ok(())
@@ -298,11 +296,10 @@ fn start(args: &InitArgs, host: &Host) -> Result<Step, Failure> {
     systemctl.run(&command, &[]).map_err(|Unusable(why)| {
         Failure::new(
             Exit::Failure,
-            format!(
-                "the agent does not start: {why}\nsee `systemctl status tether-agent` and `journalctl -u tether-agent`, \
-                 and run `tether init` again when it is mended"
-            ),
+            format!("the agent does not start: {why}"),
         )
+        .and(["see `systemctl status tether-agent` and `journalctl -u tether-agent`, and run `tether init` again when it is \
+               mended"])
     })?;
     Ok(step(Outcome::Made, "started, ready, and started again with the host".to_owned()))
 }
@@ -328,10 +325,14 @@ fn finish(document: Document, context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.json(&document);
     }
-    let mut text = if document.changed_nothing() { UNCHANGED.to_owned() } else { String::new() };
-    text.push_str("\nnext:\n");
-    for command in &document.next {
-        let _ = writeln!(text, "  {command}"); // writing to a string cannot fail
+    if document.changed_nothing() {
+        context.output.line("")?;
+        context.output.line(UNCHANGED)?;
     }
-    Ok(context.output.text(&text)?)
+    context.output.line("")?;
+    context.output.line("next:")?;
+    for command in &document.next {
+        context.output.line(format!("  {command}"))?;
+    }
+    Ok(())
 }

@@ -18,13 +18,13 @@ const PUBLIC: u32 = 0o644;
 pub(super) fn completion(shell: clap_complete::Shell, context: &mut Context) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "tether", &mut script);
-    Ok(context.output.text(&String::from_utf8_lossy(&script))?)
+    Ok(context.output.document(&String::from_utf8_lossy(&script))?)
 }
 
 pub(super) fn man(dir: Option<&Path>, context: &mut Context) -> Result<(), Failure> {
     let command = command();
     let Some(dir) = dir else {
-        return Ok(context.output.text(&page(command, "tether")?)?);
+        return Ok(context.output.document(&page(command, "tether")?)?);
     };
     durable::shared_dir(dir, 0o755)?;
     for (name, page) in formats::pages() {

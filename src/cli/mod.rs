@@ -141,6 +141,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, host: Host, mut output
         Err(failure) => {
             if !failure.message.is_empty() {
                 context.output.error(&failure.message);
+                failure.more.iter().for_each(|line| context.output.note(line));
             }
             failure.exit
         }
@@ -153,13 +154,13 @@ fn usage(error: &clap::Error, output: &mut Output) -> Exit {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let styled = if output.is_terminal() { text.ansi().to_string() } else { text.to_string() };
-            match output.text(&styled) {
+            match output.document(&styled) {
                 Ok(()) => Exit::Ok,
                 Err(error) => Failure::from(error).exit,
             }
         }
         _ => {
-            output.note(text.to_string().trim_end());
+            text.to_string().trim_end().lines().for_each(|line| output.note(line));
             Exit::Usage
         }
     }

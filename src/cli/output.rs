@@ -1,4 +1,8 @@
 //! The only place that prints: data to standard output, everything else to standard error.
+//!
+//! Whatever is printed for a person is made safe here and nowhere else: a workload chooses its paths, audiences and names, and
+//! what it chooses shows on one line, moves no cursor and colours nothing. Documents, which are for programs, are
+//! printed as they are.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -9,7 +13,8 @@ use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
 use super::args::Format;
-use crate::base::text::is_hidden;
+use crate::base::text::escaped;
+pub use crate::base::text::prose;
 
 const RED: &str = "31";
 const GREEN: &str = "32";
@@ -43,6 +48,51 @@ pub enum Tone {
     Bad,
     /// Neither.
     Plain,
+}
+
+/// Text in pieces, each in the colour of its tone. It shows on one line, whatever is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Text(Vec<(Tone, String)>);
+
+impl Text {
+    /// A word in the colour of its tone.
+    pub fn toned(tone: Tone, word: impl Into<String>) -> Self {
+        Self(vec![(tone, word.into())])
+    }
+
+    /// And then this, in no colour.
+    pub fn then(self, text: impl Into<String>) -> Self {
+        self.then_toned(Tone::Plain, text)
+    }
+
+    /// And then this, in the colour of its tone.
+    pub fn then_toned(mut self, tone: Tone, word: impl Into<String>) -> Self {
+        self.0.push((tone, word.into()));
+        self
+    }
+
+    /// Whether there is nothing to show.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|(_, piece)| piece.is_empty())
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self::toned(Tone::Plain, text)
+    }
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl From<&String> for Text {
+    fn from(text: &String) -> Self {
+        text.as_str().into()
+    }
 }
 
 impl Output {
@@ -84,15 +134,25 @@ impl Output {
         self.data_style.terminal
     }
 
-    /// Prints text as it is.
-    pub fn text(&mut self, text: &str) -> io::Result<()> {
+    /// Prints a document for programs as it is, such as PEM, a token or TOML, with a newline at its end.
+    pub fn document(&mut self, text: &str) -> io::Result<()> {
         self.data.write_all(text.as_bytes())?;
+        if !text.ends_with('\n') {
+            self.data.write_all(b"\n")?;
+        }
         self.data.flush()
     }
 
     /// Prints a line.
-    pub fn line(&mut self, text: &str) -> io::Result<()> {
-        self.text(&format!("{text}\n"))
+    pub fn line(&mut self, text: impl Into<Text>) -> io::Result<()> {
+        let line = self.data_style.paint_text(&text.into());
+        self.write(&format!("{line}\n"))
+    }
+
+    /// What is safe already, to be seen at once.
+    fn write(&mut self, text: &str) -> io::Result<()> {
+        self.data.write_all(text.as_bytes())?;
+        self.data.flush()
     }
 
     /// Prints a JSON document on one line. It may hold keys, so the buffer is wiped.
@@ -105,6 +165,8 @@ impl Output {
 
     /// Prints rows in aligned columns under a header.
     pub fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+        let header: Vec<_> = header.iter().map(|name| prose(name)).collect();
+        let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| prose(cell)).collect()).collect();
         let widths: Vec<usize> = (0..header.len())
             .map(|column| {
                 let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
@@ -115,34 +177,25 @@ impl Output {
             let padded: Vec<_> = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
             padded.join("  ").trim_end().to_owned()
         };
-        let header = aligned(&mut header.iter().copied());
+        let header = aligned(&mut header.iter().map(String::as_str));
         let mut text = format!("{}\n", self.data_style.paint(BOLD, &header));
-        for row in rows {
+        for row in &rows {
             text.push_str(&aligned(&mut row.iter().map(String::as_str)));
             text.push('\n');
         }
-        self.text(&text)
+        self.write(&text)
     }
 
     /// Prints `label  value` lines with the values aligned.
-    pub fn fields(&mut self, fields: &[(&str, String)]) -> io::Result<()> {
+    pub fn fields<V: Clone + Into<Text>>(&mut self, fields: &[(&str, V)]) -> io::Result<()> {
+        let fields: Vec<_> = fields.iter().map(|(label, value)| (prose(label), value.clone().into())).collect();
         let width = fields.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
         let mut text = String::new();
-        for (label, value) in fields {
+        for (label, value) in &fields {
             let label = self.data_style.paint(BOLD, &format!("{label:<width$}"));
-            text.push_str(&format!("{label}  {value}\n"));
+            text.push_str(&format!("{label}  {}\n", self.data_style.paint_text(value)));
         }
-        self.text(&text)
-    }
-
-    /// A word of the data in the colour of its tone.
-    pub fn toned(&self, tone: Tone, word: &str) -> String {
-        match tone {
-            Tone::Good => self.data_style.paint(GREEN, word),
-            Tone::Weak => self.data_style.paint(YELLOW, word),
-            Tone::Bad => self.data_style.paint(RED, word),
-            Tone::Plain => word.to_owned(),
-        }
+        self.write(&text)
     }
 
     /// The whole terminal, until it is dropped.
@@ -152,21 +205,21 @@ impl Output {
         Ok(screen)
     }
 
-    /// Says something that is not data. Nobody may be listening, which is no failure.
+    /// Says something that is not data, on a line. Nobody may be listening, which is no failure.
     pub fn note(&mut self, text: &str) {
-        let _ = writeln!(self.chatter, "{text}");
+        let _ = writeln!(self.chatter, "{}", prose(text));
     }
 
     /// Asks; the answer is typed behind it.
     pub fn prompt(&mut self, text: &str) {
-        let _ = write!(self.chatter, "{text}");
+        let _ = write!(self.chatter, "{}", prose(text));
         let _ = self.chatter.flush();
     }
 
-    /// Says what went wrong.
+    /// Says what went wrong, on a line.
     pub fn error(&mut self, text: &str) {
         let label = self.chatter_style.paint(RED, "error:");
-        self.note(&format!("{label} {text}"));
+        let _ = writeln!(self.chatter, "{label} {}", prose(text));
     }
 }
 
@@ -206,29 +259,29 @@ impl Screen<'_> {
     /// Shows these lines, none wider than the terminal, and nothing else. Written at once, so that it does not flicker.
     pub fn draw(&mut self, lines: &[Vec<(Tone, String)>]) -> io::Result<()> {
         let painted = lines.iter().map(|line| {
-            let pieces = line.iter().map(|(tone, text)| self.output.toned(*tone, text));
+            let pieces = line.iter().map(|(tone, piece)| self.output.data_style.paint_piece(*tone, piece));
             pieces.collect::<String>() + Self::CLEAR_LINE
         });
         let painted: Vec<_> = painted.collect();
-        self.output.text(&format!("{}{}{}", Self::HOME, painted.join("\r\n"), Self::CLEAR_BELOW))
+        self.output.write(&format!("{}{}{}", Self::HOME, painted.join("\r\n"), Self::CLEAR_BELOW))
     }
 
     /// Stops this process as the terminal asked for, with the terminal as it was, until it goes on.
     pub fn pause(&mut self) -> io::Result<()> {
-        self.output.text(Self::LEAVE)?;
+        self.output.write(Self::LEAVE)?;
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP)?;
         self.enter()
     }
 
     fn enter(&mut self) -> io::Result<()> {
-        self.output.text(Self::ENTER)
+        self.output.write(Self::ENTER)
     }
 }
 
 impl Drop for Screen<'_> {
     fn drop(&mut self) {
         // A terminal that is gone needs no restoring.
-        let _ = self.output.text(Self::LEAVE);
+        let _ = self.output.write(Self::LEAVE);
     }
 }
 
@@ -236,29 +289,27 @@ impl Style {
     fn paint(self, colour: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
+
+    /// The colour comes last: none that is in the text counts.
+    fn paint_piece(self, tone: Tone, piece: &str) -> String {
+        let shown = prose(piece);
+        match tone {
+            Tone::Good => self.paint(GREEN, &shown),
+            Tone::Weak => self.paint(YELLOW, &shown),
+            Tone::Bad => self.paint(RED, &shown),
+            Tone::Plain => shown,
+        }
+    }
+
+    fn paint_text(self, text: &Text) -> String {
+        text.0.iter().map(|(tone, piece)| self.paint_piece(*tone, piece)).collect()
+    }
 }
 
 /// A name from outside as it is, where every character shows and has no double: anything beyond printable ASCII is escaped,
 /// so that what is read is what is meant.
 pub fn identifier(text: &str) -> String {
     escaped(text, |c| c == ' ' || c.is_ascii_graphic())
-}
-
-/// Prose from outside on one line: what would move the cursor, does not show, or turns the direction of writing is escaped.
-pub fn prose(text: &str) -> String {
-    escaped(text, |c| !is_hidden(c))
-}
-
-fn escaped(text: &str, shows: impl Fn(char) -> bool) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if shows(c) {
-            out.push(c);
-        } else {
-            out.extend(c.escape_unicode());
-        }
-    }
-    out
 }
 
 /// RFC 3339 in UTC, to the second.
@@ -313,6 +364,48 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// What is printed, as on a terminal with colours: data and chatter.
+    fn printed(print: impl FnOnce(&mut Output)) -> (String, String) {
+        let (data, chatter) = (Kept::default(), Kept::default());
+        let mut output = Output::captured(data.clone(), chatter.clone());
+        (output.data_style.colour, output.chatter_style.colour) = (true, true);
+        print(&mut output);
+        let text = |kept: Kept| String::from_utf8(kept.0.lock().expect("unbroken").clone()).expect("text");
+        (text(data), text(chatter))
+    }
+
+    const NASTY: &str = "a\x1b]0;pwned\x07\r\nb\u{202e}c\u{9b}31m";
+    const SHOWN: &str = "a\\u{1b}]0;pwned\\u{7}\\u{d}\\u{a}b\\u{202e}c\\u{9b}31m";
+
+    #[test]
+    fn whatever_is_printed_for_a_person_is_made_safe_and_its_own_colours_stay() {
+        let (data, chatter) = printed(|output| {
+            output.line(NASTY).expect("printed");
+            output.line(Text::toned(Tone::Bad, NASTY).then(NASTY)).expect("printed");
+            output.fields(&[(NASTY, NASTY.to_owned())]).expect("printed");
+            output.table(&[NASTY], &[vec![NASTY.to_owned()]]).expect("printed");
+            output.line(prose(NASTY)).expect("printed");
+            output.note(NASTY);
+            output.error(NASTY);
+            output.prompt(NASTY);
+        });
+        let bold = format!("\x1b[1m{SHOWN}\x1b[0m");
+        let lines =
+            [SHOWN, &format!("\x1b[31m{SHOWN}\x1b[0m{SHOWN}"), &format!("{bold}  {SHOWN}"), &bold, SHOWN, SHOWN, ""];
+        assert_eq!(data, lines.join("\n"));
+        assert_eq!(chatter, format!("{SHOWN}\n\x1b[31merror:\x1b[0m {SHOWN}\n{SHOWN}"));
+    }
+
+    #[test]
+    fn documents_are_printed_byte_for_byte() {
+        let (data, _) = printed(|output| {
+            output.document("-----BEGIN\r\n\tx\x1b\n").expect("printed");
+            output.document("a.token").expect("printed");
+            output.json(&serde_json::json!({ "path": "\x1b" })).expect("printed");
+        });
+        assert_eq!(data, "-----BEGIN\r\n\tx\x1b\na.token\n{\"path\":\"\\u001b\"}\n");
     }
 
     #[test]

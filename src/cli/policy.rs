@@ -18,7 +18,7 @@ use super::Context;
 use super::agent::Found;
 use super::args::{CaseFields, ExplainPolicyArgs, PolicyCommand, PolicySource};
 use super::failure::{Exit, Failure};
-use super::output::Tone;
+use super::output::{Text, Tone};
 
 pub(super) fn run(command: PolicyCommand, context: &mut Context) -> Result<(), Failure> {
     match command {
@@ -26,7 +26,7 @@ pub(super) fn run(command: PolicyCommand, context: &mut Context) -> Result<(), F
         PolicyCommand::Test { files, source } => test(&files, &source, context),
         PolicyCommand::Explain(args) => explain_case(*args, context),
         PolicyCommand::Show => context.wait(async |context| show(context).await),
-        PolicyCommand::Schema => Ok(context.output.text(SCHEMA)?),
+        PolicyCommand::Schema => Ok(context.output.document(SCHEMA)?),
     }
 }
 
@@ -128,13 +128,13 @@ fn test(files: &[PathBuf], source: &PolicySource, context: &mut Context) -> Resu
     } else {
         for case in &cases {
             let (tone, word) = if case.ok { (Tone::Good, "ok") } else { (Tone::Bad, "FAILED") };
-            let word = context.output.toned(tone, word);
+            let word = Text::toned(tone, word);
             let Tested { file, line, name, decision, why, .. } = case;
             if case.ok {
-                context.output.line(&format!("{word} {name}: {decision}, {why}"))?;
+                context.output.line(word.then(format!(" {name}: {decision}, {why}")))?;
                 continue;
             }
-            context.output.line(&format!("{word} {name} ({file}:{line})"))?;
+            context.output.line(word.then(format!(" {name} ({file}:{line})")))?;
             let by = case.expected_by.as_ref().map(|by| format!(" by {}", by.join(", "))).unwrap_or_default();
             context.output.line(&format!("  expected {}{by}", case.expected))?;
             context.output.line(&format!("  decided  {decision}, {why}"))?;
@@ -207,8 +207,7 @@ fn explained(explanation: &Json, context: &mut Context) -> Result<(), Failure> {
     let text = |value: &Json| value.as_str().unwrap_or_default().to_owned();
     let decision = text(&explanation["decision"]);
     let tone = if decision == "allow" { Tone::Good } else { Tone::Bad };
-    let word = context.output.toned(tone, &decision);
-    context.output.line(&format!("{word}: {}", text(&explanation["why"])))?;
+    context.output.line(Text::toned(tone, decision).then(format!(": {}", text(&explanation["why"]))))?;
     for error in explanation["errors"].as_array().into_iter().flatten() {
         context.output.line(&format!("  {}", text(error)))?;
     }
@@ -311,7 +310,9 @@ async fn show(context: &mut Context) -> Result<(), Failure> {
         return context.json(&ShowDocument { set: shown.digest, policies });
     }
     for policy in &shown.policies {
-        context.output.line(&format!("// {} from {}\n{}\n", policy.id, policy.origin, policy.text))?;
+        context.output.line(format!("// {} from {}", policy.id, policy.origin))?;
+        context.output.document(&policy.text)?;
+        context.output.line("")?;
     }
     context.output.note(&format!("{} policies, set {}", shown.policies.len(), shown.digest));
     Ok(())

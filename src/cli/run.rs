@@ -381,7 +381,7 @@ async fn approved(
     context: &mut Context,
 ) -> Result<Session, Failure> {
     let waiting = Failure::waiting(&format!("the session `{}` waits for an approval", session.id), &session.approval);
-    context.output.note(&waiting.message);
+    waiting.lines().for_each(|line| context.output.note(line));
     let request = WatchRequest { session: session.id.clone(), ..WatchRequest::default() };
     let mut changes = sessions.answer(sessions.client().watch(request)).await?;
     loop {

@@ -190,7 +190,7 @@ async fn mint(args: MintArgs, context: &mut Context) -> Result<(), Failure> {
     if context.output.is_json() {
         context.json(&TokenDocument::from(&minted))?;
     } else {
-        context.output.line(&minted.token)?;
+        context.output.document(&minted.token)?;
     }
     let MintResponse { binding, binding_meaning, target, expires_at, .. } = &minted;
     context.output.note(&format!("binding level {binding}: {binding_meaning}"));

@@ -42,7 +42,8 @@ fn print(document: &Map<String, Value>, context: &mut Context) -> Result<(), Fai
     let lines: Vec<_> = lines.map(|(name, value)| (spaced(name), inline(value, now))).collect();
     fields(&lines, context)?;
     for (name, value) in document.iter().filter(|(_, value)| is_block(value)) {
-        context.output.line(&format!("\n{}", spaced(name).to_uppercase()))?;
+        context.output.line("")?;
+        context.output.line(spaced(name).to_uppercase())?;
         match value {
             Value::Object(block) => {
                 let lines: Vec<_> = block.iter().map(|(name, value)| (spaced(name), inline(value, now))).collect();

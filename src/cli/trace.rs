@@ -10,7 +10,7 @@ use crate::proto::admin::QueryAuditRequest;
 use super::Context;
 use super::audit::{clock, details, each, text, tone};
 use super::failure::{Exit, Failure};
-use super::output::{Tone, identifier, prose};
+use super::output::{Text, Tone, identifier};
 use super::session::SESSION_VARIABLE;
 
 /// So much of an id is shown inside of a tree.
@@ -134,12 +134,12 @@ const TERMS: &[(&str, &str)] = &[
 
 fn print(traced: &Traced, indent: &str, context: &mut Context) -> Result<(), Failure> {
     let (tone, state) = match (&traced.end_reason, traced.state.as_str()) {
-        (Some(reason), _) => (Tone::Plain, format!("ended: {}", prose(reason))),
+        (Some(reason), _) => (Tone::Plain, format!("ended: {reason}")),
         (None, "active") => (Tone::Good, "active".to_owned()),
-        (None, state) => (Tone::Weak, prose(state)),
+        (None, state) => (Tone::Weak, state.to_owned()),
     };
-    let state = context.output.toned(tone, &state);
-    context.output.line(&format!("{indent}session {}  {state}", identifier(&traced.id)))?;
+    let session = format!("{indent}session {}  ", identifier(&traced.id));
+    context.output.line(Text::from(session).then_toned(tone, state))?;
     let inside = format!("{indent}│ ");
     let started = traced.records.iter().find(|record| text(record, "event") == "session_started");
     match started {
@@ -179,8 +179,8 @@ fn print(traced: &Traced, indent: &str, context: &mut Context) -> Result<(), Fai
 }
 
 fn step(record: &Record, indent: &str, context: &mut Context) -> Result<(), Failure> {
-    let what = context.output.toned(tone(record), &told(record));
-    Ok(context.output.line(&format!("{indent}{}  {what}", clock(text(record, "time"))))?)
+    let when = format!("{indent}{}  ", clock(text(record, "time")));
+    Ok(context.output.line(Text::from(when).then_toned(tone(record), told(record)))?)
 }
 
 fn seq(record: Option<&Record>) -> u64 {
@@ -189,7 +189,7 @@ fn seq(record: Option<&Record>) -> u64 {
 
 /// What a record says, as a sentence for those that every trace has.
 fn told(record: &Record) -> String {
-    let field = |name: &str| prose(text(record, name));
+    let field = |name: &str| text(record, name);
     let list = |name: &str| record.get(name).map(words).unwrap_or_default();
     let number = |name: &str| record.get(name).map(Value::to_string).unwrap_or_default();
     let with = |label: &str, name: &str| match record.get(name) {
@@ -276,7 +276,7 @@ fn told(record: &Record) -> String {
             format!("approval {} {} by {}{}", field("approval"), field("verdict"), field("by"), with("", "note"))
         }
         "suspicious_use" => format!("SUSPICIOUS {} by {}: {}", field("what"), caller(), field("detail")),
-        event => format!("{} {}", prose(event), details(record, &["session", "txn"])),
+        event => format!("{event} {}", details(record, &["session", "txn"])),
     }
 }
 
@@ -294,8 +294,8 @@ fn checks(record: &Record) -> String {
 fn words(value: &Value) -> String {
     match value {
         Value::Array(values) => values.iter().map(words).collect::<Vec<_>>().join(" "),
-        Value::String(text) => prose(text),
-        other => prose(&other.to_string()),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
     }
 }
 

@@ -20,9 +20,9 @@ pub(super) fn trust_domain(context: &mut Context) -> Result<TrustDomain, Failure
         ));
     }
     context.output.note(
-        "The trust domain is the name in every SPIFFE ID, as in spiffe://example.org/billing: usually a DNS name that is\n\
-         yours. It is hard to change later: every identity of this host would be another one.",
+        "The trust domain is the name in every SPIFFE ID, as in spiffe://example.org/billing: usually a DNS name that is",
     );
+    context.output.note("yours. It is hard to change later: every identity of this host would be another one.");
     for _ in 0..TRIES {
         context.output.prompt("Trust domain: ");
         match line(&mut context.host.input).as_deref().map(TrustDomain::parse) {

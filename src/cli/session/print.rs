@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::cli::Context;
 use crate::cli::failure::Failure;
-use crate::cli::output::{Tone, identifier, relative};
+use crate::cli::output::{Text, Tone, identifier, relative};
 use crate::proto::session::{DisposalReceipt, Disposed, Session, State};
 
 /// So much of an id is shown in a list: 40 bits of a random number.
@@ -97,13 +97,12 @@ pub(super) fn show(session: &Value, context: &mut Context) -> Result<(), Failure
         let text = text(field);
         at(&text).map_or(text.clone(), |at| format!("{text} ({})", relative(at, now)))
     };
-    let output = &context.output;
     let state = match text("state").as_str() {
-        "active" => format!("{} until {}", output.toned(Tone::Good, "active"), when("expires_at")),
-        "pending_approval" => format!("{} {}", output.toned(Tone::Weak, "waits for approval"), text("approval")),
-        "suspended" => output.toned(Tone::Weak, "suspended"),
-        "ended" => format!("{} at {}: {}", output.toned(Tone::Bad, "ended"), when("ended_at"), text("end_reason")),
-        other => other.to_owned(),
+        "active" => Text::toned(Tone::Good, "active").then(format!(" until {}", when("expires_at"))),
+        "pending_approval" => Text::toned(Tone::Weak, "waits for approval").then(format!(" {}", text("approval"))),
+        "suspended" => Text::toned(Tone::Weak, "suspended"),
+        "ended" => Text::toned(Tone::Bad, "ended").then(format!(" at {}: {}", when("ended_at"), text("end_reason"))),
+        other => other.into(),
     };
     let user = match text("user").as_str() {
         "" => "nobody: the agent acts for itself".to_owned(),
@@ -114,26 +113,26 @@ pub(super) fn show(session: &Value, context: &mut Context) -> Result<(), Failure
         seconds => format!("every {seconds} s, next {}", when("heartbeat_due")),
     };
     let mut fields = vec![
-        ("id", text("id")),
+        ("id", text("id").into()),
         ("state", state),
-        ("SPIFFE ID", text("spiffe_id")),
-        ("entry", text("entry")),
-        ("for", user),
-        ("purpose", text("purpose")),
-        ("targets", list("targets")),
-        ("scopes", list("scopes")),
-        ("boundary", text("boundary")),
-        ("acts", acts(session)),
-        ("bound to", text("tie")),
-        ("binding", number("binding").to_string()),
-        ("calls", of(number("calls"), number("max_calls"))),
-        ("tokens", of(number("tokens"), number("max_tokens"))),
-        ("started", when("started_at")),
-        ("heartbeat", heartbeat),
-        ("parent", text("parent")),
-        ("resumes", text("resumes")),
-        ("launched", list("launched")),
-        ("key", text("key_thumbprint")),
+        ("SPIFFE ID", text("spiffe_id").into()),
+        ("entry", text("entry").into()),
+        ("for", user.into()),
+        ("purpose", text("purpose").into()),
+        ("targets", list("targets").into()),
+        ("scopes", list("scopes").into()),
+        ("boundary", text("boundary").into()),
+        ("acts", acts(session).into()),
+        ("bound to", text("tie").into()),
+        ("binding", number("binding").to_string().into()),
+        ("calls", of(number("calls"), number("max_calls")).into()),
+        ("tokens", of(number("tokens"), number("max_tokens")).into()),
+        ("started", when("started_at").into()),
+        ("heartbeat", heartbeat.into()),
+        ("parent", text("parent").into()),
+        ("resumes", text("resumes").into()),
+        ("launched", list("launched").into()),
+        ("key", text("key_thumbprint").into()),
     ];
     fields.retain(|(_, value)| !value.is_empty());
     Ok(context.output.fields(&fields)?)

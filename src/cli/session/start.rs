@@ -17,7 +17,7 @@ pub(super) async fn run(args: StartArgs, context: &mut Context) -> Result<(), Fa
     let session = sessions.answer(sessions.client().start(request)).await?;
     match session.state() {
         State::PendingApproval if wait => {
-            context.output.note(&waiting(&session).message);
+            waiting(&session).lines().for_each(|line| context.output.note(line));
             let session = decided(session.id, &sessions).await?;
             print(&session, context)
         }
@@ -98,12 +98,14 @@ fn members(pid: Option<i32>, scope: Option<MembersName>) -> Result<(Scope, Optio
         (None, _) => {
             return Err(Failure::new(
                 Exit::Usage,
-                "say who acts: a session ends with its process, and this command ends at once\n  \
-                 --pid N                one running process of yours\n  \
-                 --pid N --scope tree   it and all it starts; for the shell you type in: --pid $$ --scope tree\n  \
-                 --scope cgroup         every process in the cgroup of this command\n\
-                 to start a command in a session that ends with it: tether run --purpose P --target T -- COMMAND",
-            ));
+                "say who acts: a session ends with its process, and this command ends at once",
+            )
+            .and([
+                "  --pid N                one running process of yours",
+                "  --pid N --scope tree   it and all it starts; for the shell you type in: --pid $$ --scope tree",
+                "  --scope cgroup         every process in the cgroup of this command",
+                "to start a command in a session that ends with it: tether run --purpose P --target T -- COMMAND",
+            ]));
         }
     };
     let process = pid.map(|pid| Ok::<_, Failure>(Process { pid, pidfs_inode: inode(pid)? })).transpose()?;

@@ -106,8 +106,12 @@ impl Agent for FakeAdmin {
         Ok(Response::new(StatusResponse { json: json.to_string() }))
     }
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let pid = request.into_inner().pid;
+        if pid == OF_AN_ATTACKER {
+            return Ok(Response::new(attackers_explanation()));
+        }
         Ok(Response::new(ExplainResponse {
-            pid: request.into_inner().pid,
+            pid,
             instance: "boot/pidfd-1".to_owned(),
             weak: "the kernel is old".to_owned(),
             selectors: vec!["unix:uid:1000".to_owned()],
@@ -310,6 +314,40 @@ fn explain_says_which_selector_failed_and_what_could_not_be_known() {
     let json = tether("explain --pid 42 --output json", &served).json();
     assert_eq!((&json["pid"], &json["entries"][0]["verdict"]), (&json!(42), &json!("no match")));
     assert!(tether_with("explain --kinds", &[], "").data.contains("unix:uid\n"));
+}
+
+/// The process of somebody who chose the path of its program with care.
+const OF_AN_ATTACKER: i32 = 13;
+const PATH: &str = "unix:path:/tmp/e\x1b[31mX\x1b]0;pwned\x07/s\nselectors\n  unix:uid:0";
+
+fn attackers_explanation() -> ExplainResponse {
+    ExplainResponse {
+        pid: OF_AN_ATTACKER,
+        instance: "boot/pidfd-13".to_owned(),
+        weak: String::new(),
+        selectors: vec![PATH.to_owned()],
+        gaps: vec![format!("it cannot be known: {PATH}")],
+        entries: vec![EntryVerdict {
+            entry_id: "billing".to_owned(),
+            spiffe_id: "spiffe://example.org/billing".to_owned(),
+            verdict: "no match".to_owned(),
+            reasons: vec![format!("`{PATH}` is what it has")],
+            origin: "store".to_owned(),
+        }],
+        notes: vec![PATH.to_owned()],
+    }
+}
+
+#[test]
+fn a_path_with_escape_sequences_is_explained_in_letters() {
+    let served = FakeAdmin::default().served();
+    let done = tether(&format!("explain --pid {OF_AN_ATTACKER}"), &served);
+    assert!(done.data.chars().all(|c| c == '\n' || !c.is_control()), "{:?}", done.data);
+    let shown = r"unix:path:/tmp/e\u{1b}[31mX\u{1b}]0;pwned\u{7}/s\u{a}selectors\u{a}  unix:uid:0";
+    assert_eq!(done.data.matches(shown).count(), 4, "{}", done.data);
+    assert_eq!(done.data.lines().filter(|line| *line == "selectors").count(), 1, "{}", done.data);
+    let json = tether(&format!("explain --pid {OF_AN_ATTACKER} --output json"), &served).json();
+    assert_eq!(json["selectors"], json!([PATH]), "programs get the very path");
 }
 
 #[test]

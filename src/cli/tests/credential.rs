@@ -75,6 +75,13 @@ fn token() -> CredentialView {
     }
 }
 
+const AUDIENCE: &str = "x\x1b]0;pwned\x07 y\nstanding     ended";
+
+fn attackers_token() -> CredentialView {
+    let radius = BlastRadius { audiences: vec![AUDIENCE.to_owned()], ..BlastRadius::default() };
+    CredentialView { blast_radius: Some(radius), spiffe_id: "spiffe://example.org/\x1b[2K".to_owned(), ..token() }
+}
+
 #[tonic::async_trait]
 impl Credentials for FakeLedger {
     async fn list(
@@ -92,6 +99,8 @@ impl Credentials for FakeLedger {
         match request.into_inner().id.as_str() {
             "4b0c5d" => Ok(Response::new(certificate())),
             "9f8e7d" => Ok(Response::new(token())),
+            "666666" => Ok(Response::new(attackers_token())),
+            "denied" => Err(Status::permission_denied(format!("not for the audience `{AUDIENCE}`"))),
             other => Err(Status::not_found(format!("no credential `{other}` in the ledger"))),
         }
     }
@@ -216,6 +225,25 @@ fn a_credential_is_shown_with_its_holder_and_where_it_is_worth_something() {
         },
     });
     assert_eq!(json, expected);
+}
+
+#[test]
+fn an_audience_with_escape_sequences_is_shown_in_letters_wherever_it_is_shown() {
+    let served = FakeLedger::default().served();
+    let done = tether("credential show 666666", &served);
+    assert!(
+        done.data.contains("accepted by  x\\u{1b}]0;pwned\\u{7} y\\u{a}standing     ended, once\n"),
+        "{}",
+        done.data
+    );
+    assert!(done.data.contains("spiffe://example.org/\\u{1b}[2K\n"), "{}", done.data);
+    let json = tether("credential show 666666 --output json", &served).json();
+    assert_eq!(json["blast_radius"]["audiences"], json!([AUDIENCE]), "programs get the very audience");
+
+    let done = tether("credential show denied", &served);
+    let expected = "error: denied: not for the audience `x\\u{1b}]0;pwned\\u{7} y\\u{a}standing     ended`;";
+    assert!(done.chatter.starts_with(expected), "{}", done.chatter);
+    assert_eq!(done.chatter.lines().count(), 1);
 }
 
 #[test]
