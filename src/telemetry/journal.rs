@@ -2,7 +2,8 @@
 //! entry, so that `journalctl TETHER_SPIFFE_ID=spiffe://…` finds it.
 //!
 //! `MESSAGE` is the line that text would have, fields and all: that is what `journalctl -u` shows. It is the reason why
-//! this is written here: the crate for it puts the bare message there.
+//! this is written here: the crate for it puts the bare message there. A workload's text in it is quoted, so that it is one
+//! line and no field that nobody wrote; the field itself has the very value.
 
 use std::fmt::{self, Write as _};
 use std::io;
@@ -16,6 +17,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use super::lines::Lines;
+use crate::base::text::{one_word, prose};
 
 /// Where the journal takes entries.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
@@ -92,7 +94,7 @@ struct Fields {
 impl Fields {
     fn entry(self, level: Level, target: &str) -> Vec<u8> {
         let Self { message, line, mut entry } = self;
-        put(&mut entry, "MESSAGE", &format!("{target}: {message}{line}"));
+        put(&mut entry, "MESSAGE", &format!("{target}: {}{line}", prose(&message)));
         put(&mut entry, "PRIORITY", priority(level));
         put(&mut entry, "SYSLOG_IDENTIFIER", "tether");
         put(&mut entry, "TETHER_TARGET", target);
@@ -105,7 +107,7 @@ impl Fields {
             self.message = value;
             return;
         }
-        let _ = write!(self.line, " {}={value}", field.name());
+        let _ = write!(self.line, " {}={}", field.name(), one_word(&value));
         put(&mut self.entry, &name(field.name()), &value);
     }
 }
@@ -207,6 +209,23 @@ mod tests {
         let length = String::from_utf8_lossy(&(forged.len() as u64).to_le_bytes()).into_owned();
         assert!(entry.contains(&format!("TETHER_DETAIL\n{length}{forged}\n")), "{entry:?}");
         assert!(entry.contains("\nPRIORITY=6\n"), "{entry:?}");
+    }
+
+    #[test]
+    fn a_value_cannot_pass_for_more_of_the_message_and_the_field_keeps_it_as_it_is() {
+        let forged = "a uid=0 action=entry_deleted\u{1b}[2K\u{202e}";
+        let entry = entry_of(|| {
+            let error = io::Error::other("no \"x\"\nPRIORITY=0");
+            tracing::info!(audience = forged, plain = "spiffe://example.org/a", none = "", %error, "of {}", "a\nb\u{7}");
+        });
+        let message = entry.lines().find(|line| line.starts_with("MESSAGE=")).unwrap();
+        let (_, told) = message.split_once(": ").unwrap();
+        assert_eq!(
+            told,
+            "of a\\u{a}b\\u{7} audience=\"a uid=0 action=entry_deleted\\u{1b}[2K\\u{202e}\" plain=spiffe://example.org/a \
+             none=\"\" error=\"no \\\"x\\\"\\nPRIORITY=0\"",
+        );
+        assert!(entry.contains(&format!("TETHER_AUDIENCE={forged}\n")), "{entry:?}");
     }
 
     #[test]
