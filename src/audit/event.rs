@@ -4,18 +4,7 @@
 
 use time::OffsetDateTime;
 
-use super::field::events;
-
-/// A process, as the kernel told us.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Caller {
-    /// The instance, or empty when the caller was gone before it could be held.
-    pub instance: String,
-    /// The process id at the time, for people; never evidence.
-    pub pid: i32,
-    /// The user id.
-    pub uid: u32,
-}
+use super::field::{Caller, events};
 
 events! {
     /// What happened.
@@ -150,6 +139,22 @@ events! {
             reason: &'static str,
             /// Why, for a person.
             detail: String,
+        }
+        /// More refusals of one user for one reason than are written one by one: these were counted. Written a minute after
+        /// the first of them, or when the agent stops.
+        "refusals_folded": RefusalsFolded {
+            /// Who, with the process that was the first. Absent where so many users are refused that the others count as one.
+            caller: Option<Caller>,
+            /// The event it stands for; absent with the caller.
+            of: &'static str,
+            /// Why, as in that event; absent with the caller.
+            reason: String,
+            /// How many, beside those that have a record of their own.
+            count: u64,
+            /// When the first of them was.
+            since: OffsetDateTime,
+            /// When the last of them was.
+            until: OffsetDateTime,
         }
         /// An authority changed its state.
         "authority_changed": AuthorityChanged {

@@ -5,7 +5,16 @@ use std::borrow::Cow;
 
 use time::OffsetDateTime;
 
-use super::event::Caller;
+/// A process, as the kernel told us.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// The instance, or empty when the caller was gone before it could be held.
+    pub instance: String,
+    /// The process id at the time, for people; never evidence.
+    pub pid: i32,
+    /// The user id.
+    pub uid: u32,
+}
 
 /// The value of one field. Texts and lists that are empty are as good as absent, and are left out.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,6 +4,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::record::{Level, Record};
 use super::{Caller, Value};
+use crate::base::text::one_word;
 
 /// What stands in place of a field that a policy wants left out.
 pub(super) const REDACTED: &str = "redacted";
@@ -82,7 +83,7 @@ impl<'a> Line<'a> {
 
     fn more(&self) -> Option<String> {
         let more = self.texts.iter().filter(|(name, _)| !NAMED.contains(name));
-        let more: Vec<_> = more.map(|(name, text)| format!("{name}={text}")).collect();
+        let more: Vec<_> = more.map(|(name, text)| format!("{name}={}", one_word(text))).collect();
         (!more.is_empty()).then(|| more.join(" "))
     }
 }

@@ -124,10 +124,10 @@ impl Log {
         Ok(())
     }
 
-    /// Takes note that a record could not be written; `lost` when what it was about happened all the same.
-    pub(super) fn failed(&mut self, now: OffsetDateTime, why: &DurableError, lost: bool) {
+    /// Takes note that a record could not be written, and how much is `lost`: what it was about happened all the same.
+    pub(super) fn failed(&mut self, now: OffsetDateTime, why: &DurableError, lost: u64) {
         let failing = self.failing.get_or_insert_with(|| Failing { since: now, lost: 0, why: chain(why) });
-        failing.lost += u64::from(lost);
+        failing.lost += lost;
     }
 
     /// Why records cannot be written, when they cannot.

@@ -4,7 +4,8 @@
 //! [`Audit::before`] returns when the record is in the kernel's hands (`write(2)`): it survives the death of the agent,
 //! and what it is about has not happened yet. [`Audit::synced`] returns when it is on disk: it survives a loss of power.
 //! Every other record is on disk within [`SYNC_WITHIN`]. Each record names the hash of the one before, so that one that
-//! was changed, left out or put elsewhere is found ([`verify`]). Records carry ids, serials, digests and reasons; never a
+//! was changed, left out or put elsewhere is found ([`verify`]). A flood of refusals does not push the others out: most of
+//! them are counted, and the count is a record ([`Event::RefusalsFolded`]). Records carry ids, serials, digests and reasons; never a
 //! token, a key, a prompt or the content of a document.
 //!
 //! # What it does not
@@ -18,6 +19,7 @@ mod error;
 mod event;
 mod field;
 mod files;
+mod folding;
 mod head;
 mod line;
 mod log;
@@ -37,8 +39,8 @@ use tokio::sync::{broadcast, watch};
 
 pub use self::chain::Link;
 pub use self::error::AuditError;
-pub use self::event::{Caller, Event};
-pub use self::field::{FieldSchema, Schema, Value};
+pub use self::event::Event;
+pub use self::field::{Caller, FieldSchema, Schema, Value};
 use self::files::RealDisk;
 pub use self::files::{Part, parts};
 pub use self::head::head_path;
@@ -85,12 +87,20 @@ impl Audit {
 
     /// Records what has happened: a refusal, an end. Written when this returns. That it could not be is no error here: it
     /// raises the alarm, and the loss is counted in a record of its own once that can be written.
+    ///
+    /// Of many refusals of one user for one reason the most are counted, and told of as [`Event::RefusalsFolded`], in the
+    /// durable log and in the agent's. Subscribers get each of them.
     pub fn record(&self, record: impl Into<Record>) {
         let record = record.into();
-        if let Some(sink) = &self.sink {
-            sink.record(&record);
+        match &self.sink {
+            Some(sink) if sink.folding.folds(record.event()) => self.publish(record),
+            sink => {
+                if let Some(sink) = sink {
+                    sink.record(&record);
+                }
+                self.tell(record);
+            }
         }
-        self.tell(record);
     }
 
     /// Records what is about to happen. Written when this returns; on an error it must not happen. Whether a log that
@@ -116,6 +126,10 @@ impl Audit {
 
     fn tell(&self, record: Record) {
         line::log(&record);
+        self.publish(record);
+    }
+
+    fn publish(&self, record: Record) {
         // Nobody listening is fine.
         let _ = self.subscribers.send(record.into_event());
     }
@@ -130,15 +144,28 @@ impl Audit {
         self.health.subscribe()
     }
 
-    /// Keeps the log until the drain: on disk, no older than it may be, and tried again after a failure.
+    /// Keeps the log until the drain: on disk, no older than it may be, and tried again after a failure. Tells how many
+    /// refusals were counted.
     pub async fn keep(&self, drain: drain::Watcher) {
         if let Some(sink) = &self.sink {
-            sink.keep(drain).await;
+            tokio::join!(sink.keep(drain.clone()), self.tell_of_folded(sink, drain));
+        }
+    }
+
+    async fn tell_of_folded(&self, sink: &Sink, mut drain: drain::Watcher) {
+        loop {
+            tokio::select! {
+                () = drain.draining() => return,
+                () = sink.folding.is_due() => sink.folding.take().into_iter().for_each(|event| self.record(event)),
+            }
         }
     }
 
     /// The last thing an agent does: whoever reads the log knows that it did not crash.
     pub async fn stop(&self) {
+        if let Some(sink) = &self.sink {
+            sink.folding.end().into_iter().for_each(|event| self.record(event));
+        }
         self.record(Event::AgentStopped {});
         if let Some(sink) = &self.sink {
             sink.sync().await;

@@ -44,6 +44,7 @@ impl Event {
             | Self::TokenRefused { .. }
             | Self::ProofRefused { .. }
             | Self::ConnectionRefused { .. }
+            | Self::RefusalsFolded { .. }
             | Self::EntriesRefused { .. }
             | Self::PolicyRefused { .. }
             | Self::Decided { allowed: false, .. }
@@ -61,6 +62,14 @@ impl Event {
             | Self::CallChecked { .. }
             | Self::CallReported { .. } => Level::Frequent,
             _ => Level::Usual,
+        }
+    }
+
+    /// How many records it stands for.
+    pub(super) fn stands_for(&self) -> u64 {
+        match self {
+            Self::RefusalsFolded { count, .. } => *count,
+            _ => 1,
         }
     }
 

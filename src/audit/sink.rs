@@ -8,6 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use super::chain::Link;
 use super::files::{Disk, Part};
+use super::folding::Folding;
 use super::log::Log;
 use super::{AuditError, OnFailure, Record, Settings, head, resume};
 use crate::base::clock::Clock;
@@ -24,6 +25,8 @@ pub(super) type Health = watch::Sender<Result<(), String>>;
 #[derive(Debug)]
 pub(super) struct Sink {
     log: Mutex<Log>,
+    /// Which refusals are not written one by one.
+    pub(super) folding: Folding,
     clock: Clock,
     on_failure: OnFailure,
     node: String,
@@ -71,6 +74,7 @@ impl Sink {
         let sink = Self {
             written: watch::Sender::new(log.last().seq),
             log: Mutex::new(log),
+            folding: Folding::new(clock.clone()),
             clock,
             on_failure,
             node: node.to_owned(),
@@ -113,7 +117,8 @@ impl Sink {
         let now = self.clock.now();
         let written = log.write(now, record);
         if let Err(error) = &written {
-            log.failed(now, error, happens);
+            let lost = if happens { record.event().stands_for() } else { 0 };
+            log.failed(now, error, lost);
         }
         let (seq, failure) = (log.last().seq, log.failure());
         drop(log);

@@ -2,6 +2,7 @@
 
 mod documented;
 mod failing;
+mod floods;
 mod recovery;
 mod written;
 
