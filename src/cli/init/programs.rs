@@ -37,7 +37,8 @@ impl Program {
             return Ok(done.stdout);
         }
         let said = String::from_utf8_lossy(&done.stderr);
-        let said = said.trim();
-        Err(Unusable(if said.is_empty() { done.status.to_string() } else { said.to_owned() }))
+        // It stands within a line of ours.
+        let said = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+        Err(Unusable(if said.is_empty() { done.status.to_string() } else { said }))
     }
 }
