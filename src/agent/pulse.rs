@@ -161,8 +161,6 @@ impl Looker {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Longer than anything takes.

@@ -51,6 +51,11 @@ impl Own {
         }
     }
 
+    /// The same question about a process in our own pid namespace, when only that is known of it.
+    pub fn controls_its_own_pid_namespace(&self) -> bool {
+        self.pid_is_ours
+    }
+
     /// The user namespace right below ours that `user_namespace` is, or is in; none if it is ours, or not below it.
     pub fn topmost_below(&self, user_namespace: OwnedFd) -> io::Result<Option<Below>> {
         if file_id(&user_namespace)? == self.user {
@@ -69,11 +74,6 @@ impl Own {
             namespace = parent;
         }
         Err(Errno::ELOOP.into())
-    }
-
-    /// The same question about a process in our own pid namespace, when only that is known of it.
-    pub fn controls_its_own_pid_namespace(&self) -> bool {
-        self.pid_is_ours
     }
 }
 
