@@ -428,17 +428,16 @@ impl Issuer {
         self.authorities_of_now().await;
         let index = self.registry.borrow().clone();
         let mut attested = self.attest(peer, &index).await?;
-        peer.opened_by(attested.uid(), attested.gid()).await.map_err(Refusal::Connection)?;
         let now = self.clock.now();
         let mut matched = index.matching(attested.evidence(), now);
         self.revoke_what_no_longer_matches(peer.instance(), &attested, &index, &matched).await?;
-        if matched.identities.is_empty() {
-            return Err(match matched.unavailable.into_iter().next() {
-                Some(unavailable) => {
-                    Refusal::Unavailable { entry: unavailable.entry.id().clone(), why: unavailable.reasons.join("; ") }
-                }
-                None => Refusal::NoIdentity { pid: peer.instance().pid(), uid: attested.uid() },
-            });
+        if matched.identities.is_empty() && matched.unavailable.is_empty() {
+            // Before it is asked who opened the connection, which may take a search: whoever did gets nothing.
+            return Err(Refusal::NoIdentity { pid: peer.instance().pid(), uid: attested.uid() });
+        }
+        peer.opened_by(attested.uid(), attested.gid()).await.map_err(Refusal::Connection)?;
+        if let (true, Some(first)) = (matched.identities.is_empty(), matched.unavailable.first()) {
+            return Err(Refusal::Unavailable { entry: first.entry.id().clone(), why: first.reasons.join("; ") });
         }
         if matched.identities.iter().any(|identity| identity.entry.depends_on_executable()) {
             let held = peer.holds_cloexec().await;

@@ -239,8 +239,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
 
     let (of, open, held) = (state.clone(), calls.clone(), issuer.held.clone());
     let pulse = Pulse {
-        issuer: issuer.clone(),
-        store: store.clone(),
+        look: super::pulse::look(issuer.clone(), store.clone()),
         workload: config.listen.workload.clone(),
         summary: Box::new(move || summary(&of, open.len(), held.len())),
     };

@@ -104,7 +104,7 @@ impl Interceptor for WorkloadGate {
 pub(super) type CallPlace = Arc<Place>;
 
 fn take(calls: &Quota, peer: &PeerConn) -> Result<CallPlace, Status> {
-    calls.take(peer.uid()).map(Arc::new).map_err(|full| status::too_many("calls open", full))
+    calls.take(peer.share()).map(Arc::new).map_err(|full| status::too_many("calls open", full))
 }
 
 /// Who calls, as the listener put it beside the request.
@@ -264,15 +264,14 @@ impl RoleLayer {
         let denied = |why: String| Status::permission_denied(why);
         peer.proven().await.map_err(|refusal| denied(refusal.to_string()))?;
         let credentials = peer.credentials().map_err(|error| denied(error.to_string()))?;
-        let admitted = peer.opened_by(credentials.uid, credentials.gid).await;
         let roles = self.roles.of(&credentials);
-        let refused = match &admitted {
-            Err(refusal) => Some((refusal.as_str(), refusal.to_string())),
-            Ok(()) if roles.is_empty() && !for_everyone => {
-                let why = "this needs a role: join one of the groups that [admin] names, or ask as root";
-                Some(("role", why.to_owned()))
-            }
-            Ok(()) => None,
+        // Who may do nothing here is not asked who opened the connection: that takes a search.
+        let refused = if roles.is_empty() && !for_everyone {
+            let why = "this needs a role: join one of the groups that [admin] names, or ask as root";
+            Some(("role", why.to_owned()))
+        } else {
+            let opened = peer.opened_by(credentials.uid, credentials.gid).await;
+            opened.err().map(|refusal| (refusal.as_str(), refusal.to_string()))
         };
         if let Some((reason, detail)) = refused {
             self.audit.record(Event::Refused { caller: caller(&peer), reason, detail: detail.clone() });

@@ -192,7 +192,7 @@ impl Attestation {
         if let Some(last) = known.last.as_ref().filter(|last| self.holds(last, &moment, wanted)) {
             return Ok(attested(moment.facts, last.evidence.clone()));
         }
-        let _turn = self.turns.turn(moment.facts.uid).await;
+        let _turn = self.turns.turn(instance.share(moment.facts.uid)).await;
         for _ in 0..ATTEMPTS {
             let evidence = Arc::new(self.ask(instance, &moment, known.path.clone(), wanted).await?);
             // Look again: what was read is about this instance, and about these credentials, only if they still hold.
@@ -287,6 +287,7 @@ fn subject(
     Ok(Subject {
         pid: instance.pid(),
         uid: facts.uid,
+        share: instance.share(facts.uid),
         gid: facts.gid,
         cgroup_id: facts.cgroup_id,
         proc_dir: instance.proc_dir().clone(),

@@ -26,6 +26,8 @@ pub struct Subject {
     pub pid: i32,
     /// Its effective user now, in our user namespace.
     pub uid: u32,
+    /// Whose share of the attestors' time it takes: that of its user, or of the owner of the user namespace it is in.
+    pub share: u32,
     /// Its effective group now, in our user namespace.
     pub gid: u32,
     /// The inode number of its cgroup v2 directory now; `None` where it cannot be found out.

@@ -37,6 +37,7 @@ impl Sleeper {
         Subject {
             pid,
             uid,
+            share: uid,
             gid,
             cgroup_id: None,
             proc_dir,

@@ -155,9 +155,10 @@ impl Held {
         let credential = key.credential.clone();
         let described = describe(&*credential)?;
         let now = self.0.clock.now();
+        let share = instance.share(credential.uid());
         let mut state = self.0.state();
         if !state.instances.contains_key(instance.id()) {
-            let place = self.0.places.take(credential.uid()).map_err(HeldError::Processes)?;
+            let place = self.0.places.take(share).map_err(HeldError::Processes)?;
             let poke = Arc::new(Notify::new());
             tokio::spawn(watch_over(Arc::downgrade(&self.0), self.0.clock.clone(), instance.clone(), poke.clone()));
             let new = OfInstance { keys: BTreeMap::new(), poke, _place: place };
@@ -168,7 +169,7 @@ impl Held {
             return Err(HeldError::Keys);
         }
         let handle = credential.handle().to_owned();
-        state.outlive(&handle, Kind::Process, Some(credential.uid()), &described, pkcs8)?;
+        state.outlive(&handle, Kind::Process, Some(share), &described, pkcs8)?;
         let State { keys, credentials, instances, .. } = &mut *state;
         // Just put in, or found above; removing leaves the instance to its watcher.
         let of = instances.get_mut(instance.id()).ok_or(HeldError::NotHeld)?;

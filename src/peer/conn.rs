@@ -4,14 +4,13 @@ use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use nix::libc;
 use tokio::sync::{OnceCell, watch};
 
+use super::cloexec::Unheld;
 use super::instance::{Connected, Instance, LookError};
 use super::refusal::{Observer, PeerInfo, Refusal};
-use crate::base::exhaustion::Exhaustion;
+use crate::sys::procfs;
 use crate::sys::socket::Sender;
-use crate::sys::{procfs, sockdiag};
 
 /// One connection and the process at its other end. Cheap to clone; it keeps the instance and what is attached to it,
 /// not the connection.
@@ -22,6 +21,8 @@ struct Shared {
     id: ConnId,
     connected: Connected,
     connected_by: Sender,
+    /// Whose share it takes of what is limited by user.
+    share: u32,
     /// The inode number of our end.
     socket: u64,
     proof: watch::Sender<Proof>,
@@ -63,6 +64,7 @@ impl PeerConn {
         id: ConnId,
         instance: Arc<Instance>,
         connected_by: Sender,
+        share: u32,
         socket: impl AsFd,
         observer: Observer,
     ) -> std::io::Result<Self> {
@@ -70,6 +72,7 @@ impl PeerConn {
             id,
             connected: Connected::new(instance),
             connected_by,
+            share,
             socket: procfs::file_id(socket)?.ino,
             proof: watch::Sender::new(Proof::Pending),
             close_on_exec: OnceCell::new(),
@@ -82,9 +85,14 @@ impl PeerConn {
         self.0.id
     }
 
-    /// The user id that connected. What counts towards limits; what counts as evidence is asked anew each time.
+    /// The user id that connected. What counts as evidence is asked anew each time.
     pub fn uid(&self) -> u32 {
         self.0.connected_by.uid
+    }
+
+    /// Whose share it takes of what is limited by user: see [`Instance::share`].
+    pub fn share(&self) -> u32 {
+        self.0.share
     }
 
     /// The group id that connected.
@@ -112,13 +120,11 @@ impl PeerConn {
 
     /// Whether the process holds this connection close-on-exec in all its descriptors of it, so that no other program
     /// can have opened it: what an entry that matches on the executable needs beside [`Self::proven`]. The error says
-    /// why not, or why it cannot be told. Found out once for each connection, off the async threads; what could not be
-    /// found out for want of descriptors or memory is tried again.
+    /// why not, or why it cannot be told. Found out once for each connection, off the async threads and in a turn of its
+    /// user; what could not be found out for want of descriptors, memory or turns is tried again.
     pub async fn holds_cloexec(&self) -> Result<(), String> {
         let find = || async {
-            let shared = self.0.clone();
-            let found = tokio::task::spawn_blocking(move || shared.find_close_on_exec()).await;
-            let found = found.unwrap_or_else(|_| Err(Unheld::now("the agent is shutting down")));
+            let found = self.instance().holds_cloexec(self.0.socket, self.0.share).await;
             if let Err(unheld) = &found {
                 (self.0.observer)(&Refusal::NotCloseOnExec(unheld.why.clone()), &self.info());
             }
@@ -180,91 +186,11 @@ impl PeerConn {
     }
 }
 
-impl Shared {
-    fn find_close_on_exec(&self) -> Result<(), Unheld> {
-        let peer = sockdiag::peer_inode(self.socket).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOENT) => Unheld::ever(
-                "the caller's end cannot be found: the caller is in another network namespace, or this kernel has no \
-                 unix_diag",
-            ),
-            Some(libc::ENOTCONN) => Unheld::ever("the caller's end is closed"),
-            _ => Unheld::unknown("the caller's end cannot be found", &error),
-        })?;
-        let held = self.connected.instance().proc_dir().descriptors_of_socket(peer);
-        // What was read is about this instance only if it still is one.
-        self.connected.instance().look().map_err(|error| match error {
-            LookError::Ended(end) => Unheld::ever(end),
-            LookError::Unseen(_) => Unheld::now(error),
-        })?;
-        match held.map_err(|error| Unheld::unknown("the descriptors of the process cannot be read", &error))?.as_slice()
-        {
-            [] => Err(Unheld::ever("the process does not hold the connection")),
-            held if held.contains(&false) => Err(Unheld::ever(
-                "the process holds the connection open across exec, so that another program may have opened it; set \
-                 FD_CLOEXEC right when it is made",
-            )),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Why it is not known that the process holds its connection close-on-exec.
-#[derive(Debug)]
-struct Unheld {
-    why: String,
-    /// Whether the answer stands for the life of the connection.
-    definite: bool,
-}
-
-impl Unheld {
-    fn ever(why: impl fmt::Display) -> Self {
-        Self { why: why.to_string(), definite: true }
-    }
-
-    fn now(why: impl fmt::Display) -> Self {
-        Self { why: why.to_string(), definite: false }
-    }
-
-    /// It could not be found out. What only lasts as long as we lack something says nothing about the caller; whatever
-    /// else may be its doing, and a search that it can have repeated at will costs us more than it.
-    fn unknown(what: &str, error: &std::io::Error) -> Self {
-        let definite = !Exhaustion::is_meant(error);
-        Self { why: format!("{what}: {error}"), definite }
-    }
-
-    /// The answer that is kept, or else the one for now alone.
-    fn settle(self) -> Result<Result<(), String>, String> {
-        if self.definite { Ok(Err(self.why)) } else { Err(self.why) }
-    }
-}
-
 impl fmt::Debug for PeerConn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PeerConn")
             .field("id", &self.0.id)
             .field("instance", self.instance().id())
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn want_of_descriptors_is_no_answer_for_the_life_of_a_connection_and_everything_else_is() {
-        for (errno, kept) in [
-            (libc::EMFILE, false),
-            (libc::ENFILE, false),
-            (libc::ENOMEM, false),
-            (libc::ENOBUFS, false),
-            (libc::EACCES, true),
-            (libc::EPERM, true),
-        ] {
-            let unheld = Unheld::unknown("it cannot be told", &std::io::Error::from_raw_os_error(errno));
-            assert_eq!(unheld.settle().is_ok(), kept, "{errno}");
-        }
-        assert_eq!(Unheld::ever("no").settle(), Ok(Err("no".to_owned())));
-        assert_eq!(Unheld::now("no").settle(), Err("no".to_owned()));
     }
 }

@@ -11,9 +11,11 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::attached::Attached;
+use super::cloexec::Searches;
 use super::id::InstanceId;
 use super::instances::Registration;
 use crate::base::quota::{Full, Place, Quota};
+use crate::sys::namespace;
 use crate::sys::procfs::{FileId, ProcDir};
 use crate::sys::{Kernel, PidFd, Status, WatchedPidFd};
 
@@ -29,6 +31,8 @@ pub struct Instance {
     executable: Result<FileId, String>,
     weak: Option<Weakness>,
     kernel: Kernel,
+    own: namespace::Own,
+    pub(super) searches: Searches,
     /// The first end that was seen. It stays.
     end: watch::Sender<Option<InstanceEnd>>,
     attached: Attached,
@@ -149,6 +153,8 @@ pub(super) struct Parts {
     pub(super) executable: Result<FileId, String>,
     pub(super) weak: Option<Weakness>,
     pub(super) kernel: Kernel,
+    pub(super) own: namespace::Own,
+    pub(super) searches: Searches,
     pub(super) registration: Registration,
 }
 
@@ -163,6 +169,8 @@ impl Instance {
             executable: parts.executable,
             weak: parts.weak,
             kernel: parts.kernel,
+            own: parts.own,
+            searches: parts.searches,
             end: watch::Sender::new(None),
             attached: Attached::default(),
             depth: OnceLock::new(),
@@ -221,12 +229,31 @@ impl Instance {
         self.attached.remembered()
     }
 
-    /// Counts it in `quota` as a process of `uid`, for as long as anybody holds it: also without a connection it takes
+    /// Whose share it takes of what is limited by user when its user id is `uid`: that user's. In a user namespace below
+    /// ours a process may have as many user ids as were given to its owner, so there it is the owner's, whatever `uid`
+    /// is. Namespaces that root has made are containers, and take a share of their own each: root's is for operators.
+    ///
+    /// Found out anew, since a process may enter a namespace. For shares alone: what identifies it is its own user id.
+    /// Where the namespace cannot be seen, for want of CAP_SYS_PTRACE, it is the share of `uid`.
+    pub fn share(&self, uid: u32) -> u32 {
+        let namespace = if self.kernel.pidfd_namespaces {
+            self.pidfd().user_namespace()
+        } else {
+            self.proc_dir.open_file("ns/user").map(Into::into)
+        };
+        match namespace.and_then(|namespace| self.own.topmost_below(namespace)) {
+            Ok(Some(below)) if below.owner == 0 => below.id,
+            Ok(Some(below)) => below.owner,
+            Ok(None) | Err(_) => uid,
+        }
+    }
+
+    /// Counts it in `quota` as a process of `share`, for as long as anybody holds it: also without a connection it takes
     /// descriptors. It counts once.
-    pub(super) fn count(&self, quota: &Quota, uid: u32) -> Result<(), Full> {
+    pub(super) fn count(&self, quota: &Quota, share: u32) -> Result<(), Full> {
         if self.place.get().is_none() {
             // Somebody else may have been faster: then this place is free again.
-            let _ = self.place.set(quota.take(uid)?);
+            let _ = self.place.set(quota.take(share)?);
         }
         Ok(())
     }

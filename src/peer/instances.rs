@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use nix::libc;
 use thiserror::Error;
 
+use super::cloexec::{self, Searches};
 use super::id::{InstanceId, ProcessKey};
 use super::instance::{Instance, Parts, Weakness};
+use crate::base::quota::Queue;
 use crate::sys::namespace;
 use crate::sys::procfs::{FileId, ProcDir};
 use crate::sys::socket::{peer_credentials, peer_has_closed};
@@ -61,6 +63,7 @@ struct Shared {
     kernel: Kernel,
     boot: BootId,
     own: namespace::Own,
+    searches: Queue,
     known: Known,
 }
 
@@ -86,8 +89,13 @@ impl Drop for Registration {
 impl Instances {
     /// An empty list for this boot. `kernel` says which calls to use.
     pub fn new(kernel: Kernel) -> io::Result<Self> {
+        Self::with_searches(kernel, cloexec::queue())
+    }
+
+    /// The same, with `searches` for the turns in which descriptors are looked through.
+    pub(super) fn with_searches(kernel: Kernel, searches: Queue) -> io::Result<Self> {
         let (boot, own) = (BootId::current()?, namespace::Own::read()?);
-        Ok(Self(Arc::new(Shared { kernel, boot, own, known: Known::default() })))
+        Ok(Self(Arc::new(Shared { kernel, boot, own, searches, known: Known::default() })))
     }
 
     /// The calls in use.
@@ -183,8 +191,8 @@ impl Instances {
         let weak = self.weakness(&pidfd, &proc_dir)?;
         let id = InstanceId::new(self.0.boot, process, executable.as_ref().ok().copied());
         let registration = Registration { known: self.0.known.clone(), process };
-        let kernel = self.0.kernel;
-        let parts = Parts { id, pid, pidfd, proc_dir, executable, weak, kernel, registration };
+        let (kernel, own, searches) = (self.0.kernel, self.0.own, Searches::new(self.0.searches.clone()));
+        let parts = Parts { id, pid, pidfd, proc_dir, executable, weak, kernel, own, searches, registration };
         let instance = Arc::new(Instance::new(parts).map_err(failed("watch the process"))?);
         instance.look().map_err(|_| InstanceError::Gone)?;
         Ok(self.enlist(process, instance))

@@ -172,12 +172,18 @@ impl Listener {
         let unidentified = |error: io::Error| Refusal::Unidentified(error.to_string());
         let caller = socket::peer_credentials(socket).map_err(unidentified)?;
         (info.pid, info.uid, info.gid) = (caller.pid, caller.uid, caller.gid);
-        let place = self.open.take(caller.uid).map_err(Refusal::of_connections)?;
+        let mut place = self.open.take(caller.uid).map_err(Refusal::of_connections)?;
         let instance = instances.of_peer(socket)?;
-        instance.count(&self.processes, caller.uid).map_err(Refusal::of_processes)?;
+        let share = instance.share(caller.uid);
+        if share != caller.uid {
+            drop(place);
+            place = self.open.take(share).map_err(Refusal::of_connections)?;
+        }
+        instance.count(&self.processes, share).map_err(Refusal::of_processes)?;
         // Inherited from the listener; once more, because everything rests on it.
         socket::label_messages(socket, instances.kernel()).map_err(unidentified)?;
-        let conn = PeerConn::new(info.connection, instance, caller, socket, observer.clone()).map_err(unidentified)?;
+        let conn =
+            PeerConn::new(info.connection, instance, caller, share, socket, observer.clone()).map_err(unidentified)?;
         Ok((conn, place))
     }
 }

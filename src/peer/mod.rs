@@ -19,6 +19,7 @@
 //! - Where [`Instance::weak`] says so it promises less, and says what.
 
 mod attached;
+mod cloexec;
 mod conn;
 mod id;
 mod instance;

@@ -3,6 +3,8 @@
 mod connections;
 mod instances;
 mod plain;
+mod searches;
+mod shares;
 mod tree;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -52,10 +54,13 @@ struct Fixture {
 
 impl Fixture {
     fn new(kernel: Kernel, limits: Limits) -> Self {
+        Self::with(Instances::new(kernel).expect("proc is mounted"), limits)
+    }
+
+    fn with(instances: Instances, limits: Limits) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("s");
         let refusals = Refusals::default();
-        let instances = Instances::new(kernel).expect("proc is mounted");
         let config = ListenerConfig {
             instances: instances.clone(),
             limits,
@@ -147,6 +152,10 @@ fn caller() {
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("cat starts");
+            std::io::stdin().read_to_end(&mut Vec::new()).expect("told to exit");
+        }
+        // Says nothing more, and exits when told to.
+        "stay" => {
             std::io::stdin().read_to_end(&mut Vec::new()).expect("told to exit");
         }
         // Becomes another program when it is told to, and then says something.

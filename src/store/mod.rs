@@ -265,6 +265,11 @@ impl Store {
         raw.map(|raw| decode(key, raw)).transpose()
     }
 
+    /// Whether anything can be read from it, by reading `key`. Blocks: for whoever must not wait for a thread of the pool.
+    pub fn read_blocking(&self, space: Space, key: &str) -> Result<(), StoreError> {
+        self.0.work(|files, path| files.engine(path)?.get(path, space, key)).map(drop)
+    }
+
     /// All keys and values of a space, in the order of the keys.
     pub async fn list<T: DeserializeOwned>(&self, space: Space) -> Result<Vec<(String, Versioned<T>)>, StoreError> {
         let raw = self.with(move |files, path| files.engine(path)?.list(path, space)).await?;
@@ -329,19 +334,22 @@ impl Store {
         work: impl FnOnce(&mut Files, &Path) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let inner = self.0.clone();
-        let worked = tokio::task::spawn_blocking(move || {
-            let mut files = inner.lock();
-            let result = work(&mut files, &inner.path);
-            if result.as_ref().is_err_and(StoreError::is_of_the_file) {
-                files.engine = None;
-            }
-            result
-        });
+        let worked = tokio::task::spawn_blocking(move || inner.work(work));
         worked.await.map_err(StoreError::io)?
     }
 }
 
 impl Inner {
+    /// Works on the files, and closes them after a failure. Blocks.
+    fn work<T>(&self, work: impl FnOnce(&mut Files, &Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut files = self.lock();
+        let result = work(&mut files, &self.path);
+        if result.as_ref().is_err_and(StoreError::is_of_the_file) {
+            files.engine = None;
+        }
+        result
+    }
+
     fn lock(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(|poisoned| {
             let mut files = poisoned.into_inner();

@@ -114,8 +114,17 @@ impl PidFd {
 
     /// The pid namespace the process lives in (`PIDFD_GET_PID_NAMESPACE`, Linux 6.11); `ESRCH` once it is gone.
     pub fn pid_namespace(&self) -> io::Result<OwnedFd> {
-        // SAFETY: the request takes no argument; the third one must be zero and is ignored otherwise.
-        let fd = Errno::result(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::PIDFD_GET_PID_NAMESPACE, 0) })?;
+        self.namespace(libc::PIDFD_GET_PID_NAMESPACE)
+    }
+
+    /// The user namespace the process lives in (`PIDFD_GET_USER_NAMESPACE`, Linux 6.11); `ESRCH` once it is gone.
+    pub fn user_namespace(&self) -> io::Result<OwnedFd> {
+        self.namespace(libc::PIDFD_GET_USER_NAMESPACE)
+    }
+
+    fn namespace(&self, request: libc::Ioctl) -> io::Result<OwnedFd> {
+        // SAFETY: these requests take no argument; the third one must be zero and is ignored otherwise.
+        let fd = Errno::result(unsafe { libc::ioctl(self.0.as_raw_fd(), request, 0) })?;
         // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }

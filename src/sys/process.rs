@@ -1,5 +1,6 @@
 //! Facts of a process from its `/proc` directory: program, credentials, start time, cgroup, open sockets.
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::str::FromStr;
 
@@ -99,8 +100,16 @@ impl ProcDir {
 
     /// Every descriptor the process has of the socket with this inode number: is it closed by `execve`?
     pub fn descriptors_of_socket(&self, inode: u64) -> io::Result<Vec<bool>> {
-        let wanted = format!("socket:[{inode}]");
-        let mut found = Vec::new();
+        self.descriptors_of_sockets(&HashSet::from([inode]))?.remove(&inode).unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// The same for many sockets, for which the descriptors are looked through once: those that the process has, each
+    /// with what was found out about it.
+    pub fn descriptors_of_sockets(&self, inodes: &HashSet<u64>) -> io::Result<HashMap<u64, io::Result<Vec<bool>>>> {
+        let mut found = HashMap::new();
+        if inodes.is_empty() {
+            return Ok(found);
+        }
         for (count, entry) in self.list("fd")?.iter().enumerate() {
             if count >= MAX_DESCRIPTORS {
                 return Err(io::Error::other(format!("the process has more than {MAX_DESCRIPTORS} descriptors open")));
@@ -108,11 +117,17 @@ impl ProcDir {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
             // A descriptor that is gone again between listing and reading is none.
-            if !self.read_link(&format!("fd/{name}")).is_ok_and(|target| target.as_os_str() == wanted.as_str()) {
+            let Ok(target) = self.read_link(&format!("fd/{name}")) else { continue };
+            let Some(inode) = target.to_str().and_then(socket_inode).filter(|inode| inodes.contains(inode)) else {
                 continue;
+            };
+            let closed = self.read_whole(&format!("fdinfo/{name}"));
+            let closed = closed.and_then(|info| parse_close_on_exec(&info).ok_or_else(|| invalid("fdinfo")));
+            match (found.entry(inode).or_insert_with(|| Ok(Vec::new())), closed) {
+                (Ok(of_socket), Ok(closed)) => of_socket.push(closed),
+                (of_socket @ Ok(_), Err(error)) => *of_socket = Err(error),
+                (Err(_), _) => {}
             }
-            let info = self.read_whole(&format!("fdinfo/{name}"))?;
-            found.push(parse_close_on_exec(&info).ok_or_else(|| invalid("fdinfo"))?);
         }
         Ok(found)
     }
@@ -155,6 +170,11 @@ impl Status {
 fn parse_stat_field<T: FromStr>(content: &[u8], number: usize) -> Option<T> {
     let end_of_name = content.iter().rposition(|byte| *byte == b')')?;
     std::str::from_utf8(&content[end_of_name + 1..]).ok()?.split_ascii_whitespace().nth(number - 3)?.parse().ok()
+}
+
+/// The inode number in what the link of a socket's descriptor says.
+fn socket_inode(target: &str) -> Option<u64> {
+    target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 fn parse_close_on_exec(content: &[u8]) -> Option<bool> {

@@ -85,7 +85,7 @@ impl Digests {
     /// The digest of the subject's executable, which must still be `expected`, in lower-case hex digits.
     pub async fn of(&self, files: &Files, subject: &Subject, expected: FileId) -> Result<Arc<str>, Failure> {
         let proc_dir = subject.proc_dir.clone();
-        let opened = files.look(subject.uid, move || {
+        let opened = files.look(subject.share, move || {
             let unreadable = |error| AttestError::read(EXE, error);
             let file = proc_dir.open_file(EXE).map_err(unreadable)?;
             let version = Version::from(&file.metadata().map_err(unreadable)?);
@@ -95,10 +95,10 @@ impl Digests {
             Ok((file, version, is_fuse))
         });
         let (file, version, is_fuse) = opened.await.map_err(|error| Failure::from(error.words()))?;
-        self.of_content(subject.uid, file, version, is_fuse).await
+        self.of_content(subject.share, file, version, is_fuse).await
     }
 
-    /// The digest of a file that was opened for `uid`, which is `version` and perhaps on FUSE.
+    /// The digest of a file that was opened for a process of `share`, which is `version` and perhaps on FUSE.
     pub(in crate::attest) async fn of_content(
         &self,
         uid: u32,
@@ -195,12 +195,12 @@ mod tests {
         let mut subject = sleeper.subject();
         let crate::attest::ExecutableEvidence::Known(id) = subject.executable else { panic!("it is our own") };
         let (digests, files) = (Digests::new(Clock::system(), u64::MAX), Files::new());
-        let jobs = (0..QUEUED_PER_USER).map(|_| digests.queue.turn(subject.uid));
+        let jobs = (0..QUEUED_PER_USER).map(|_| digests.queue.turn(subject.share));
         let mut jobs = Box::pin(futures_util::future::join_all(jobs));
         assert!((&mut jobs).now_or_never().is_none());
         let refused = digests.of(&files, &subject, id).await.expect_err("refused");
         assert!(refused.contains("too many"), "{refused}");
-        subject.uid += 1;
+        subject.share += 1;
         assert_eq!(digests.of(&files, &subject, id).await.expect("hashed").len(), 64);
     }
 

@@ -42,7 +42,7 @@ impl Files {
     /// The path of the subject's executable, which must still be `expected`.
     pub(super) async fn path(&self, subject: &Subject, expected: FileId) -> Result<PathFinding, AttestError> {
         let (proc_dir, known) = (subject.proc_dir.clone(), subject.known_path.clone());
-        self.look(subject.uid, move || path(&proc_dir, expected, known)).await
+        self.look(subject.share, move || path(&proc_dir, expected, known)).await
     }
 
     /// Runs `look` where it may block, in one of the user's turns.

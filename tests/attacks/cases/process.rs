@@ -45,10 +45,12 @@ fn reused(side: Side) {
     inside.wait_for_exit();
 }
 
+/// Somebody else may have opened the connection. Since no entry is about the new user, nobody searches for who did.
 fn other_user(side: Side) {
     let stage = Stage::new();
     let mut target = Target::serving(&stage, side, &Rule::our_user());
-    let mut caller = Actor::new(stage.thief(), "change-user").arg(target.socket()).arg(NOBODY.to_string()).start();
+    let mut caller =
+        Actor::new(stage.thief(), "change-user-openly").arg(target.socket()).arg(NOBODY.to_string()).start();
     let verdict = caller.verdict();
     target.judge(&verdict, &["no_identity"]);
 }

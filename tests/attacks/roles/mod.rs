@@ -68,7 +68,8 @@ pub fn play() -> bool {
         ("forge", [socket, trusted]) => placement::forge(socket, trusted),
         ("enter-cgroup", [directory, socket]) => placement::enter_cgroup(directory, socket),
         ("leave-group", [socket, gid]) => placement::leave_group(socket, gid),
-        ("change-user", [socket, uid]) => placement::change_user(socket, uid),
+        ("change-user", [socket, uid]) => placement::change_user(connect(socket), uid),
+        ("change-user-openly", [socket, uid]) => placement::change_user(openly(connect(socket)), uid),
         ("engine", [socket, pid]) => container::engine(socket, pid),
         ("make-act", [pid, order]) => tracing::make_act(pid, order),
         ("workload", [socket]) => workload::obey(socket),
@@ -98,6 +99,12 @@ fn wait_for_test() {
 
 fn connect(socket: &str) -> UnixStream {
     UnixStream::connect(Path::new(socket)).expect("the server listens")
+}
+
+/// Keeps it open across exec.
+fn openly(server: UnixStream) -> UnixStream {
+    nix::fcntl::fcntl(&server, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    server
 }
 
 /// Sends what the server may not be there to take any more.

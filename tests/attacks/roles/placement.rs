@@ -41,9 +41,8 @@ pub fn enter_cgroup(directory: &str, socket: &str) {
     say_whether(call(&connect(socket)));
 }
 
-/// Connects as one user, becomes another, and asks.
-pub fn change_user(socket: &str, uid: &str) {
-    let server = connect(socket);
+/// Becomes another user than the one that connected, and asks.
+pub fn change_user(server: UnixStream, uid: &str) {
     introduce(&server);
     let uid = nix::unistd::Uid::from_raw(uid.parse().unwrap());
     nix::unistd::setresuid(uid, uid, uid).unwrap();

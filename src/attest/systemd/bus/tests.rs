@@ -97,6 +97,7 @@ fn ourselves() -> Subject {
     Subject {
         pid,
         uid: nix::unistd::geteuid().as_raw(),
+        share: nix::unistd::geteuid().as_raw(),
         gid: nix::unistd::getegid().as_raw(),
         cgroup_id: None,
         proc_dir: Arc::new(ProcDir::open(pid).expect("we live")),
