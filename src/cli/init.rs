@@ -294,12 +294,9 @@ fn start(args: &InitArgs, host: &Host) -> Result<Step, Failure> {
     let mut command = vec!["enable", "--now"];
     command.extend(UNITS);
     systemctl.run(&command, &[]).map_err(|Unusable(why)| {
-        Failure::new(
-            Exit::Failure,
-            format!("the agent does not start: {why}"),
-        )
-        .and(["see `systemctl status tether-agent` and `journalctl -u tether-agent`, and run `tether init` again when it is \
-               mended"])
+        let look = "see `systemctl status tether-agent` and `journalctl -u tether-agent`, and run `tether init` again when it \
+                    is mended";
+        Failure::new(Exit::Failure, format!("the agent does not start: {why}")).and([look])
     })?;
     Ok(step(Outcome::Made, "started, ready, and started again with the host".to_owned()))
 }
