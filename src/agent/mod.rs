@@ -58,6 +58,9 @@ pub use self::state::AgentState;
 /// A directory in the state directory that is there while a backup is put in place: no agent starts then.
 pub const RESTORE_UNFINISHED: &str = "restore-unfinished";
 
+/// How long a client without a call may take to hang up when the agent stops.
+const HANGING_UP: Duration = Duration::from_millis(250);
+
 /// What comes from outside, so that tests can bring their own.
 #[derive(Clone, Debug)]
 pub struct Deps {
@@ -269,6 +272,9 @@ impl Bound {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Parts { authority, trust, registry, policies, issuer, .. } = &self.parts;
         let (trigger, watcher) = drain::channel();
+        // What lives as long as a connection does, which is for the client to say; and the end of those without a word.
+        let (hang_up, connected) = drain::channel();
+        let (cut, cutting) = drain::channel();
         let state = self.state.clone();
 
         let mut duties = JoinSet::new();
@@ -297,14 +303,14 @@ impl Bound {
         duties.spawn(kept::wipe_revoked(issuer.held.clone(), ledger.clone(), watcher.clone()));
 
         let held = issuer.held.clone();
-        let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, watcher.clone());
-        let exports = ExportApi::new(issuer.clone(), watcher.clone());
+        let workload = workload::Workload::new(issuer.clone(), state.config().wit.enabled, connected.clone());
+        let exports = ExportApi::new(issuer.clone(), connected.clone());
         let offered = state.config().sessions.enabled;
         duties.spawn(self.parts.sessions.clone().keep_judging(watcher.clone()));
-        let verifier = VerifierApi::new(self.parts.verifier.clone(), watcher.clone());
-        let sessions = offered.then(|| (SessionApi::new(self.parts.sessions.clone(), watcher.clone()), verifier));
+        let verifier = VerifierApi::new(self.parts.verifier.clone(), connected.clone());
+        let sessions = offered.then(|| (SessionApi::new(self.parts.sessions.clone(), connected.clone()), verifier));
         let settings = state.config().sds();
-        let secrets = settings.map(|settings| sds::Secrets::new(issuer.clone(), settings, watcher.clone()));
+        let secrets = settings.map(|settings| sds::Secrets::new(issuer.clone(), settings, connected.clone()));
         let services = serve::Services { workload, exports, sessions, secrets };
         duties.spawn(self.parts.ends.run(watcher.clone()));
         duties.spawn(self.parts.pulse.beat(watcher.clone()));
@@ -312,14 +318,16 @@ impl Bound {
             duties.spawn(kept.tend(held, watcher.clone()));
         }
         duties.spawn(self.parts.verifier.clone().follow_nodes(watcher.clone()));
+        let calls = [self.parts.calls.clone(), self.parts.admin_gate.calls.clone()];
         let gate = WorkloadGate { calls: self.parts.calls };
         let mut servers = JoinSet::new();
         let (limits, stop) = (self.parts.limits, watcher.clone());
         let readiness = state.readiness.clone();
         let listener = self.parts.workload;
-        servers.spawn(serve::workload(listener, services, gate, readiness, limits, stop.clone()));
+        let stop_serving = serve::Stop { drain: connected, cut: cutting };
+        servers.spawn(serve::workload(listener, services, gate, readiness, limits, stop_serving.clone()));
         let (admin, service, gate) = (self.parts.admin, self.parts.admin_service, self.parts.admin_gate);
-        servers.spawn(serve::admin(admin, service, gate, limits, stop.clone()));
+        servers.spawn(serve::admin(admin, service, gate, limits, stop_serving));
         if let Some((listener, credentials)) = self.parts.credentials {
             let stop = stop.clone();
             servers.spawn(async move {
@@ -351,11 +359,26 @@ impl Bound {
         };
         state.readiness.set("agent", Err("stopping".to_owned()));
         notify::stopping();
-        let drained = async {
+        let connections = async {
+            let closed = async {
+                hang_up.drain().await;
+                while servers.join_next().await.is_some() {}
+            };
+            let silence = async {
+                silent(&calls).await;
+                cut.start();
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = closed => {}
+                () = silence => {}
+            }
+        };
+        let own = async {
             trigger.drain().await;
-            while servers.join_next().await.is_some() {}
             while duties.join_next().await.is_some() {}
         };
+        let drained = async { tokio::join!(connections, own) };
         if tokio::time::timeout(self.parts.drain_deadline, drained).await.is_err() {
             tracing::warn!("some connections did not end in time; they are cut");
         }
@@ -363,6 +386,20 @@ impl Bound {
         ledger.sync().await;
         audit.stop().await;
         early
+    }
+}
+
+/// Waits until no call is open, and then for as long as clients may take to hang up. One that has nothing to say need not
+/// answer either, and the next agent waits for this one.
+async fn silent(calls: &[Quota]) {
+    loop {
+        for open in calls {
+            open.emptied().await;
+        }
+        tokio::time::sleep(HANGING_UP).await;
+        if calls.iter().all(Quota::is_empty) {
+            return;
+        }
     }
 }
 

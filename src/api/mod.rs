@@ -1,5 +1,6 @@
 //! The sockets: thin, no decisions.
 
+mod connection;
 pub mod admin;
 pub mod export;
 pub mod credentials;

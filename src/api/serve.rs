@@ -1,12 +1,13 @@
 //! The two gRPC servers: services put together, served until the drain begins.
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::{Error, Server};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::admin::Admin;
+use super::connection::Connection;
 use super::export::ExportApi;
 use super::gate::{DeadlineLayer, RoleLayer, SecretsLayer, WorkloadGate};
 use super::sds::{Plain, Secrets};
@@ -14,7 +15,7 @@ use super::sessions::{SessionApi, VerifierApi};
 use super::workload::Workload;
 use crate::base::drain;
 use crate::http::Readiness;
-use crate::peer::{Listener, PeerStream};
+use crate::peer::Listener;
 use crate::proto::DESCRIPTORS;
 use crate::proto::admin::agent_server::AgentServer;
 use crate::proto::admin::approvals_server::ApprovalsServer;
@@ -51,6 +52,15 @@ pub struct Limits {
     pub admin_message: usize,
 }
 
+/// How a server is told to stop.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// Nobody is let in any more, streams end, and clients are told to hang up.
+    pub drain: drain::Watcher,
+    /// Connections that are still there are cut.
+    pub cut: drain::Watcher,
+}
+
 /// What the workload socket offers beside health and reflection.
 #[derive(Clone, Debug)]
 pub struct Services {
@@ -72,7 +82,7 @@ pub async fn workload(
     gate: WorkloadGate,
     readiness: Readiness,
     limits: Limits,
-    drain: drain::Watcher,
+    stop: Stop,
 ) -> Result<(), (&'static str, Error)> {
     let Services { workload, exports, sessions, secrets } = services;
     let api = SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(limits.workload_message);
@@ -100,7 +110,7 @@ pub async fn workload(
         .layer(InterceptorLayer::new(gate))
         .layer(DeadlineLayer)
         .add_routes(routes);
-    let served = server.serve_with_incoming_shutdown(accepted(listener, drain.clone()), begun(drain));
+    let served = server.serve_with_incoming_shutdown(accepted(listener, stop.clone()), begun(stop.drain));
     tokio::select! {
         served = served => served.map_err(|error| ("workload", error)),
         () = report_health(health, readiness) => Ok(()),
@@ -129,7 +139,7 @@ pub async fn admin(
     service: Admin,
     gate: RoleLayer,
     limits: Limits,
-    drain: drain::Watcher,
+    stop: Stop,
 ) -> Result<(), (&'static str, Error)> {
     let large = limits.admin_message;
     let names = [
@@ -162,7 +172,7 @@ pub async fn admin(
         .layer(gate)
         .layer(DeadlineLayer)
         .add_routes(routes);
-    let served = server.serve_with_incoming_shutdown(accepted(listener, drain.clone()), begun(drain)).await;
+    let served = server.serve_with_incoming_shutdown(accepted(listener, stop.clone()), begun(stop.drain)).await;
     served.map_err(|error| ("admin", error))
 }
 
@@ -178,9 +188,10 @@ fn reflection(services: &[&str]) -> Routes {
 }
 
 /// Connections until the drain begins; the listener and its socket file go with this stream.
-fn accepted(listener: Listener, mut drain: drain::Watcher) -> impl Stream<Item = std::io::Result<PeerStream>> + Send {
-    use futures_util::StreamExt;
-    listener.incoming().take_until(async move { drain.draining().await })
+fn accepted(listener: Listener, stop: Stop) -> impl Stream<Item = std::io::Result<Connection>> + Send {
+    let Stop { mut drain, cut } = stop;
+    let connections = listener.incoming().map_ok(move |stream| Connection::new(stream, cut.clone()));
+    connections.take_until(async move { drain.draining().await })
 }
 
 async fn begun(mut drain: drain::Watcher) {

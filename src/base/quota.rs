@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// So many at once in all, and so many for each user id; beyond that nobody waits, the answer is no.
 #[derive(Clone, Debug)]
@@ -11,6 +11,7 @@ pub struct Quota {
     in_all: usize,
     per_uid: usize,
     taken: Arc<Mutex<Taken>>,
+    emptied: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +39,7 @@ pub struct Place {
 impl Quota {
     /// A quota with these limits.
     pub fn new(in_all: usize, per_uid: usize) -> Self {
-        Self { in_all, per_uid, taken: Arc::default() }
+        Self { in_all, per_uid, taken: Arc::default(), emptied: Arc::default() }
     }
 
     /// Takes a place for `uid`.
@@ -73,6 +74,18 @@ impl Quota {
         self.len() == 0
     }
 
+    /// Waits until no place is taken. One can be taken again by the time this returns.
+    pub async fn emptied(&self) {
+        loop {
+            // It hears of what happens from here on.
+            let emptied = self.emptied.notified();
+            if self.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
     /// The counts are whole whenever the lock is free, also after a panic.
     fn taken(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
@@ -83,6 +96,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.quota.taken();
         taken.in_all -= 1;
+        if taken.in_all == 0 {
+            self.quota.emptied.notify_waiters();
+        }
         if let Some(count) = taken.by_uid.get_mut(&self.uid) {
             *count -= 1;
             if *count == 0 {
@@ -189,6 +205,23 @@ mod tests {
         drop(first);
         quota.take(1000).unwrap();
         assert_eq!(quota.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_an_empty_quota_is_told_when_the_last_place_is_free() {
+        let quota = Quota::new(2, 2);
+        quota.emptied().await;
+        let (first, second) = (quota.take(1).expect("free"), quota.take(2).expect("free"));
+        let waiting = tokio::spawn({
+            let quota = quota.clone();
+            async move { quota.emptied().await }
+        });
+        tokio::task::yield_now().await;
+        drop(first);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "one place is taken");
+        drop(second);
+        waiting.await.expect("it is told");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 """The agent as the package runs it: activation, reload, watchdog, log, privileges, and what its drop-ins open."""
 
 import json
+import time
 
 from booted import ADMIN, SERVICE, SOCKET_UNIT, WORKLOAD, Failure, check, until
 from calls import FETCH, Calls
@@ -30,6 +31,15 @@ while (!$seen{"settings acknowledged"} && sysread($s, $part, 65536)) {
     }
 }
 print join(",", sort keys %seen), "\n";
+"""
+
+# Connects, says as much as is wanted, and nothing ever again.
+SILENT = r"""
+use Socket; $| = 1;
+socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die "socket: $!";
+connect($s, pack_sockaddr_un($ARGV[0])) or die "connect: $!";
+syswrite($s, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" . pack("H*", "000000040000000000")) if $ARGV[1] eq "http2";
+print "there\n"; sleep 600;
 """
 
 ENTRY = ('match = ["unix:uid:0"]', f'spiffe_id = "{ID}/root"', 'audiences = ["*"]')
@@ -85,6 +95,22 @@ def both_sockets_are_those_of_systemd(host):
     check(inodes() == before, "the agent made sockets of its own")
     host.crash()
     check(inodes() == before, "a crash takes the sockets away")
+
+
+def clients_that_say_nothing_do_not_hold_up_a_restart(host):
+    host.write("/run/silent.pl", SILENT)
+    host.drop_in("drain", "[Service]\nTimeoutStopSec=90s\n")
+    host.write("/etc/tether/tether.toml.d/60-drain.toml", '[limits]\ndrain = "60s"\n')
+    host.out("systemctl", "restart", SERVICE)
+    for said in ("nothing", "http2"):
+        with host.in_background("perl", "/run/silent.pl", WORKLOAD, said) as silent:
+            check(silent.stdout.readline() == "there\n", "it could not connect")
+            since = time.monotonic()
+            host.out("systemctl", "restart", SERVICE)
+            check(time.monotonic() - since < 30, f"it waited for a client that says {said}")
+    host.no_drop_in("drain")
+    host.out("rm", "/etc/tether/tether.toml.d/60-drain.toml")
+    host.out("systemctl", "restart", SERVICE)
 
 
 def a_reload_with_good_files_succeeds(host):
@@ -227,6 +253,7 @@ CHECKS = [
     the_first_connection_starts_the_agent,
     bytes_that_were_there_before_the_agent_are_answered,
     both_sockets_are_those_of_systemd,
+    clients_that_say_nothing_do_not_hold_up_a_restart,
     a_reload_with_good_files_succeeds,
     a_reload_with_a_broken_file_fails_and_says_where,
     a_start_with_a_broken_configuration_says_where,

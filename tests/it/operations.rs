@@ -1,5 +1,6 @@
 //! Running an agent: probes, reload, roles, the admin API, notification, stopping, and what the log never holds.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -177,6 +178,21 @@ async fn systemd_is_told_of_start_reload_watchdog_and_stop() {
     let stopped = std::thread::spawn(move || agent.stop());
     until("STOPPING=1");
     assert!(stopped.join().unwrap().0.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_say_nothing_do_not_hold_up_the_stop() {
+    let mut agent = TestAgent::configured(|config| config.limits.drain = Duration::from_secs(3600)).await;
+    let connect = |socket: &Path| std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let silent = [connect(agent.socket()), connect(agent.admin_socket())];
+    // They speak HTTP/2 as far as that they are asked whether they are there, and do not answer.
+    let speaking = [connect(agent.socket()), connect(agent.admin_socket())];
+    for mut client in &speaking {
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+        client.read_exact(&mut [0; 9]).unwrap();
+    }
+    agent.stop().await;
+    drop((silent, speaking));
 }
 
 #[tokio::test(flavor = "multi_thread")]
