@@ -19,6 +19,8 @@ pub mod files;
 pub mod frames;
 #[cfg(feature = "agent")]
 pub mod mistake;
+#[cfg(feature = "agent")]
+pub mod ownership;
 pub mod secret;
 #[cfg(feature = "agent")]
 pub mod quota;

@@ -1,7 +1,11 @@
 //! The files a configuration is made of: the one that is named, and the drop-ins beside it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
+
+use crate::base::ownership::changeable_by_others;
 use crate::base::{durable, files, mistake};
 
 use super::load::{Mistake, Mistakes, Place};
@@ -46,10 +50,19 @@ pub(super) fn read_all(file: &Path) -> Result<Vec<Text>, Mistakes> {
 }
 
 fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, mistake::Mistake> {
-    match directory.try_exists() {
-        Ok(false) => Ok(Vec::new()),
-        _ => Ok(files::list(directory, "toml", MAX_DROP_INS)?.files.iter().map(|path| path.to_path_buf()).collect()),
+    if let Ok(false) = directory.try_exists() {
+        return Ok(Vec::new());
     }
+    is_ours(directory)?;
+    Ok(files::list(directory, "toml", MAX_DROP_INS)?.files.iter().map(|path| path.to_path_buf()).collect())
+}
+
+/// What counts for where it is, whoever put it there, counts only where that was root or whoever runs this.
+fn is_ours(path: &Path) -> Result<(), mistake::Mistake> {
+    let meta =
+        fs::metadata(path).map_err(|error| mistake::Mistake::whole(path, format!("cannot look at it: {error}")))?;
+    let Some(why) = changeable_by_others(&meta, geteuid().as_raw()) else { return Ok(()) };
+    Err(mistake::Mistake::whole(path, format!("what is here would count as configuration, and it {why}")))
 }
 
 /// The file somebody named: whatever it is, it was meant.
@@ -63,8 +76,9 @@ fn named(path: &Path) -> Result<Text, Mistake> {
     Ok(Text { path: path.to_owned(), text })
 }
 
-/// A file that counts for where it is: not if everybody can have changed it.
+/// A file that counts for where it is: not if others can have changed it.
 fn drop_in(path: &Path) -> Result<Text, Mistake> {
+    is_ours(path)?;
     let content = files::read(path, MAX_FILE_BYTES)?;
     let text = files::text(&path.into(), content)?;
     Ok(Text { path: path.to_owned(), text })

@@ -451,7 +451,7 @@ fn mistakes_stand_in_the_file_they_are_in_and_every_file_is_looked_at() {
 }
 
 #[test]
-fn drop_ins_are_enough_and_one_that_everybody_can_change_is_refused() {
+fn drop_ins_are_enough_and_one_that_others_can_change_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let (dir, source) = with_drop_ins(None, &[("10-init.toml", "trust_domain = \"example.org\"")]);
     assert_eq!(source.load().expect("right").config.trust_domain.as_str(), "example.org");
@@ -459,9 +459,38 @@ fn drop_ins_are_enough_and_one_that_everybody_can_change_is_refused() {
     std::fs::set_permissions(&drop_in, std::fs::Permissions::from_mode(0o666)).expect("chmod");
     std::fs::write(dir.path().join("tether.toml.d/20.toml"), b"\n a = \"\xff\"").expect("written");
     let Mistakes(found) = source.load().expect_err("refused");
-    assert!(found[0].to_string().ends_with("10-init.toml: everyone may change this file: run chmod o-w on it"));
+    assert!(found[0].to_string().contains("10-init.toml: what is here would count as configuration"), "{found:?}");
+    assert!(found[0].to_string().contains("can be changed by others (mode 0666): run chmod go-w on it"), "{found:?}");
     assert!(found[1].to_string().contains("20.toml:2:7: not UTF-8 from here on"), "{found:?}");
     let (_dir, source) = with_drop_ins(None, &[]);
     let Mistakes(found) = source.load().expect_err("refused");
     assert!(found[0].to_string().contains("name another one with --config"), "{found:?}");
+}
+
+#[test]
+fn drop_ins_of_somebody_else_or_where_others_can_put_them_are_refused() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let (dir, source) =
+        with_drop_ins(Some("trust_domain = \"example.org\""), &[("10-a.toml", "[admin]\nviewers = [\"7\"]")]);
+    let (drop_ins, drop_in) = (dir.path().join("tether.toml.d"), dir.path().join("tether.toml.d/10-a.toml"));
+    let refused = |place: &str, why: &str| {
+        let Mistakes(found) = source.load().expect_err("refused");
+        let text = found[0].to_string();
+        assert!(found.len() == 1 && text.contains(place) && text.contains(why), "{found:?}");
+    };
+    for mode in [0o777, 0o1777] {
+        std::fs::set_permissions(&drop_ins, std::fs::Permissions::from_mode(mode)).expect("chmod");
+        refused("tether.toml.d: ", "run chmod go-w on it");
+    }
+    std::fs::set_permissions(&drop_ins, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    assert!(source.load().is_ok());
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: giving files away takes root");
+        return;
+    }
+    chown(&drop_in, Some(65534), None).expect("chown");
+    refused("10-a.toml: ", "belongs to uid 65534: run chown root on it");
+    chown(&drop_in, Some(0), None).expect("chown");
+    chown(&drop_ins, Some(65534), None).expect("chown");
+    refused("tether.toml.d: ", "belongs to uid 65534");
 }
