@@ -61,6 +61,9 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let metrics = Metrics::register(&mut metrics_registry);
 
     prepare_directories(&config)?;
+    // A restore takes it alone, for as long as files change places: all that is opened below stays where it is.
+    let state_dir = durable::take(&config.state_dir, false)?;
+    let state_dir = state_dir.ok_or_else(|| StartError::BeingRestored(config.state_dir.clone()))?;
     let restoring = config.state_dir.join(super::RESTORE_UNFINISHED);
     if restoring.exists() {
         return Err(StartError::Restoring(restoring));
@@ -273,6 +276,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
             pulse,
             kept,
             store,
+            _state_dir: state_dir,
         },
     })
 }

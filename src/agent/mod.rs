@@ -32,7 +32,7 @@ use crate::audit::{Audit, AuditError};
 use crate::authority::{Authority, AuthorityError, keys::KeyStoreError};
 use crate::base::clock::Clock;
 use crate::base::drain;
-use crate::base::durable::DurableError;
+use crate::base::durable::{self, DurableError};
 use crate::base::entropy::Entropy;
 use crate::base::quota::Quota;
 use crate::config::Config;
@@ -107,6 +107,9 @@ pub enum StartError {
     /// A backup was being put in place, and that was interrupted.
     #[error("a restore was interrupted (`{}` is there): run `tether restore` again", .0.display())]
     Restoring(PathBuf),
+    /// A backup is being put in place now.
+    #[error("`tether restore` is at work in `{}`: start the agent when it is done", .0.display())]
+    BeingRestored(PathBuf),
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -249,6 +252,8 @@ struct Parts {
     pulse: pulse::Pulse,
     kept: Option<kept::Store>,
     store: Store,
+    /// As long as the agent is there, no backup is put in the place of its state.
+    _state_dir: durable::Taken,
 }
 
 /// Every metric of the agent: what `/metrics` shows.

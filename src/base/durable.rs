@@ -250,6 +250,33 @@ pub fn remove(path: &Path) -> Result<(), DurableError> {
     }
 }
 
+/// Removes a directory and all that is in it, durably; one that is not there is fine.
+pub fn remove_all(path: &Path) -> Result<(), DurableError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error("remove", path)(error)),
+        Ok(()) => sync_parent(path),
+    }
+}
+
+/// Takes a directory for as long as what is returned is kept, `alone` or together with others that do not take it alone.
+/// `None` when that is not possible now. A process that dies gives it back.
+pub fn take(dir: &Path, alone: bool) -> Result<Option<Taken>, DurableError> {
+    let how = if alone { FlockArg::LockExclusiveNonblock } else { FlockArg::LockSharedNonblock };
+    let file = File::open(dir).map_err(io_error("open", dir))?;
+    match Flock::lock(file, how) {
+        Ok(lock) => Ok(Some(Taken { _lock: lock })),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(io_error("lock", dir)(errno.into())),
+    }
+}
+
+/// A directory that was taken ([`take`]).
+#[derive(Debug)]
+pub struct Taken {
+    _lock: Flock<File>,
+}
+
 fn sync_parent(path: &Path) -> Result<(), DurableError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(io_error("sync", parent))

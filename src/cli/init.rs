@@ -27,6 +27,7 @@ use crate::base::secret::Secret;
 use crate::client::{ClientError, Endpoint, channel, with_header};
 use crate::config::{self, Config, Loaded, Mistakes, Origin, Place, Source};
 use crate::id::TrustDomain;
+use crate::sys::harden::Hardening;
 
 /// What the first set-up writes below the configuration's and the entries' directories.
 const FILE_NAME: &str = "10-init.toml";
@@ -86,6 +87,8 @@ pub(super) fn run(args: InitArgs, context: &mut Context) -> Result<(), Failure> 
              there is `tether agent run --dev`",
         ));
     }
+    // The key-wrapping key passes through.
+    Hardening::of_command();
     let present = present_domain(&context.host)?;
     let mut args = args;
     let trust_domain = match (&present, args.trust_domain.take()) {
@@ -239,6 +242,9 @@ fn wrapping_key(config: &Config, host: &Host) -> Result<Step, Failure> {
     let Some(program) = Program::find("systemd-creds", host) else {
         return Ok(weaker("there is no systemd-creds (part of systemd since 250) to seal a key for this host"));
     };
+    // With a TPM systemd binds it to PCR 7, the state of Secure Boot, unless it is told otherwise. That cannot be told here: bound
+    // to no PCR (`--tpm2-pcrs=`), systemd 252 seals what it then cannot open. So a change of Secure Boot's keys makes the key
+    // useless, which docs/operations.md says what to do about, and so does whoever boots something else without Secure Boot.
     let secret = Secret::new(Entropy::system().bytes::<32>().to_vec());
     let name = format!("--name={CREDENTIAL}");
     let sealed = match program.run(&["encrypt", &name, "-", "-"], secret.expose()) {
@@ -246,7 +252,7 @@ fn wrapping_key(config: &Config, host: &Host) -> Result<Step, Failure> {
         Err(Unusable(why)) => return Ok(weaker(&format!("systemd-creds cannot seal a key: {why}"))),
     };
     let with = match program.run(&["has-tpm2", "--quiet"], &[]) {
-        Ok(_) => "sealed with this host's TPM",
+        Ok(_) => "sealed with this host's TPM and its state of Secure Boot: keep a backup with a passphrase",
         Err(_) => "sealed with this host's key, which systemd keeps on its disk: there is no TPM",
     };
     let outcome = if put(&path, &sealed, 0o600, 0o700)? { Outcome::Made } else { Outcome::Kept };

@@ -23,6 +23,7 @@ mod output;
 mod policy;
 mod prove;
 mod proxy;
+mod restore;
 mod run;
 mod session;
 mod sockets;
@@ -192,8 +193,8 @@ fn dispatch(command: Command, context: &mut Context) -> Result<(), Failure> {
         Command::Approval(command) => context.wait(async |context| approval::run(command, context).await),
         Command::Policy(command) => policy::run(command, context),
         Command::Audit(command) => context.wait(async |context| audit::run(command, context).await),
-        Command::Backup(args) => context.wait(async |context| backup::backup(args, context).await),
-        Command::Restore(args) => backup::restore(args, context),
+        Command::Backup(args) => context.wait(async |context| backup::run(args, context).await),
+        Command::Restore(args) => restore::run(args, context),
         Command::Authority(command) => context.wait(async |context| authority::run(command, context).await),
         Command::Bundle(command) => context.wait(async |context| bundle::run(command, context).await),
         Command::Proxy(command) => proxy::run(command, context),

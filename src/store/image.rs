@@ -106,6 +106,11 @@ impl Image {
         self.rows.insert((space, key.to_owned()), (self.revision, value));
     }
 
+    /// Takes a key away.
+    pub fn remove(&mut self, space: Space, key: &str) {
+        self.rows.remove(&(space, key.to_owned()));
+    }
+
     /// Takes all rows of a space away.
     pub fn clear(&mut self, of: Space) {
         self.rows.retain(|(space, _), _| *space != of);

@@ -460,12 +460,6 @@ fn decode<T: DeserializeOwned>(key: &str, (revision, value): Raw) -> Result<Vers
     Ok(Versioned { value, revision })
 }
 
-/// Whether an agent has the store in `path` open.
-pub fn is_in_use(path: &Path) -> bool {
-    let Ok(file) = std::fs::File::open(path) else { return false };
-    matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock))
-}
-
 /// Makes a store of an image, where there is none. Blocks.
 pub fn restore(path: &Path, image: &Image) -> Result<(), StoreError> {
     copy::build(path, image)?;

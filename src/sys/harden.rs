@@ -47,6 +47,12 @@ impl Hardening {
         }
     }
 
+    /// For a command that has keys for a moment: no debugger, no core dump. What it is not allowed it does without.
+    pub fn of_command() {
+        let _ = prctl::set_dumpable(false);
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    }
+
     /// What is weaker than it should be, each with what to do about it.
     pub fn weaknesses(&self) -> Vec<String> {
         let mut found = Vec::new();
@@ -126,5 +132,12 @@ mod tests {
         let exposed = report(Swap::Exposed("no room".into())).weaknesses();
         assert!(exposed[0].contains("no room") && exposed[0].contains("MemorySwapMax=0"), "{exposed:?}");
         assert_eq!(report(Swap::NoneOnHost).weaknesses().len(), 1);
+    }
+
+    #[test]
+    fn a_command_with_keys_leaves_no_image_of_its_memory() {
+        Hardening::of_command();
+        assert_eq!(prctl::get_dumpable(), Ok(false));
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE), Ok((0, 0)));
     }
 }

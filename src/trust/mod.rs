@@ -14,6 +14,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use time::OffsetDateTime;
 use tokio::sync::{Mutex, watch};
 
 use crate::authority::Signers;
@@ -28,8 +29,6 @@ use crate::x509::{X509Authorities, X509Error};
 pub use self::crl::{CrlError, CrlFeed, CrlSet, Crls, Handed, HandedError, Revocations};
 
 const SEQUENCE: &str = "bundle-sequence";
-/// More changes than any bundle has seen.
-const SKIPPED: u64 = 1 << 20;
 
 /// Why a bundle could not be changed.
 #[derive(Debug, Error)]
@@ -226,14 +225,17 @@ async fn compose(
     Ok(Snapshot { domain, signers, own: Arc::new(own), own_wit, foreign })
 }
 
-/// Of a store that goes back in time: what is published from now on has greater numbers than whatever was published before.
+/// Of a store that goes back in time: what is published from now on has greater numbers than whatever was published before, by
+/// this store or by another that went back to the same time. The milliseconds since 1970 do: bundles change less often. A
+/// clock that is set back takes that away.
 ///
 /// # Errors
 /// The number in it cannot be read.
-pub fn skip_sequences(image: &mut Image) -> Result<(), serde_json::Error> {
+pub fn skip_sequences(image: &mut Image, now: OffsetDateTime) -> Result<(), serde_json::Error> {
     let Some(stored) = image.get(Space::Node, SEQUENCE) else { return Ok(()) };
     let stored: Sequence = serde_json::from_slice(stored)?;
-    let next = Sequence { number: stored.number + SKIPPED, ..stored };
+    let of_now = u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
+    let next = Sequence { number: of_now.max(stored.number.saturating_add(1)), ..stored };
     image.set(Space::Node, SEQUENCE, &next);
     Ok(())
 }

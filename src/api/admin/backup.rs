@@ -1,5 +1,9 @@
 //! A backup: what the agent cannot make again, as of one moment. It holds the keys of the authorities, so a role is not
 //! enough to get it.
+//!
+//! Promises: keys that are wrapped on the disk leave their [`Secret`](crate::base::secret::Secret)s encrypted alone, with the
+//! wrapping key or with what the caller made of a passphrase. Does not: wipe that key, or a plain backup of keys that are plain
+//! on the disk as well, from the buffers they are sent in.
 
 use std::sync::Arc;
 
@@ -10,8 +14,9 @@ use tonic::{Request, Response, Status};
 
 use super::{Admin, administrator, rfc3339};
 use crate::api::status;
-use crate::base::archive::Archive;
+use crate::base::archive::{Archive, Sealer};
 use crate::base::durable;
+use crate::base::secret::Secret;
 use crate::proto::admin as wire;
 
 /// How much is sent at once.
@@ -65,9 +70,15 @@ impl Admin {
             ));
         }
         let peer = caller.peer.clone();
-        let plain = request.into_inner().plain_keys;
-        self.audit_gift(&peer, "agent.backup", if plain { "keys without wrapping" } else { "keys as in their files" })?;
-        let custody = self.parts.authority.custody(plain).await.map_err(|error| status::authority(&error))?;
+        let sealer = request.into_inner().sealing.map(|sealing| {
+            let sealer = Sealer::from_parts(&sealing.salt, sealing.rounds, &sealing.key);
+            sealer.ok_or_else(|| status::bad_field("sealing", "is no salt, rounds and key of a backup"))
+        });
+        let sealer = sealer.transpose()?;
+        let subject = if sealer.is_some() { "sealed, keys without wrapping" } else { "keys as in their files" };
+        self.audit_gift(&peer, "agent.backup", subject)?;
+        let custody =
+            self.parts.authority.custody(sealer.is_some()).await.map_err(|error| status::authority(&error))?;
         let ledger = self.parts.issuer.ledger.clone();
         let ledger = tokio::task::spawn_blocking(move || ledger.snapshot()).await;
         let ledger = ledger.map_err(|_| Status::unavailable("the agent is stopping"))?;
@@ -95,7 +106,11 @@ impl Admin {
         if let Some(head) = self.parts.issuer.audit.head().and_then(|path| durable::read(&path, MAX_HEAD).ok()) {
             archive.add(piece::AUDIT_HEAD, head);
         }
-        let content = Arc::new(archive.to_bytes());
+        let content = match &sealer {
+            Some(sealer) => Secret::new(archive.seal(sealer, &self.parts.issuer.entropy)),
+            None => archive.to_bytes(),
+        };
+        let content = Arc::new(content);
         let chunks = (0..content.expose().len()).step_by(CHUNK).map(move |begin| {
             let bytes = content.expose();
             Ok(wire::BackupChunk { content: Bytes::copy_from_slice(&bytes[begin..bytes.len().min(begin + CHUNK)]) })
