@@ -103,6 +103,9 @@ async fn a_backup_brings_back_the_trust_domain_and_nothing_that_was_issued() {
     agent.stop().await;
     let restored = restore(&dir_of(&agent), &file, &[]);
     assert!(restored.status.success(), "{restored:?}");
+    // The CAs that came after the backup it cannot know: what ends their certificates is the root.
+    let end = format!("`tether authority revoke {}` ends them", id_of(&before, "x509-root", "active"));
+    assert!(said(&restored).contains(&end), "{restored:?}");
     let restored: Value = serde_json::from_slice(&restored.stdout).unwrap();
     let former = PathBuf::from(restored["former_states"][0].as_str().unwrap());
     assert!(former.join("store.redb").exists() && former.join("keys").exists(), "what was there is kept");
