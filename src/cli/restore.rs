@@ -20,7 +20,6 @@ use self::since::Since;
 use super::args::RestoreArgs;
 use super::backup::{about, passphrase};
 use super::failure::{Exit, Failure, chain};
-use super::output::prose;
 use super::{Context, config};
 use crate::api::admin::{About, piece};
 use crate::authority::keys::KeyStore;
@@ -58,8 +57,7 @@ pub(super) fn run(args: RestoreArgs, context: &mut Context) -> Result<(), Failur
     let config = config::source(args.config, &context.host)?.load()?.config;
     let content = durable::read(&args.file, LARGEST).map_err(|error| Failure::new(Exit::Usage, chain(&error)))?;
     let content = Secret::new(content);
-    // What is said may quote the file.
-    let refused = |why: String| Failure::new(Exit::Invalid, format!("`{}`: {}", args.file.display(), prose(&why)));
+    let refused = |why: String| Failure::new(Exit::Invalid, format!("`{}`: {why}", args.file.display()));
     let archive = Archive::read(content.expose(), passphrase.as_ref()).map_err(|error| refused(error.to_string()))?;
     let (about, made_at) = about(&archive).map_err(refused)?;
     if about.trust_domain != config.trust_domain.as_str() {
@@ -283,7 +281,7 @@ fn become_owner_of(config: &Config) -> Result<(PathBuf, Uid), Failure> {
 
 fn name_of(uid: Uid) -> String {
     let known = User::from_uid(uid).ok().flatten();
-    known.map_or_else(|| format!("uid {uid}"), |user| prose(&user.name))
+    known.map_or_else(|| format!("uid {uid}"), |user| user.name)
 }
 
 fn failed(why: String) -> Failure {
