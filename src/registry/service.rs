@@ -262,5 +262,3 @@ fn same(a: &[Arc<Entry>], b: &[Arc<Entry>]) -> bool {
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod watched;

@@ -1,3 +1,5 @@
+mod watched;
+
 use std::path::Path;
 
 use tempfile::TempDir;

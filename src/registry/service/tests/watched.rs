@@ -1,4 +1,4 @@
-//! Real files and the real kernel. Every wait is for something to happen; what must not happen is shown by what comes
+//! The entries directory is watched: real files and the real kernel. Every wait is for something to happen; what must not happen is shown by what comes
 //! after it.
 
 use std::fs;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use time::OffsetDateTime;
 
-use super::*;
+use super::super::*;
 use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::base::durable;
