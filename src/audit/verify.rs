@@ -281,7 +281,10 @@ impl Check {
         let mut says = if expected.is_empty() { HeadSays::Unknown } else { HeadSays::Found };
         for Expected { link, by } in expected {
             let retired = self.first.as_ref().is_some_and(|first| link.seq < first.link.seq);
-            if self.found.contains(link) || (retired && self.begins() == Begins::AfterRetired) {
+            // The chain goes on from it: a log whose files are gone, or whose head came from a backup.
+            let is_before = |first: &Sealed| link.seq + 1 == first.link.seq && link.hash == first.prev;
+            let precedes = self.first.as_ref().is_some_and(is_before);
+            if self.found.contains(link) || precedes || (retired && self.begins() == Begins::AfterRetired) {
                 continue;
             }
             says = HeadSays::NotFound;

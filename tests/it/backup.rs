@@ -207,7 +207,7 @@ async fn a_sealed_backup_is_restored_on_another_host_without_the_key_wrapping_ke
     other.restart().await;
     assert_eq!(id_of(&authorities(&other).await, "x509-root", "active"), root);
     let verified = tether(&other, &["audit", "verify"]);
-    assert!(verified.status.success(), "{verified:?}");
+    assert!(verified.status.success(), "the log of a host that never had one begins anew: {verified:?}");
     let new = token(&other).await;
     assert_eq!(validate(&other, &new).await, Ok(()));
 }

@@ -15,14 +15,11 @@ use tonic::{Request, Response, Status};
 use super::{Admin, administrator, rfc3339};
 use crate::api::status;
 use crate::base::archive::{Archive, Sealer};
-use crate::base::durable;
 use crate::base::secret::Secret;
 use crate::proto::admin as wire;
 
 /// How much is sent at once.
 const CHUNK: usize = 1 << 20;
-/// The head of an audit log is smaller, by far.
-const MAX_HEAD: u64 = 64 * 1024;
 
 /// The names of the pieces of a backup.
 pub mod piece {
@@ -32,8 +29,6 @@ pub mod piece {
     pub const KEYS: &str = "keys/";
     /// Before the name of a file of the ledger.
     pub const LEDGER: &str = "ledger/";
-    /// The head of the audit log.
-    pub const AUDIT_HEAD: &str = "audit.head";
 }
 
 /// What a backup says of itself, as JSON in its title.
@@ -101,10 +96,6 @@ impl Admin {
         }
         for (name, content) in ledger {
             archive.add(format!("{}{name}", piece::LEDGER), content);
-        }
-        // A log that begins anew says so by itself.
-        if let Some(head) = self.parts.issuer.audit.head().and_then(|path| durable::read(&path, MAX_HEAD).ok()) {
-            archive.add(piece::AUDIT_HEAD, head);
         }
         let content = match &sealer {
             Some(sealer) => Secret::new(archive.seal(sealer, &self.parts.issuer.entropy)),

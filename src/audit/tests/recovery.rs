@@ -142,3 +142,18 @@ async fn the_head_is_never_ahead_of_the_records_and_follows_them_at_a_stop() {
     let report = world.verify();
     assert!(report.ok && report.head == HeadSays::Found, "{report:#?}");
 }
+
+#[tokio::test]
+async fn a_log_that_goes_on_where_its_files_are_gone_follows_the_record_its_head_names() {
+    let world = World::new();
+    world.open().stop().await;
+    for part in world.parts() {
+        fs::remove_file(&part.path).unwrap();
+    }
+    // The head is the one of before until the first records are on disk.
+    let _audit = world.open();
+    let report = world.verify();
+    let kinds: Vec<&str> = report.problems.iter().map(|problem| problem.kind).collect();
+    assert_eq!((report.head, &kinds[..]), (HeadSays::Found, &["missing"][..]), "{:#?}", report.problems);
+    assert_eq!(world.events(), ["audit_repaired"]);
+}

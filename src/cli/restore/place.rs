@@ -68,7 +68,7 @@ pub(super) fn put(
         let _ = (durable::remove_all(&prepared), fs::remove_dir(&aside));
         return Err(PlaceError::Untouched(cause));
     }
-    if let Err(source) = change_places(state, &unfinished, &aside, audit_log, archive, about) {
+    if let Err(source) = change_places(state, &unfinished, &aside, audit_log, about) {
         let is_untouched = !was_interrupted && is_empty(&aside) && is_whole(&unfinished);
         if is_untouched && durable::remove_all(&unfinished).is_ok() {
             let _ = fs::remove_dir(&aside);
@@ -121,7 +121,6 @@ fn change_places(
     unfinished: &Path,
     aside: &Path,
     audit_log: &audit::Settings,
-    archive: &Archive,
     about: &About,
 ) -> Result<(), Cause> {
     for name in REPLACED.iter().filter(|name| state.join(name).exists()) {
@@ -130,11 +129,8 @@ fn change_places(
     for name in REPLACED.iter().filter(|name| unfinished.join(name).exists()) {
         durable::rename(&unfinished.join(name), &state.join(name))?;
     }
-    // The log of this node goes on where it is; without one, after the last record there was.
+    // The log of this node goes on where it is, or where somebody has copied it to; without one, it begins anew.
     audit::set_aside_of_others(audit_log, &about.node, aside)?;
-    if let Some(content) = archive.piece(piece::AUDIT_HEAD).filter(|_| !audit_log.head.exists()) {
-        durable::replace(&audit_log.head, content, 0o600)?;
-    }
     // The last of all, and on disk when it is done: while it is there, this is done again.
     Ok(durable::remove_all(unfinished)?)
 }
