@@ -9,6 +9,7 @@ use super::AgentState;
 use crate::audit::Audit;
 use crate::authority::{Authority, X509Svid};
 use crate::base::backoff::Backoff;
+use crate::base::clock::Clock;
 use crate::base::directory::{DirectoryWatch, WatchError};
 use crate::base::drain;
 use crate::issue::Issuer;
@@ -125,6 +126,14 @@ pub(super) async fn attend_attestors(issuer: Arc<Issuer>, mut drain: drain::Watc
     tokio::select! {
         () = drain.draining() => {}
         () = issuer.attestation.attend() => {}
+    }
+}
+
+/// Notices that the clock was set, for all who sleep until a time.
+pub(super) async fn watch_clock(clock: Clock, mut drain: drain::Watcher) {
+    tokio::select! {
+        () = drain.draining() => {}
+        () = clock.keep_watch() => {}
     }
 }
 

@@ -299,10 +299,7 @@ impl Bound {
         });
 
         let audit = issuer.audit.clone();
-        duties.spawn({
-            let (clock, watcher) = (state.clock.clone(), watcher.clone());
-            async move { clock.keep_watch(watcher).await }
-        });
+        duties.spawn(duties::watch_clock(state.clock.clone(), watcher.clone()));
         duties.spawn(duties::keep_audit(audit.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::keep_store(self.parts.store.clone(), state.clone(), watcher.clone()));
         duties.spawn(kept::wipe_revoked(issuer.held.clone(), ledger.clone(), watcher.clone()));

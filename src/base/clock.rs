@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use super::drain;
-
 /// The longest a sleeper goes without looking at the wall clock again, where nobody keeps watch.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// How often the clock is looked at.
@@ -96,13 +94,10 @@ impl Clock {
         self.1.doubt(self.0.hands(), then);
     }
 
-    /// Looks at the clock every [`LOOK`], until the drain: nothing else tells sleepers that it was set.
-    pub async fn keep_watch(&self, mut drain: drain::Watcher) {
+    /// Looks at the clock every [`LOOK`], for ever: nothing else tells sleepers that it was set.
+    pub async fn keep_watch(&self) {
         loop {
-            tokio::select! {
-                () = drain.draining() => return,
-                () = tokio::time::sleep(LOOK) => {}
-            }
+            tokio::time::sleep(LOOK).await;
             self.surely();
         }
     }
