@@ -83,8 +83,8 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
     let deps = Deps { audit, ..deps };
     super::repairs::of_store(&store, &keys, &deps.audit).await?;
     // Before anything is forgotten that is over by a clock which may have been set while there was no agent.
-    if let Some(then) = ledger::last_surely(&ledger_dir(&config), &node) {
-        deps.clock.was_surely(then);
+    if let Some(memory) = ledger::last_clock(&ledger_dir(&config), &node) {
+        deps.clock.remember(memory);
     }
     let (authority, signers) = Authority::open(
         config.authority(&node).ok_or(StartError::DiskFiles)?,

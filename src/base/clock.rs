@@ -5,9 +5,10 @@
 //! clock again: one that was set back does not fire early, and one that was set forward does not fire late.
 #![allow(clippy::disallowed_methods, reason = "this is the one place that asks the system for the time")]
 
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -49,10 +50,53 @@ struct Watched {
 #[derive(Debug)]
 struct Last {
     seen: Hands,
-    /// By how much the clock may be ahead, for it was set forward.
-    ahead: time::Duration,
-    /// When that was.
-    since: Duration,
+    doubt: Doubt,
+}
+
+/// By how much a clock may be ahead, for it was set forward.
+///
+/// Each jump is doubted for [`DOUBTED`], or for up to twice as long where others came before: a host that sleeps every night
+/// would never be rid of its doubt if the last jump prolonged that of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Doubt {
+    /// How long the clock has gone since the doubt of `older` began.
+    age: Duration,
+    older: time::Duration,
+    /// What came later: it is the next to be `older`.
+    newer: time::Duration,
+}
+
+impl Doubt {
+    fn ahead(self) -> time::Duration {
+        self.older + self.newer
+    }
+
+    /// The clock has gone on for so long.
+    fn age(&mut self, by: Duration) {
+        self.age += by;
+        while self.age >= DOUBTED && !self.ahead().is_zero() {
+            *self = Self { age: self.age - DOUBTED, older: self.newer, newer: time::Duration::ZERO };
+        }
+    }
+
+    /// The clock was set, back where this is negative: then what was set forward last is taken back first.
+    fn set(&mut self, by: time::Duration) {
+        let none = time::Duration::ZERO;
+        if self.ahead().is_zero() {
+            *self = Self { older: by.max(none), ..Self::default() };
+        } else {
+            let newer = self.newer + by;
+            self.newer = newer.max(none);
+            self.older = (self.older + newer.min(none)).max(none);
+        }
+    }
+}
+
+/// What a clock knows of itself, for the next process that asks the same one: see [`Clock::remember`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    wall: OffsetDateTime,
+    doubt: Doubt,
 }
 
 impl Clock {
@@ -71,7 +115,7 @@ impl Clock {
 
     fn of(source: Source) -> Self {
         let seen = source.hands();
-        let last = Last { seen, ahead: time::Duration::ZERO, since: seen.passed };
+        let last = Last { seen, doubt: Doubt::default() };
         Self(source, Arc::new(Watched { sets: watch::Sender::new(0), last: Mutex::new(last) }))
     }
 
@@ -82,16 +126,21 @@ impl Clock {
 
     /// A time that has come for sure: what ended before it is over even if the clock is found to be wrong and set back.
     ///
-    /// That is the time now, unless the clock was set forward, or the host slept or had no agent, within the last day. Whoever forgets
-    /// what was revoked once it has expired asks for this.
+    /// That is the time now, unless the clock was set forward, or the host slept or had no agent, within the last day of its
+    /// running, or two. Whoever forgets what was revoked once it has expired asks for this.
     pub fn surely(&self) -> OffsetDateTime {
+        self.memory().surely()
+    }
+
+    /// What it knows of itself now.
+    pub fn memory(&self) -> Memory {
         self.1.look(self.0.hands())
     }
 
-    /// Tells a clock that has just begun when it was so late for sure, before: as far as it is ahead of that, it may have
-    /// been set meanwhile.
-    pub fn was_surely(&self, then: OffsetDateTime) {
-        self.1.doubt(self.0.hands(), then);
+    /// Tells a clock that has just begun what was known of it before: as far as it is ahead of that, it may have been set
+    /// meanwhile.
+    pub fn remember(&self, before: Memory) {
+        self.1.remember(before);
     }
 
     /// Looks at the clock every [`LOOK`], for ever: nothing else tells sleepers that it was set.
@@ -171,36 +220,44 @@ impl Source {
     }
 }
 
+impl Memory {
+    /// See [`Clock::surely`].
+    pub fn surely(self) -> OffsetDateTime {
+        self.wall - self.doubt.ahead()
+    }
+}
+
 impl Watched {
-    fn doubt(&self, now: Hands, then: OffsetDateTime) {
+    fn last(&self) -> MutexGuard<'_, Last> {
         // Plain data: what a panic left behind is whole.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.ahead = last.ahead.max(now.wall - then);
-        last.since = now.passed;
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of where the clock stands, and returns [`Clock::surely`].
-    fn look(&self, now: Hands) -> OffsetDateTime {
-        // Plain data: what a panic left behind is whole.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+    fn remember(&self, before: Memory) {
+        let mut last = self.last();
+        let set_by = last.seen.wall - before.wall;
+        last.doubt = before.doubt;
+        last.doubt.set(set_by);
+    }
+
+    /// Takes note of where the clock stands.
+    fn look(&self, now: Hands) -> Memory {
+        let mut last = self.last();
         let passed = now.passed.saturating_sub(last.seen.passed);
         let set_by = (now.wall - last.seen.wall) - passed;
         let was_set = set_by.unsigned_abs() > ADJUSTED;
+        last.doubt.age(passed);
         if was_set {
-            last.ahead = (last.ahead + set_by).max(time::Duration::ZERO);
-            last.since = now.passed;
-        }
-        if now.passed.saturating_sub(last.since) >= DOUBTED {
-            last.ahead = time::Duration::ZERO;
+            last.doubt.set(set_by);
         }
         last.seen = now;
-        let surely = now.wall - last.ahead;
+        let memory = Memory { wall: now.wall, doubt: last.doubt };
         drop(last);
         if was_set {
             tracing::warn!(%set_by, now = %now.wall, "the clock was set, or the host slept");
             self.sets.send_modify(|sets| *sets += 1);
         }
-        surely
+        memory
     }
 }
 
@@ -295,9 +352,9 @@ mod tests {
     async fn a_clock_that_begins_far_ahead_of_what_was_sure_before_is_doubted_like_one_that_was_set() {
         let start = OffsetDateTime::UNIX_EPOCH + 24 * HOUR;
         let (clock, hand) = Clock::manual(start);
-        clock.was_surely(start + HOUR);
+        clock.remember(Clock::manual(start + HOUR).0.memory());
         assert_eq!(clock.surely(), start, "one that is behind is as late as it says");
-        clock.was_surely(start - 2 * HOUR);
+        clock.remember(Clock::manual(start - 2 * HOUR).0.memory());
         assert_eq!(clock.surely(), start - 2 * HOUR);
         let waiting = {
             let clock = clock.clone();
@@ -311,5 +368,46 @@ mod tests {
         hand.advance(HOUR);
         waiting.await.expect("it wakes");
         assert_eq!((clock.now(), clock.surely()), (start, start - HOUR));
+    }
+
+    #[test]
+    fn the_doubts_of_a_host_that_sleeps_every_night_do_not_add_up() {
+        let (mut clock, mut hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
+        for day in 0..30 {
+            hand.advance(16 * HOUR);
+            let asleep = hand.now() + 8 * HOUR;
+            if day % 2 == 0 {
+                hand.set(asleep);
+            } else {
+                // It is switched off.
+                let before = clock.memory();
+                (clock, hand) = Clock::manual(asleep);
+                clock.remember(before);
+            }
+            let ahead = clock.now() - clock.surely();
+            assert!(ahead >= 8 * HOUR, "day {day}: this night may be a clock that was set");
+            assert!(ahead <= 24 * HOUR, "day {day}: {ahead}");
+        }
+        hand.advance(48 * HOUR);
+        assert_eq!(clock.surely(), clock.now(), "and end where it stays awake");
+    }
+
+    #[test]
+    fn of_several_jumps_each_is_doubted_for_a_day_at_least() {
+        let (clock, hand) = Clock::manual(OffsetDateTime::UNIX_EPOCH);
+        let ahead = || clock.now() - clock.surely();
+        hand.set(clock.now() + 10 * HOUR);
+        hand.advance(23 * HOUR);
+        hand.set(clock.now() + 5 * HOUR);
+        assert_eq!(ahead(), 15 * HOUR);
+        hand.advance(HOUR);
+        assert_eq!(ahead(), 5 * HOUR, "the first has stood for a day");
+        hand.set(clock.now() + 3 * HOUR);
+        hand.set(clock.now() - 4 * HOUR);
+        assert_eq!(ahead(), 4 * HOUR);
+        hand.advance(23 * HOUR);
+        assert_eq!(ahead(), 4 * HOUR);
+        hand.advance(HOUR);
+        assert_eq!(ahead(), Duration::ZERO);
     }
 }

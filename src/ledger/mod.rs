@@ -40,7 +40,7 @@ use self::index::{Grant, Index, Row};
 pub use self::limits::Limits;
 use self::log::{Log, Opened, Unsynced};
 use self::repair::{Head, Heading};
-pub use self::repair::{last_surely, mark_restored};
+pub use self::repair::{last_clock, mark_restored};
 use crate::base::clock::Clock;
 use crate::base::drain;
 use crate::base::durable::{self, Syncer};
@@ -108,14 +108,14 @@ impl Ledger {
         clock: Clock,
         limits: Limits,
     ) -> Result<(Self, NewTies), LedgerError> {
-        let (now, surely) = (clock.now().unix_timestamp(), clock.surely().unix_timestamp());
+        let (now, memory) = (clock.now().unix_timestamp(), clock.memory());
         let mut index = Index::default();
         let Opened { log, rebooted, repaired } = Log::open(dir, node, boot, &clock, &mut index)?;
         // Nothing of the newest file is synced yet.
         let files = log.extent().into_iter();
         let newest = log.newest();
         let files = files.map(|(number, bytes)| (number, if number == newest { 0 } else { bytes }));
-        let heading = Mutex::new(Heading::begin(dir, Head::new(node, files.collect(), Some(surely)))?);
+        let heading = Mutex::new(Heading::begin(dir, Head::new(node, files.collect(), Some(memory)))?);
         let (new_ties, watch) = mpsc::unbounded_channel();
         let state = Mutex::new(State { index, log, watched: HashSet::new() });
         let ledger = Self(Arc::new(Shared {
@@ -487,14 +487,14 @@ impl Ledger {
 
     async fn sync_now(&self) -> Result<(), LedgerError> {
         let Unsynced { files, dead, through } = self.lock().log.take_unsynced();
-        let (shared, surely) = (self.0.clone(), self.0.clock.surely().unix_timestamp());
+        let (shared, memory) = (self.0.clone(), self.0.clock.memory());
         let sync = move || {
             let synced = files.iter().try_for_each(Syncer::sync);
             // Only now: what was carried over from them is on disk.
             let removed = synced.and_then(|()| {
                 shared.heading.lock().unwrap_or_else(PoisonError::into_inner).synced(
                     through,
-                    surely,
+                    memory,
                     !dead.is_empty(),
                 )?;
                 dead.iter().try_for_each(|path| durable::remove(path))

@@ -15,13 +15,13 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 
 use super::{Ledger, LedgerError};
+use crate::base::clock::Memory;
 use crate::base::durable::{self, DurableError, Mark};
 use crate::base::frames;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// The file is smaller than this, by far.
 const MAX_BYTES: u64 = 1024 * 1024;
 
@@ -34,15 +34,13 @@ pub(super) struct Head {
     files: Vec<(u64, u64)>,
     /// The files are those of a backup.
     restored: bool,
-    /// When that was, for sure ([`Clock::surely`]), in seconds.
-    ///
-    /// [`Clock::surely`]: crate::base::clock::Clock::surely
-    surely: Option<i64>,
+    /// What was known then of the clock.
+    clock: Option<Memory>,
 }
 
 impl Head {
-    pub(super) fn new(node: &str, files: Vec<(u64, u64)>, surely: Option<i64>) -> Self {
-        Self { version: VERSION, node: node.to_owned(), files, restored: false, surely }
+    pub(super) fn new(node: &str, files: Vec<(u64, u64)>, clock: Option<Memory>) -> Self {
+        Self { version: VERSION, node: node.to_owned(), files, restored: false, clock }
     }
 
     /// The number of the newest file.
@@ -88,7 +86,7 @@ impl Heading {
     pub(super) fn synced(
         &mut self,
         files: Vec<(u64, u64)>,
-        surely: i64,
+        clock: Memory,
         before_removing: bool,
     ) -> Result<(), DurableError> {
         // Of two syncs the later may be the first to say so.
@@ -96,7 +94,7 @@ impl Heading {
             return Ok(());
         }
         self.head.files = files;
-        self.head.surely = Some(surely);
+        self.head.clock = Some(clock);
         self.mark.set(&self.head.to_bytes())?;
         if before_removing { self.mark.sync() } else { Ok(()) }
     }
@@ -131,11 +129,11 @@ pub fn mark_restored(dir: &Path, node: &str) -> Result<(), DurableError> {
     durable::replace(&path(dir), &head.to_bytes(), 0o600)
 }
 
-/// When the ledger of this node in `dir` was last written, for sure: see [`Clock::was_surely`].
+/// What was known of the clock when the ledger of this node in `dir` was last written: see [`Clock::remember`].
 ///
-/// [`Clock::was_surely`]: crate::base::clock::Clock::was_surely
-pub fn last_surely(dir: &Path, node: &str) -> Option<OffsetDateTime> {
-    OffsetDateTime::from_unix_timestamp(Head::read(dir, node)?.surely?).ok()
+/// [`Clock::remember`]: crate::base::clock::Clock::remember
+pub fn last_clock(dir: &Path, node: &str) -> Option<Memory> {
+    Head::read(dir, node)?.clock
 }
 
 fn path(dir: &Path) -> PathBuf {

@@ -188,7 +188,7 @@ async fn an_agent_that_starts_while_the_clock_is_ahead_forgets_nothing_that_was_
     for _ in 0..2 {
         // Another agent each time: no clock of its remembers anything.
         let (clock, hand) = Clock::manual(start + 5 * HOUR);
-        clock.was_surely(last_surely(&known.desk.path(), NODE).unwrap());
+        clock.remember(last_clock(&known.desk.path(), NODE).unwrap());
         (known.desk.clock, known.desk.hand) = (clock, hand);
         let ledger = known.desk.open();
         // What is over by this clock is given up with the next one that is issued, if ever.
