@@ -15,6 +15,7 @@ mod tree;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::pin::pin;
 use std::process::Command;
 use std::time::Duration;
 
@@ -24,9 +25,10 @@ use tonic::{Code, Streaming};
 use self::measure::Measured;
 use self::tree::{OwnGroup, Tree};
 use super::args::{BoundaryName, RunArgs, UserName};
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
 use super::session::SESSION_VARIABLE;
 use super::{Context, Sessions};
+use crate::base::text::chain;
 use crate::client::{ENDPOINT_VARIABLE, Endpoint};
 use crate::proto::DENIAL_METADATA;
 use crate::proto::session::start_request::User;
@@ -154,7 +156,12 @@ async fn finish(end_of: Finish, session: &str, tree: &Tree, sessions: &Sessions,
     if !down {
         context.output.note(&format!("{} processes could not be stopped", tree.len()));
     }
-    code.unwrap_or(128 + nix::sys::signal::Signal::SIGKILL as u8)
+    match (code, why) {
+        // It was stopped before it was done, whatever it says itself: `tether run … && next` goes no further.
+        (Some(0), End::Session(_) | End::AgentGone) => 128 + nix::sys::signal::Signal::SIGTERM as u8,
+        (Some(code), _) => code,
+        (None, _) => 128 + nix::sys::signal::Signal::SIGKILL as u8,
+    }
 }
 
 async fn wait_for(child: i32, code: &mut Option<u8>) {
@@ -165,7 +172,9 @@ async fn wait_for(child: i32, code: &mut Option<u8>) {
 }
 
 /// Waits for the command, the session or a signal, whichever ends it all.
-async fn first_end(child: i32, mut watched: Watched<'_>, signals: &mut Signals) -> (End, Option<u8>) {
+async fn first_end(child: i32, watched: Watched<'_>, signals: &mut Signals) -> (End, Option<u8>) {
+    // One for all turns: how long the agent is away is counted from when it went.
+    let mut over = pin!(watched.over());
     loop {
         tokio::select! {
             biased;
@@ -173,11 +182,7 @@ async fn first_end(child: i32, mut watched: Watched<'_>, signals: &mut Signals) 
                 return (End::Exited, Some(code));
             },
             at_the_terminal = signals.end.told() => return (End::Signal { at_the_terminal }, None),
-            change = watched.next() => match change {
-                Some(session) if session.state() == State::Ended => return (End::Session(session.end_reason), None),
-                Some(_) => {}
-                None => return (End::AgentGone, None),
-            },
+            end = &mut over => return (end, None),
         }
     }
 }
@@ -190,14 +195,18 @@ struct Watched<'a> {
 }
 
 impl Watched<'_> {
-    /// How the session is when it has changed; `None` when nobody can be asked any more. An agent that is started anew
-    /// goes on with the session, so it is waited for. Given up half-way, it begins again.
-    async fn next(&mut self) -> Option<Session> {
+    /// Returns when the session has ended, or nobody can be asked any more. An agent that is started anew goes on with the
+    /// session, so it is waited for.
+    async fn over(mut self) -> End {
         loop {
-            if let Ok(Some(session)) = self.changes.message().await {
-                return Some(session);
+            match self.changes.message().await {
+                Ok(Some(session)) if session.state() == State::Ended => return End::Session(session.end_reason),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => match tokio::time::timeout(AWAY, self.again()).await {
+                    Ok(Some(changes)) => self.changes = changes,
+                    Ok(None) | Err(_) => return End::AgentGone,
+                },
             }
-            self.changes = tokio::time::timeout(AWAY, self.again()).await.ok()??;
         }
     }
 

@@ -140,6 +140,23 @@ async fn the_end_of_the_session_takes_down_everything_that_was_started() {
 }
 
 #[tokio::test]
+async fn a_command_that_is_stopped_with_its_session_has_not_succeeded_whatever_it_says() {
+    let agent = agent().await;
+    let script = "trap 'exit 0' TERM; echo $TETHER_SESSION; while :; do sleep 0.05; done";
+    let mut child = tether(&agent, &["--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let read = tokio::task::spawn_blocking(move || {
+        let mut session = String::new();
+        stdout.read_line(&mut session).unwrap();
+        session.trim().to_owned()
+    });
+    let session = within(read).await.unwrap();
+    agent.sessions().await.end(EndRequest { session }).await.unwrap();
+    let status = within(tokio::task::spawn_blocking(move || child.wait().unwrap())).await.unwrap();
+    assert_eq!(status.code(), Some(143));
+}
+
+#[tokio::test]
 async fn ctrl_c_takes_down_everything_that_was_started_and_the_session() {
     let agent = agent().await;
     let running = Running::start(&agent).await;
