@@ -11,9 +11,10 @@ struct Handler {
 
 impl Handler {
     fn start(script: &str) -> Self {
-        let mut command = Program::new("sh");
-        let mut child =
-            command.args(["-c", script]).stdin(Streams::piped()).stdout(Streams::piped()).spawn().expect("sh");
+        // A shell cannot handle what was ignored when it began, as it is below `nohup`.
+        let mut command = Program::new("env");
+        command.args(["--default-signal=HUP", "sh", "-c", script]).stdin(Streams::piped()).stdout(Streams::piped());
+        let mut child = command.spawn().expect("sh");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         assert_eq!(lines.next().expect("a line").expect("read"), "ready");
         Self { child, lines }
