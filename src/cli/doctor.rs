@@ -13,6 +13,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::attest::container::{Kind as Engine, examine_socket};
+use crate::base::text::chain;
 use crate::client::{Endpoint, channel, with_header};
 use crate::config;
 use crate::peer::Limits;
@@ -20,7 +21,7 @@ use crate::proto::admin::StatusRequest;
 use crate::proto::admin::agent_client::AgentClient;
 use crate::sys::{Kernel, harden};
 
-use super::failure::{Failure, chain};
+use super::failure::Failure;
 use super::output::{Text, Tone};
 use super::{Context, Host, sockets};
 
@@ -212,9 +213,7 @@ fn clock(host: &Host) -> Finding {
 
 /// The container engines, as the configuration of the installed agent names them.
 fn engines(host: &Host) -> [Finding; 2] {
-    let system = Path::new(config::SYSTEM_FILE);
-    let file = host.root.as_ref().map(|root| root.join(system.strip_prefix("/").unwrap_or(system)));
-    let file = Some(file.unwrap_or_else(|| system.to_owned()));
+    let file = Some(host.path(Path::new(config::SYSTEM_FILE)));
     let loaded = config::Source { file, dev: None, env: host.env.clone(), flags: Vec::new() }.load();
     let attest = loaded.map(|loaded| loaded.config.attest).ok();
     let named = |socket: fn(&config::Attest) -> &Option<PathBuf>| attest.as_ref().map(|attest| socket(attest).clone());

@@ -21,6 +21,7 @@ use super::args::InitArgs;
 use super::failure::{Exit, Failure};
 use super::output::{Text, Tone};
 use super::{Context, Host, within};
+use crate::authority::keys::KeyStore;
 use crate::base::durable;
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
@@ -221,7 +222,7 @@ fn wrapping_key(config: &Config, host: &Host) -> Result<Step, Failure> {
         return Ok(step(Outcome::Kept, path.display().to_string()));
     }
     let keys = host.path(&config.state_dir).join("keys");
-    if has_wrapped(&keys) {
+    if KeyStore::has_wrapped(&keys) {
         return Err(Failure::new(
             Exit::Failure,
             format!(
@@ -257,16 +258,6 @@ fn wrapping_key(config: &Config, host: &Host) -> Result<Step, Failure> {
     };
     let outcome = if put(&path, &sealed, 0o600, 0o700)? { Outcome::Made } else { Outcome::Kept };
     Ok(step(outcome, format!("{}, {with}", path.display())))
-}
-
-/// Whether a key in this directory is anything but plain PKCS#8, which is a DER sequence.
-fn has_wrapped(keys: &Path) -> bool {
-    const DER_SEQUENCE: u8 = 0x30;
-    const LARGEST_KEY_FILE: u64 = 64 * 1024;
-    let Ok(found) = keys.read_dir() else { return false };
-    let keys = found.flatten().filter(|file| file.path().extension().is_some_and(|extension| extension == "pk8"));
-    let mut first = keys.filter_map(|file| durable::read(&file.path(), LARGEST_KEY_FILE).ok()?.first().copied());
-    first.any(|byte| byte != DER_SEQUENCE)
 }
 
 /// sd_booted(3).

@@ -14,7 +14,7 @@
 
 mod wrap;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -160,6 +160,15 @@ impl KeyStore {
     /// Whether this is the content of a key file that is wrapped.
     pub fn is_wrapped(content: &[u8]) -> bool {
         wrap::is_wrapped(content)
+    }
+
+    /// Whether one of the keys below `dir` is wrapped, as far as they can be read: for whoever is about to make a wrapping key.
+    pub fn has_wrapped(dir: &Path) -> bool {
+        let Ok(found) = dir.read_dir() else { return false };
+        let keys = found.flatten().map(|file| file.path());
+        let mut keys =
+            keys.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(SUFFIX)));
+        keys.any(|path| durable::read(&path, LARGEST_KEY_FILE).is_ok_and(|content| Self::is_wrapped(&content)))
     }
 
     /// Whether this can be the content of the key file of an authority. What is wrapped is not opened.

@@ -260,7 +260,7 @@ fn the_wrapping_key_is_sealed_by_systemd_and_never_replaced() {
 
     // With keys that it has wrapped, another one would be of no use.
     std::fs::remove_file(&path).expect("removed");
-    root.write("/var/lib/tether/keys/0123456789abcdef0123456789abcdef.pk8", "wrapped");
+    root.write("/var/lib/tether/keys/0123456789abcdef0123456789abcdef.pk8", "tethkey\x01…");
     let done = root.init("");
     assert_eq!(done.exit, Exit::Failure);
     assert!(done.chatter.contains("put `") && done.chatter.contains("back from a backup"), "{}", done.chatter);
