@@ -1,10 +1,11 @@
 //! Open streams: what each last sent, and when it must look again.
 //!
-//! A stream sends its complete state at once and then only what a client would see as a change (Workload API,
-//! section 4.3). It wakes on a new snapshot of entries, policies or trust, when a credential in it is revoked, when its state says
-//! so (renewal, the end of an entry), when its instance ends or the one it is for, and when the agent stops; nothing
-//! polls. New revocation lists wake the streams of bundles only, because clients of X.509-SVIDs load everything anew with
-//! each message. On each wake the caller is judged again from the beginning: whoever lost its identity loses the stream.
+//! A stream sends its complete state at once and then only what a client would see as a change (Workload API, section
+//! 4.3). It wakes on a new snapshot of entries, policies or trust, when a credential in it is revoked, when its state
+//! says so (renewal, the end of an entry), when its instance ends or the one it is for, and when the agent stops;
+//! nothing polls. New revocation lists wake the streams of bundles only, because clients of X.509-SVIDs load everything
+//! anew with each message. On each wake the caller is judged again from the beginning: whoever lost its identity loses
+//! the stream.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use crate::base::backoff::Backoff;
 use crate::base::clock::Clock;
 use crate::base::directory::{DirectoryWatch, WatchError};
 use crate::base::drain;
+use crate::base::text::chain;
 use crate::issue::Issuer;
 use crate::metrics::{Domain, Metrics, Outcome, Refreshed};
 use crate::policy::Policies;
@@ -60,8 +61,8 @@ pub(super) async fn rotate(
 }
 
 async fn advance(authority: &Authority, trust: &Trust) -> Result<OffsetDateTime, String> {
-    let (signers, next) = authority.advance().await.map_err(|error| crate::api::status::chain(&error))?;
-    trust.authority_changed(signers).await.map_err(|error| crate::api::status::chain(&error))?;
+    let (signers, next) = authority.advance().await.map_err(|error| chain(&error))?;
+    trust.authority_changed(signers).await.map_err(|error| chain(&error))?;
     Ok(next)
 }
 
@@ -109,7 +110,7 @@ async fn own_svid(issuer: &Issuer, state: &AgentState) -> Result<X509Svid, Strin
     let key = PrivateKey::generate_aside(issuer.key_type).await.map_err(|error| error.to_string())?;
     let grant = issuer.policy.own_x509(trust.domain(), state.node());
     let signed = trust.signers().sign_x509(grant, key.public_key(), issuer.clock.now()).await;
-    let signed = signed.map_err(|error| crate::api::status::chain(&error))?;
+    let signed = signed.map_err(|error| chain(&error))?;
     Ok(X509Svid { signed, key: key.to_pkcs8().map_err(|error| error.to_string())? })
 }
 

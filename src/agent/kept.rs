@@ -20,6 +20,7 @@ use thiserror::Error;
 use super::notify;
 use crate::base::drain;
 use crate::base::entropy::Entropy;
+use crate::base::text::chain;
 use crate::bond::Tie;
 use crate::held::{Held, Kept, Table, TableError};
 use crate::issue::Issuer;
@@ -113,10 +114,6 @@ fn table(boot: BootId) -> Result<Option<Table>, String> {
         ));
     }
     Table::new(boot).map(Some).map_err(|error| chain(&error))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    crate::api::status::chain(error)
 }
 
 /// Gives the service manager a table. It is taken note of before the end of this process is, whenever that comes.

@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 
 use super::notify;
 use crate::base::drain;
+use crate::base::text::chain;
 use crate::issue::Issuer;
 use crate::store::{Space, Store, StoreError};
 
@@ -103,7 +104,7 @@ impl Pulse {
         loop {
             ticks.tick().await;
             if let Err(silent) = within(pause, answers(&looker, &workload)).await {
-                let why = crate::api::status::chain(&silent);
+                let why = chain(&silent);
                 tracing::error!(%why, "the agent does not answer itself: unless it does soon, systemd starts it anew");
                 continue;
             }

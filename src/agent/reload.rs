@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::AgentState;
 use crate::api::admin::{ReloadSource, Reloadable};
 use crate::authority::Authority;
+use crate::base::text::chain;
 use crate::config::Config;
 use crate::telemetry::LogLevel;
 
@@ -79,10 +80,8 @@ impl Reloader {
         let source = "authority files".to_owned();
         let published = match self.authority.reload_files().await {
             Ok(None) => return None,
-            Ok(Some(signers)) => {
-                self.state.trust().authority_changed(signers).await.map_err(|error| crate::api::status::chain(&error))
-            }
-            Err(error) => Err(crate::api::status::chain(&error)),
+            Ok(Some(signers)) => self.state.trust().authority_changed(signers).await.map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
         };
         Some(match published {
             Ok(()) => ReloadSource { source, ok: true, messages: vec!["in force".to_owned()] },

@@ -25,6 +25,7 @@ use super::status;
 use crate::audit::Event;
 use crate::authority::Authority;
 use crate::authority::slot::{Kind, Slot, State};
+use crate::base::text::chain;
 use crate::base::text::is_hidden;
 use crate::bundle::Bundle;
 use crate::id::TrustDomain;
@@ -136,10 +137,7 @@ impl Admin {
     fn audit_gift(&self, peer: &PeerConn, action: &'static str, subject: impl Into<String>) -> Result<(), Status> {
         let event = Event::Admin { caller: caller(peer), action, subject: subject.into() };
         self.parts.issuer.audit.before(event).map_err(|error| {
-            Status::unavailable(format!(
-                "the audit log cannot be written, so nothing was changed: {}",
-                status::chain(&error)
-            ))
+            Status::unavailable(format!("the audit log cannot be written, so nothing was changed: {}", chain(&error)))
         })
     }
 
@@ -301,7 +299,7 @@ impl wire::agent_server::Agent for Admin {
         }
         let everything = !asker.roles.is_empty();
         let explained = self.parts.issuer.attestation.explain(&instance, asker.uid).await;
-        let explained = explained.map_err(|error| Status::unavailable(status::chain(&error)))?;
+        let explained = explained.map_err(|error| Status::unavailable(chain(&error)))?;
         if explained.uid() != facts.uid {
             return Err(Status::unavailable("the process changed its user: try again"));
         }
@@ -383,7 +381,7 @@ fn one_line(field: &str, text: &str) -> Result<(), Status> {
 fn no_process(pid: i32, error: &InstanceError) -> Status {
     match error {
         InstanceError::Gone => Status::not_found(format!("there is no process {pid}")),
-        error => Status::unavailable(status::chain(error)),
+        error => Status::unavailable(chain(error)),
     }
 }
 
@@ -412,7 +410,7 @@ fn bundle_view(bundle: &Bundle, snapshot: &Snapshot, crls: &CrlSet) -> Result<wi
     let jwt_issuer = snapshot.signers().jwt_issuer().filter(|_| own);
     Ok(wire::BundleView {
         trust_domain: bundle.trust_domain().to_string(),
-        jwks: bundle.to_json().map_err(|error| Status::internal(status::chain(&error)))?,
+        jwks: bundle.to_json().map_err(|error| Status::internal(chain(&error)))?,
         pem: bundle.x509().to_pem(),
         own,
         crl_pem: if own { crls.to_pem() } else { Vec::new() },

@@ -1,7 +1,7 @@
 //! The sockets: thin, no decisions.
 
-mod connection;
 pub mod admin;
+mod connection;
 pub mod export;
 pub mod credentials;
 pub mod gate;

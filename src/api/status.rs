@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 
 use crate::authority::AuthorityError;
 use crate::base::quota::Full;
-pub use crate::base::text::chain;
+use crate::base::text::chain;
 use crate::held::HeldError;
 use crate::issue::{Invalid, Refusal};
 use crate::peer::{InstanceError, LookError};

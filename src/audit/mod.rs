@@ -2,11 +2,11 @@
 //!
 //! # What it promises
 //! [`Audit::before`] returns when the record is in the kernel's hands (`write(2)`): it survives the death of the agent,
-//! and what it is about has not happened yet. [`Audit::synced`] returns when it is on disk: it survives a loss of power.
-//! Every other record is on disk within [`SYNC_WITHIN`]. Each record names the hash of the one before, so that one that
-//! was changed, left out or put elsewhere is found ([`verify`]). A flood of refusals does not push the others out: most of
-//! them are counted, and the count is a record ([`Event::RefusalsFolded`]). Records carry ids, serials, digests and reasons; never a
-//! token, a key, a prompt or the content of a document.
+//! and what it is about has not happened yet. [`Audit::synced`] returns when it is on disk: it survives a loss of
+//! power. Every other record is on disk within [`SYNC_WITHIN`]. Each record names the hash of the one before, so that
+//! one that was changed, left out or put elsewhere is found ([`verify`]). A flood of refusals does not push the others
+//! out: most of them are counted, and the count is a record ([`Event::RefusalsFolded`]). Records carry ids, serials,
+//! digests and reasons; never a token, a key, a prompt or the content of a document.
 //!
 //! # What it does not
 //! Whoever may write to the agent's files can write another chain from some record on, and another head. That shows only

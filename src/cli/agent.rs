@@ -10,6 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::agent::{self, Deps, Reload};
+use crate::base::text::chain;
 use crate::client::{ClientError, Endpoint, channel, with_header};
 use crate::config::{Config, Loaded, Mistake, Mistakes, Place};
 use crate::policy;
@@ -20,7 +21,7 @@ use crate::sys::seccomp;
 use crate::telemetry;
 
 use super::args::{AgentCommand, ConfigArgs};
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
 use super::output::{Text, Tone};
 use super::{Context, config, sockets, within};
 

@@ -5,10 +5,11 @@ use time::format_description::well_known::Rfc3339;
 use tonic::Streaming;
 
 use crate::audit::{self, Link};
+use crate::base::text::chain;
 use crate::proto::admin::{AuditRecords, QueryAuditRequest, TailRequest, VerifyAuditRequest};
 
 use super::args::{AuditCommand, Moment, QueryArgs, VerifyAuditArgs};
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
 use super::output::{Text, Tone};
 use super::{Admin, Context};
 

@@ -12,13 +12,14 @@ use time::format_description::well_known::Rfc3339;
 
 use super::Context;
 use super::args::BackupArgs;
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
 use crate::api::admin::{About, piece};
 use crate::authority::keys::KeyStore;
 use crate::base::archive::{Archive, Sealer};
 use crate::base::durable;
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
+use crate::base::text::chain;
 use crate::proto::admin::{BackupRequest, BackupSealing};
 use crate::sys::harden::Hardening;
 

@@ -6,13 +6,14 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::base::durable;
+use crate::base::text::chain;
 use crate::bundle::Bundle;
 use crate::bundle::oidc::{self, IssuerUrl};
 use crate::id::TrustDomain;
 use crate::proto::admin::{BundleView, DeleteBundleRequest, SetBundleRequest, ShowBundlesRequest};
 
 use super::args::{BundleCommand, BundleFormat};
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
 use super::{Admin, Context};
 
 /// The modes of what is published.

@@ -6,6 +6,7 @@ use std::io;
 use tonic::{Code, Status};
 
 use crate::base::durable::DurableError;
+use crate::base::text::chain;
 use crate::client::{ClientError, Endpoint};
 use crate::config::Mistakes;
 use crate::proto::{APPROVAL_METADATA, DENIAL_METADATA, SESSION_END_METADATA};
@@ -165,17 +166,6 @@ impl Failure {
 
 fn innermost(error: &(dyn Error + 'static)) -> String {
     error.source().map_or_else(|| error.to_string(), innermost)
-}
-
-/// An error with all its causes on one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 impl From<ClientError> for Failure {

@@ -13,6 +13,7 @@ use crate::base::backoff::Backoff;
 use crate::base::durable;
 use crate::base::entropy::Entropy;
 use crate::base::secret::Secret;
+use crate::base::text::chain;
 use crate::bundle::Bundle;
 use crate::client::{ClientError, JwtSvid, Watch, WorkloadApi, X509Bundles, X509Context, X509Svid};
 use crate::id::{SpiffeId, TrustDomain};
@@ -21,7 +22,7 @@ use crate::wit::WitAuthorities;
 use crate::x509::{Crl, KeyError, X509Authorities};
 
 use super::args::{Delivery, FetchCommand};
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
 use super::output::{relative, time};
 use super::{Context, within};
 

@@ -11,7 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
 use super::args::{LogArgs, LogFormatName, ProxyCommand};
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
+use crate::base::text::chain;
 use crate::telemetry;
 
 pub(super) fn run(command: ProxyCommand, context: &mut Context) -> Result<(), Failure> {

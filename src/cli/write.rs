@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::args::WriteArgs;
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
 use super::output::time;
 use super::{Context, sockets, within};
 use crate::base::drain;
 use crate::base::entropy::Entropy;
+use crate::base::text::chain;
 use crate::client::export::Exports;
 use crate::files::{self, Draft, JwtDraft, Keeper, Layout, Notice, Output, WriteError};
 

@@ -41,7 +41,8 @@ impl Config {
         LONGEST_JWT.max(self.svid.jwt_ttl).min(self.authority.jwt_key_ttl / 2)
     }
 
-    /// How authorities of the node with this id are made; `None` when kind "disk" has no files, which [`super::Source::load`] refuses.
+    /// How authorities of the node with this id are made; `None` when kind "disk" has no files, which
+    /// [`super::Source::load`] refuses.
     pub fn authority(&self, node: &str) -> Option<authority::Config> {
         let section = &self.authority;
         let source = match section.kind {

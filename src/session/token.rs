@@ -124,7 +124,8 @@ pub(super) enum For {
 }
 
 impl Sessions {
-    /// Mints a token of a session the caller, or whom it asks for, is a member of. An empty `id` stands for the one session it is in.
+    /// Mints a token of a session the caller, or whom it asks for, is a member of. An empty `id` stands for the one
+    /// session it is in.
     ///
     /// # Errors
     /// [`SessionError`]; a budget that is spent ends the session.

@@ -5,10 +5,11 @@
 //! processor's interfaces they are made. It cannot be undone, and gaining privileges by a program's mode bits is over as well
 //! (`PR_SET_NO_NEW_PRIVS`).
 //!
-//! Does not: keep `/proc/PID/mem` of others from being written, which looks like any other file here: the kernel asks for more
-//! capabilities than the unit gives, and lets root do it. Nor does it keep files and ports from it. Landlock would, but a process in a Landlock domain can look at no process outside
-//! of it (`/proc/PID/exe` and its neighbours, whatever its capabilities), which is what an agent is there for; see
-//! [`super::landlock`]. For an agent that is the unit's part.
+//! Does not: keep `/proc/PID/mem` of others from being written, which looks like any other file here: the kernel asks
+//! for more capabilities than the unit gives, and lets root do it. Nor does it keep files and ports from it. Landlock
+//! would, but a process in a Landlock domain can look at no process outside of it (`/proc/PID/exe` and its neighbours,
+//! whatever its capabilities), which is what an agent is there for; see [`super::landlock`]. For an agent that is the
+//! unit's part.
 
 use std::collections::BTreeMap;
 

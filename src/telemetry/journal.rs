@@ -160,7 +160,6 @@ fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
 
 #[cfg(test)]
 mod tests {
-
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;

@@ -1,8 +1,9 @@
 //! The revocation lists of this node: one for each of its CAs, made from what the ledger says is revoked.
 //!
 //! Promises: [`Crls::current`] has every serial that was revoked before it was called; lists are signed once for each
-//! change, however many ask, and what could not be signed is tried again after a second at the earliest; the number of a list is greater than that of every
-//! list before it, over restarts and clocks that are set back too (RFC 5280, section 5.2.3).
+//! change, however many ask, and what could not be signed is tried again after a second at the earliest; the number of
+//! a list is greater than that of every list before it, over restarts and clocks that are set back too (RFC 5280,
+//! section 5.2.3).
 //!
 //! Beside them stand the lists that other nodes of the trust domain handed over, for as long as each is good for.
 //!

@@ -24,6 +24,7 @@ use super::reach::{Reaching, RpcVerdict, is_of};
 use super::tls::Tls;
 use super::{Agreed, Asker, Call, Decided, InSession, Inactive, Verified, Verifier, call};
 use crate::base::clock::Clock;
+use crate::base::text::chain;
 use crate::id::{SpiffeId, TrustDomain};
 use crate::issue::LEEWAY;
 use crate::jwt::{Jwk, Jws};
@@ -242,17 +243,6 @@ impl Good {
     fn find(&self, wit: &str) -> Option<(Known, OffsetDateTime)> {
         self.answers.get(&BodyDigest::of(wit.as_bytes()).encoded()).cloned()
     }
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// The keys for WITs in a JWK set; `None` when it is none, or has too many.

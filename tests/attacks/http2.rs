@@ -1,5 +1,5 @@
-//! The least HTTP/2 that makes one call, an X.509-SVID of a Workload API if nothing else is wanted, byte by byte, so that an attacker can choose who sends
-//! which byte and when.
+//! The least HTTP/2 that makes one call, an X.509-SVID of a Workload API if nothing else is wanted, byte by byte, so
+//! that an attacker can choose who sends which byte and when.
 
 use std::io::{self, Read};
 

@@ -1,6 +1,6 @@
 //! What attacks on held keys must succeed against: a key service that signs whatever it is given, for everybody who
-//! knows the handle of a key or the id of a session, and in the name of whichever process is named by number; and a verifier that believes
-//! what is signed. Who connects is asked of `SO_PEERCRED`, and nothing comes of it.
+//! knows the handle of a key or the id of a session, and in the name of whichever process is named by number; and a
+//! verifier that believes what is signed. Who connects is asked of `SO_PEERCRED`, and nothing comes of it.
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener;

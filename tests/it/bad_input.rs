@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use tether::agent::{self, Deps};
-use tether::api::status::chain;
 use tether::audit::Event;
+use tether::base::text::chain;
 use tether::config::{Config, OnAuditFailure};
 use tether::proto::admin::{CreateEntryRequest, GetEntryRequest, StatusRequest};
 use tether::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;

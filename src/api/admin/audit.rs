@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use super::{Admin, Role};
 use crate::api::status;
 use crate::audit::{self, Audit, AuditError, Cursor, Event, Filter, Follow, Link, Part, Picker, Report};
+use crate::base::text::chain;
 use crate::proto::admin as wire;
 
 /// So many records from before are sent at most.
@@ -151,7 +152,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AuditError> + Send + 'static,
 ) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await.map_err(|_| Status::unavailable("the agent is stopping"))?;
-    done.map_err(|error| Status::internal(status::chain(&error)))
+    done.map_err(|error| Status::internal(chain(&error)))
 }
 
 fn filter(request: wire::QueryAuditRequest) -> Result<Filter, Status> {

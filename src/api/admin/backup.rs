@@ -16,6 +16,7 @@ use super::{Admin, administrator, rfc3339};
 use crate::api::status;
 use crate::base::archive::{Archive, Sealer};
 use crate::base::secret::Secret;
+use crate::base::text::chain;
 use crate::proto::admin as wire;
 
 /// How much is sent at once.
@@ -77,7 +78,7 @@ impl Admin {
         let ledger = self.parts.issuer.ledger.clone();
         let ledger = tokio::task::spawn_blocking(move || ledger.snapshot()).await;
         let ledger = ledger.map_err(|_| Status::unavailable("the agent is stopping"))?;
-        let ledger = ledger.map_err(|error| Status::unavailable(status::chain(&error)))?;
+        let ledger = ledger.map_err(|error| Status::unavailable(chain(&error)))?;
 
         let known = self.parts.status.status();
         let known = |name: &str| known[name].as_str().unwrap_or_default().to_owned();

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::{Admin, Role, one_line, rfc3339};
 use crate::api::status;
 use crate::audit::Event;
+use crate::base::text::chain;
 use crate::id::SpiffeId;
 use crate::ledger::{Credential, Kind, Reason, Standing};
 use crate::proto::admin as wire;
@@ -303,7 +304,7 @@ impl wire::credentials_server::Credentials for Admin {
         let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         self.audit(&peer, "credential.revoke", format!("{}{why}", wanted.written));
         let ended = self.parts.issuer.ledger.revoke(stands, Reason::Operator).await;
-        let ended = ended.map_err(|error| Status::unavailable(status::chain(&error)))?;
+        let ended = ended.map_err(|error| Status::unavailable(chain(&error)))?;
         if !ended.is_empty() {
             self.parts.issuer.audit.record(Event::CredentialsEnded {
                 what: wanted.written,

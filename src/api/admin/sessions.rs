@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 use super::{Admin, Role, one_line};
 use crate::api::sessions::view;
 use crate::api::status;
+use crate::base::text::chain;
 use crate::proto::admin as wire;
 use crate::session::{EndReason, Session, SessionDocument, State};
 
@@ -133,5 +134,5 @@ fn none() -> Status {
 /// The document of a session.
 pub(super) fn json(session: &Session) -> Result<String, Status> {
     let view = view(session);
-    serde_json::to_string(&SessionDocument::from(&view)).map_err(|error| Status::internal(status::chain(&error)))
+    serde_json::to_string(&SessionDocument::from(&view)).map_err(|error| Status::internal(chain(&error)))
 }

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::args::{CustodyName, InboundArgs};
-use super::super::failure::{Exit, Failure, chain};
+use super::super::failure::{Exit, Failure};
 use super::super::{Context, Host, sockets};
 use super::{announce, serve, told_to_end};
+use crate::base::text::chain;
 use crate::client::Endpoint;
 use crate::client::tls::Custody;
 use crate::proxy::inbound::{self, Demands, Inbound};

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::super::args::{ActAsName, OutboundArgs, ProofName};
-use super::super::failure::{Exit, Failure, chain};
+use super::super::failure::{Exit, Failure};
 use super::super::{Context, sockets};
 use super::{announce, serve, told_to_end};
+use crate::base::text::chain;
 use crate::proxy::Limits;
 use crate::proxy::outbound::{self, ActAs, Credential, Peer, Settings};
 

@@ -292,7 +292,8 @@ pub async fn build(settings: Inbound) -> Result<Bound, StartError> {
 }
 
 impl Bound {
-    /// Serves until `shutdown` completes, on a runtime with several threads. Then nothing new begins, and what is open has [`Limits::drain`] to finish.
+    /// Serves until `shutdown` completes, on a runtime with several threads. Then nothing new begins, and what is open
+    /// has [`Limits::drain`] to finish.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { listener, http, readiness, shared, .. } = self;
         let (trigger, watcher) = drain::channel();

@@ -1,5 +1,5 @@
-//! The entries directory is watched: real files and the real kernel. Every wait is for something to happen; what must not happen is shown by what comes
-//! after it.
+//! The entries directory is watched: real files and the real kernel. Every wait is for something to happen; what must
+//! not happen is shown by what comes after it.
 
 use std::fs;
 use std::io::Write;
