@@ -32,7 +32,7 @@ use crate::base::text::chain;
 use crate::bond::{End, Hold, LINGER, Tie, Unheld};
 use crate::id::SpiffeId;
 use crate::issue::{Issuer, Refusal};
-use crate::ledger::{Credential, LedgerError, NewTies, Reason, Standing};
+use crate::ledger::{Credential, LedgerError, NewTies, Reason};
 use crate::peer::{InstanceId, Instances};
 use crate::policy::{Action, AgentFacts, IssueFacts};
 use crate::registry::Index;
@@ -355,9 +355,7 @@ async fn revoke_by_policy(issuer: &Arc<Issuer>, now: &Judged) -> Result<(), Ledg
             let (kind, audience, binding) = (credential.kind.as_str(), &*credential.audience, credential.binding);
             judging.policy.may_issue(agent, IssueFacts { kind, audience, binding }, at).is_ok()
         };
-        let outside_sessions = |credential: &Credential| {
-            credential.standing == Standing::Stands && !matches!(credential.tie, Tie::Session(_))
-        };
+        let outside_sessions = |credential: &Credential| !matches!(credential.tie, Tie::Session(_));
         let standing = judging.ledger.credentials(outside_sessions);
         standing.into_iter().filter(|credential| !permitted(credential)).map(|credential| credential.id).collect()
     })

@@ -134,13 +134,18 @@ impl Clock {
 
     /// What it knows of itself now.
     pub fn memory(&self) -> Memory {
-        self.1.look(self.0.hands())
+        self.1.look(|| self.0.hands())
     }
 
     /// Tells a clock that has just begun what was known of it before: as far as it is ahead of that, it may have been set
     /// meanwhile.
     pub fn remember(&self, before: Memory) {
         self.1.remember(before);
+    }
+
+    /// How often it was seen to be set, by who keeps watch and whoever asked.
+    pub fn sets(&self) -> u64 {
+        *self.1.sets.borrow()
     }
 
     /// Looks at the clock every [`LOOK`], for ever: nothing else tells sleepers that it was set.
@@ -221,6 +226,11 @@ impl Source {
 }
 
 impl Memory {
+    /// See [`Clock::now`].
+    pub fn now(self) -> OffsetDateTime {
+        self.wall
+    }
+
     /// See [`Clock::surely`].
     pub fn surely(self) -> OffsetDateTime {
         self.wall - self.doubt.ahead()
@@ -240,9 +250,11 @@ impl Watched {
         last.doubt.set(set_by);
     }
 
-    /// Takes note of where the clock stands.
-    fn look(&self, now: Hands) -> Memory {
+    /// Takes note of where the clock stands. It is read in turn: whoever had read it and was then held up would take a
+    /// later look of somebody else's for one from the future.
+    fn look(&self, hands: impl FnOnce() -> Hands) -> Memory {
         let mut last = self.last();
+        let now = hands();
         let passed = now.passed.saturating_sub(last.seen.passed);
         let set_by = (now.wall - last.seen.wall) - passed;
         let was_set = set_by.unsigned_abs() > ADJUSTED;
@@ -277,7 +289,7 @@ impl ManualClock {
     /// Sets the clock, backwards too, as somebody would who keeps watch.
     pub fn set(&self, to: OffsetDateTime) {
         self.hands.send_modify(|hands| hands.wall = to);
-        self.watched.look(*self.hands.borrow());
+        self.watched.look(|| *self.hands.borrow());
     }
 
     /// Where the clock stands.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Key, Kind, Reason};
+use crate::base::clock::Memory;
 use crate::bond::Tie;
 use crate::peer::InstanceId;
 use crate::registry::Bind;
@@ -16,6 +17,22 @@ use crate::registry::Bind;
 const GRACE: i64 = 120;
 /// Rows are dropped together with those that end in the same so many seconds.
 const BUCKET: i64 = 30;
+
+/// When it is, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Time {
+    pub(super) now: i64,
+    /// What ended before this is over even if the clock is set back ([`Clock::surely`]).
+    ///
+    /// [`Clock::surely`]: crate::base::clock::Clock::surely
+    pub(super) surely: i64,
+}
+
+impl From<Memory> for Time {
+    fn from(clock: Memory) -> Self {
+        Self { now: clock.now().unix_timestamp(), surely: clock.surely().unix_timestamp() }
+    }
+}
 
 /// What a credential was issued by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,9 +72,23 @@ pub(super) struct Row {
     /// In which file it is.
     #[serde(skip)]
     pub(super) file: u64,
+    /// It is over by the clock, which may be wrong.
+    #[serde(skip)]
+    pub(super) is_doubtful: bool,
 }
 
 impl Row {
+    /// Whether it is beyond its time, and may be forgotten. A certificate only for sure: one that was revoked belongs on the
+    /// list again if the clock is set back. What is not in the ledger does not stand, which is enough for all others.
+    pub(super) fn is_over(&self, time: Time) -> bool {
+        self.not_after + GRACE < if self.is_certificate() { time.surely } else { time.now }
+    }
+
+    /// Whether it counts as one of its user's certificates.
+    fn is_counted_certificate(&self) -> bool {
+        self.is_certificate() && !self.is_doubtful
+    }
+
     /// Whether it can come to stand on a CRL.
     fn is_certificate(&self) -> bool {
         self.kind == Kind::X509
@@ -171,7 +202,7 @@ impl<T: Eq + Hash> Table<T> {
 pub(super) struct Share {
     /// Rows.
     pub(super) all: usize,
-    /// Those that can come to stand on a CRL.
+    /// Those that can come to stand on a CRL, and have not expired.
     pub(super) certificates: usize,
 }
 
@@ -186,6 +217,8 @@ pub(super) struct Index {
     pub(super) words: Table<Vec<String>>,
     by_uid: HashMap<u32, Share>,
     by_end: BTreeMap<i64, Vec<Key>>,
+    /// Those of certificates that are over by a clock which may be wrong.
+    doubtful: BTreeMap<i64, Vec<Key>>,
     /// Ended certificates, for CRLs.
     revoked: HashSet<Key>,
 }
@@ -207,11 +240,6 @@ impl Index {
         self.rows.iter()
     }
 
-    /// Whether a row is beyond its time.
-    pub(super) fn is_over(row: &Row, now: i64) -> bool {
-        row.not_after + GRACE < now
-    }
-
     /// Puts a row in, or in the place of the same one from an older file.
     pub(super) fn insert(&mut self, key: Key, mut row: Row) {
         if let Some(former) = self.rows.get(&key) {
@@ -226,7 +254,7 @@ impl Index {
         self.authorities.link(row.authority);
         let share = self.by_uid.entry(row.uid).or_default();
         share.all += 1;
-        share.certificates += usize::from(row.is_certificate());
+        share.certificates += usize::from(row.is_counted_certificate());
         self.words.link(row.audience);
         if let Some(delegate) = row.delegate {
             self.words.link(delegate);
@@ -257,7 +285,7 @@ impl Index {
         self.authorities.release(row.authority);
         if let Some(share) = self.by_uid.get_mut(&row.uid) {
             share.all = share.all.saturating_sub(1);
-            share.certificates = share.certificates.saturating_sub(usize::from(row.is_certificate()));
+            share.certificates = share.certificates.saturating_sub(usize::from(row.is_counted_certificate()));
             if share.all == 0 {
                 self.by_uid.remove(&row.uid);
             }
@@ -269,22 +297,39 @@ impl Index {
     }
 
     /// Drops the rows whose time is over, and tells `dropped` the file of each.
-    pub(super) fn expire(&mut self, now: i64, mut dropped: impl FnMut(u64)) {
-        while let Some(bucket) = self.by_end.first_entry() {
-            if (bucket.key() + 1) * BUCKET > now {
-                return;
-            }
-            for key in bucket.remove() {
+    pub(super) fn expire(&mut self, time: Time, mut dropped: impl FnMut(u64)) {
+        while let Some((end, keys)) = first_before(&mut self.by_end, time.now) {
+            for key in keys {
                 // A row that was put in twice is in two buckets, or was dropped with the first.
-                if self.rows.get(&key).is_some_and(|row| Self::is_over(row, now))
-                    && let Some(row) = self.rows.remove(&key)
-                {
-                    self.unlink(&row);
-                    self.revoked.remove(&key);
-                    dropped(row.file);
+                match self.rows.get(&key).map(|row| row.is_over(time)) {
+                    None => {}
+                    Some(true) => self.drop_row(&key, &mut dropped),
+                    Some(false) => self.doubt(key, end, time.now),
                 }
             }
         }
+        while let Some((_, keys)) = first_before(&mut self.doubtful, time.surely) {
+            keys.iter().for_each(|key| self.drop_row(key, &mut dropped));
+        }
+    }
+
+    fn drop_row(&mut self, key: &Key, dropped: &mut impl FnMut(u64)) {
+        if let Some(row) = self.rows.remove(key) {
+            self.unlink(&row);
+            self.revoked.remove(key);
+            dropped(row.file);
+        }
+    }
+
+    /// A certificate is over by the clock: it takes nothing of its user's share any more, and is kept.
+    fn doubt(&mut self, key: Key, end: i64, now: i64) {
+        let over = |row: &&mut Row| row.is_counted_certificate() && row.not_after + GRACE < now;
+        let Some(row) = self.rows.get_mut(&key).filter(over) else { return };
+        row.is_doubtful = true;
+        if let Some(share) = self.by_uid.get_mut(&row.uid) {
+            share.certificates = share.certificates.saturating_sub(1);
+        }
+        self.doubtful.entry(end).or_default().push(key);
     }
 
     /// Ends a credential; whether it stood, and whether that belongs on a CRL.
@@ -326,4 +371,10 @@ impl Index {
         let stands = |key: &Key| self.rows.get(key).is_some_and(|row| row.ended.is_none());
         items.filter(|item| item.keys.iter().any(stands)).map(|item| (*item.value).clone()).collect()
     }
+}
+
+/// Takes the first bucket out, if its time is over.
+fn first_before(buckets: &mut BTreeMap<i64, Vec<Key>>, now: i64) -> Option<(i64, Vec<Key>)> {
+    let first = buckets.first_entry()?;
+    ((first.key() + 1) * BUCKET <= now).then(|| first.remove_entry())
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::index::{Index, Row};
+use super::index::{Index, Row, Time};
 use super::record::{Record, VERSION};
 use super::repair::{self, Damage, Head};
 use super::{Key, LedgerError, Reason};
@@ -23,6 +23,8 @@ const FILE_BYTES: u64 = 1024 * 1024;
 const SLACK_BYTES: u64 = 8 * FILE_BYTES;
 /// How many rows of the oldest file one record carries over at most: nobody waits for a whole file.
 const CARRIED_AT_ONCE: usize = 64;
+/// How many ends one record has at most: files stay readable, and one that was not written whole looks like no other.
+const ENDED_AT_ONCE: usize = 1024;
 /// No file is larger, by far.
 pub(super) const MAX_FILE: u64 = 64 * FILE_BYTES;
 const SUFFIX: &str = ".log";
@@ -41,6 +43,8 @@ pub(super) struct Log {
     /// The rows that were written to each file, the newest file's last.
     files: VecDeque<File>,
     unsynced: Vec<Syncer>,
+    /// How many syncs have begun.
+    syncs: u64,
     buffer: Vec<u8>,
     /// What is left to look at in the oldest file, while its rows are carried over.
     carrying: Vec<Key>,
@@ -50,7 +54,10 @@ pub(super) struct Log {
 #[derive(Debug)]
 pub(super) struct Unsynced {
     pub(super) files: Vec<Syncer>,
-    pub(super) dead: Vec<PathBuf>,
+    /// By number.
+    pub(super) dead: Vec<u64>,
+    /// The turn of this sync: of two the later may be done first.
+    pub(super) turn: u64,
     /// What is there and on disk after the sync: the numbers and lengths of the files.
     pub(super) through: Vec<(u64, u64)>,
 }
@@ -91,7 +98,7 @@ impl Log {
         clock: &Clock,
         index: &mut Index,
     ) -> Result<Opened, LedgerError> {
-        let (now, surely) = (clock.now().unix_timestamp(), clock.surely().unix_timestamp());
+        let time = Time::from(clock.memory());
         durable::private_dir(dir)?;
         let head = Head::read(dir, node);
         let mut numbers = numbers(dir)?;
@@ -101,7 +108,7 @@ impl Log {
         for number in &numbers {
             let bytes = durable::read(&path(dir, *number), MAX_FILE)?;
             let head = head.as_ref();
-            let mut reader = Reader { index, node, boot, surely, file: *number, head, keys: Vec::new(), whole: 0 };
+            let mut reader = Reader { index, node, boot, time, file: *number, head, keys: Vec::new(), whole: 0 };
             let found = reader.read(&bytes, || path(dir, *number))?;
             let (keys, whole) = (reader.keys, reader.whole);
             files.push_back(File { number: *number, bytes: bytes.len() as u64, keys, living: 0 });
@@ -136,6 +143,7 @@ impl Log {
             node: node.to_owned(),
             boot,
             unsynced: vec![file.syncer()],
+            syncs: 0,
             file,
             number,
             declared: Declared::default(),
@@ -144,7 +152,7 @@ impl Log {
             carrying: Vec::new(),
         };
         if !damage.is_empty() {
-            let repaired = Some(log.start_over(index, &damage, now)?);
+            let repaired = Some(log.start_over(index, &damage, time.now)?);
             return Ok(Opened { log, rebooted: Vec::new(), repaired });
         }
         let of_other_boot =
@@ -204,11 +212,14 @@ impl Log {
         }
     }
 
-    /// Writes that credentials ended.
-    pub(super) fn ended(&mut self, keys: Vec<Key>, reason: Reason, at: i64) -> Result<(), LedgerError> {
-        self.roll_when_full()?;
-        Record::Ended { keys, reason, at }.write(&mut self.buffer);
-        self.append()
+    /// Writes that credentials ended. Of many, an error leaves some of them ended for the next start.
+    pub(super) fn ended(&mut self, keys: &[Key], reason: Reason, at: i64) -> Result<(), LedgerError> {
+        for some in keys.chunks(ENDED_AT_ONCE) {
+            self.roll_when_full()?;
+            Record::Ended { keys: some.to_vec(), reason, at }.write(&mut self.buffer);
+            self.append()?;
+        }
+        Ok(())
     }
 
     /// Writes that everything tied to this ended.
@@ -297,9 +308,10 @@ impl Log {
         self.unsynced.push(self.file.syncer());
         let mut dead = Vec::new();
         while self.files.len() > 1 && self.files.front().is_some_and(|file| file.living == 0) {
-            dead.extend(self.files.pop_front().map(|file| path(&self.dir, file.number)));
+            dead.extend(self.files.pop_front().map(|file| file.number));
         }
-        Unsynced { files, dead, through: self.extent() }
+        self.syncs += 1;
+        Unsynced { files, dead, turn: self.syncs, through: self.extent() }
     }
 
     /// The number of the newest file.
@@ -420,7 +432,7 @@ pub(super) fn set_aside(dir: &Path) -> Vec<PathBuf> {
     aside
 }
 
-fn path(dir: &Path, number: u64) -> PathBuf {
+pub(super) fn path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:010}{SUFFIX}"))
 }
 
@@ -439,7 +451,7 @@ struct Reader<'a> {
     index: &'a mut Index,
     node: &'a str,
     boot: BootId,
-    surely: i64,
+    time: Time,
     file: u64,
     head: Option<&'a Head>,
     keys: Vec<Key>,
@@ -525,7 +537,7 @@ impl Reader<'_> {
                     None => None,
                 };
                 row.file = self.file;
-                if Index::is_over(&row, self.surely) {
+                if row.is_over(self.time) {
                     return Some(());
                 }
                 self.index.insert(key, row);

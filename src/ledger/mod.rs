@@ -38,7 +38,7 @@ pub use self::credential::{Credential, Issued, Kind, Reason, RevokedCertificate,
 pub use self::error::LedgerError;
 use self::index::{Grant, Index, Row};
 pub use self::limits::Limits;
-use self::log::{Log, Opened, Unsynced};
+use self::log::{Log, Opened};
 use self::repair::{Head, Heading};
 pub use self::repair::{last_clock, mark_restored};
 use crate::base::clock::Clock;
@@ -132,7 +132,7 @@ impl Ledger {
             repaired,
         }));
         if !rebooted.is_empty() {
-            ledger.lock().log.ended(rebooted.clone(), Reason::Rebooted, now)?;
+            ledger.lock().log.ended(&rebooted, Reason::Rebooted, now)?;
             ledger.end(&mut ledger.lock(), &rebooted, Reason::Rebooted, now);
         }
         let standing = ledger.lock().index.standing_ties();
@@ -165,8 +165,7 @@ impl Ledger {
         let key = self.key(issued.id).ok_or_else(|| LedgerError::Id(issued.id.to_owned()))?;
         let mut state = self.lock();
         let State { index, log, watched } = &mut *state;
-        // By no clock that may be set back: what was revoked must not come back with the time.
-        index.expire(self.0.clock.surely().unix_timestamp(), |file| log.row_left(file));
+        index.expire(self.0.clock.memory().into(), |file| log.row_left(file));
         self.0.limits.check(index, issued)?;
         let mut row = Row {
             kind: issued.kind,
@@ -193,6 +192,7 @@ impl Ledger {
             ending: None,
             last_asked: 0,
             file: 0,
+            is_doubtful: false,
         };
         if let Err(error) = log.issued(index, key, &mut row) {
             index.forget_unused();
@@ -218,7 +218,7 @@ impl Ledger {
         let now = self.now();
         let mut state = self.lock();
         self.end(&mut state, &[key], reason, now);
-        state.log.ended(vec![key], reason, now)
+        state.log.ended(&[key], reason, now)
     }
 
     /// Whether a credential stands.
@@ -280,11 +280,22 @@ impl Ledger {
     /// Shows every credential that has not ended by itself to `visit`, in no order: those that are there when it begins,
     /// each as it is when its turn comes.
     pub fn each(&self, visit: impl FnMut(Credential)) {
-        let now = self.now();
-        let show = |index: &Index, key: &Key, row: &Row| {
-            if row.not_after >= now { self.show(index, key, row) } else { None }
-        };
-        self.in_small_steps(show).for_each(visit);
+        self.since(self.now()).for_each(visit);
+    }
+
+    /// The same, and what has ended by itself only if the clock is right: for whoever ends credentials. What is passed over
+    /// stands again when the clock is set back.
+    pub fn each_in_doubt_too(&self, visit: impl FnMut(Credential)) {
+        self.since(self.0.clock.surely().unix_timestamp()).for_each(visit);
+    }
+
+    /// What had not ended by itself then.
+    fn since(&self, then: i64) -> impl Iterator<Item = Credential> {
+        self.in_small_steps(
+            move |index, key, row| {
+                if row.not_after >= then { self.show(index, key, row) } else { None }
+            },
+        )
     }
 
     /// What `pick` makes of every row, a few at a time: whoever issues meanwhile waits for no more than these.
@@ -300,11 +311,11 @@ impl Ledger {
         std::iter::from_fn(few).flatten()
     }
 
-    /// The credentials that `wanted` names, the newest first.
+    /// The standing credentials that `wanted` names, the newest first, as [`Self::each_in_doubt_too`] shows them.
     pub fn credentials(&self, wanted: impl Fn(&Credential) -> bool) -> Vec<Credential> {
         let mut found = Vec::new();
-        self.each(|credential| {
-            if wanted(&credential) {
+        self.each_in_doubt_too(|credential| {
+            if credential.standing == Standing::Stands && wanted(&credential) {
                 found.push(credential);
             }
         });
@@ -312,15 +323,14 @@ impl Ledger {
         found
     }
 
-    /// Ends the standing credentials that `wanted` names, and returns them. When this returns, that survives a loss of
+    /// Ends the [`Self::credentials`] that `wanted` names, and returns them. When this returns, that survives a loss of
     /// power; nobody sees it before.
     pub async fn revoke(
         &self,
         wanted: impl Fn(&Credential) -> bool,
         reason: Reason,
     ) -> Result<Vec<Credential>, LedgerError> {
-        let standing = |credential: &Credential| credential.standing == Standing::Stands && wanted(credential);
-        let found = self.credentials(standing);
+        let found = self.credentials(wanted);
         let keys: Vec<Key> = found.iter().filter_map(|credential| self.key(&credential.id)).collect();
         self.end_durably(keys, reason).await?;
         Ok(found)
@@ -456,7 +466,7 @@ impl Ledger {
         let now = self.now();
         {
             let mut state = self.lock();
-            state.log.ended(keys.clone(), reason, now)?;
+            state.log.ended(&keys, reason, now)?;
             for key in &keys {
                 if let Some(row) = state.index.get_mut(key) {
                     row.ending = Some((reason, now));
@@ -486,20 +496,16 @@ impl Ledger {
     }
 
     async fn sync_now(&self) -> Result<(), LedgerError> {
-        let Unsynced { files, dead, through } = self.lock().log.take_unsynced();
-        let (shared, memory) = (self.0.clone(), self.0.clock.memory());
+        let unsynced = self.lock().log.take_unsynced();
+        let (shared, clock) = (self.0.clone(), self.0.clock.memory());
         let sync = move || {
-            let synced = files.iter().try_for_each(Syncer::sync);
+            let synced = unsynced.files.iter().try_for_each(Syncer::sync);
             // Only now: what was carried over from them is on disk.
             let removed = synced.and_then(|()| {
-                shared.heading.lock().unwrap_or_else(PoisonError::into_inner).synced(
-                    through,
-                    memory,
-                    !dead.is_empty(),
-                )?;
-                dead.iter().try_for_each(|path| durable::remove(path))
+                shared.heading.lock().unwrap_or_else(PoisonError::into_inner).synced(&unsynced, clock)?;
+                unsynced.dead.iter().try_for_each(|number| durable::remove(&log::path(&shared.dir, *number)))
             });
-            (files, removed)
+            (unsynced.files, removed)
         };
         let (files, synced) = tokio::task::spawn_blocking(sync).await.map_err(|_| LedgerError::Stopping)?;
         if synced.is_err() {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::log::Unsynced;
 use super::{Ledger, LedgerError};
 use crate::base::clock::Memory;
 use crate::base::durable::{self, DurableError, Mark};
@@ -73,30 +74,28 @@ impl Head {
 pub(super) struct Heading {
     mark: Mark,
     head: Head,
+    /// The turn of the sync that the head speaks of.
+    turn: u64,
 }
 
 impl Heading {
     pub(super) fn begin(dir: &Path, head: Head) -> Result<Self, DurableError> {
         let mut mark = Mark::open(&path(dir))?;
         mark.set(&head.to_bytes())?;
-        Ok(Self { mark, head })
+        Ok(Self { mark, head, turn: 0 })
     }
 
-    /// So much is on disk. Where files are to be removed, that comes after they are no longer in the head.
-    pub(super) fn synced(
-        &mut self,
-        files: Vec<(u64, u64)>,
-        clock: Memory,
-        before_removing: bool,
-    ) -> Result<(), DurableError> {
-        // Of two syncs the later may be the first to say so.
-        if !before_removing && files.last() <= self.head.files.last() {
-            return Ok(());
+    /// What a sync has put on disk. Its dead files are removed after this, when they are no longer in the head.
+    pub(super) fn synced(&mut self, sync: &Unsynced, clock: Memory) -> Result<(), DurableError> {
+        if sync.turn > self.turn {
+            self.turn = sync.turn;
+            self.head.files.clone_from(&sync.through);
+            self.head.clock = Some(clock);
+        } else {
+            self.head.files.retain(|(number, _)| !sync.dead.contains(number));
         }
-        self.head.files = files;
-        self.head.clock = Some(clock);
         self.mark.set(&self.head.to_bytes())?;
-        if before_removing { self.mark.sync() } else { Ok(()) }
+        if sync.dead.is_empty() { Ok(()) } else { self.mark.sync() }
     }
 }
 

@@ -374,7 +374,7 @@ async fn a_row_that_is_carried_over_while_its_end_is_being_synced_does_not_come_
     {
         let mut state = ledger.lock();
         let State { index, log, .. } = &mut *state;
-        log.ended(vec![key], Reason::Operator, 1_800_000_000).unwrap();
+        log.ended(&[key], Reason::Operator, 1_800_000_000).unwrap();
         index.get_mut(&key).unwrap().ending = Some((Reason::Operator, 1_800_000_000));
     }
     assert_eq!(ledger.standing(&token), Standing::Stands, "nobody sees it before it is synced");
@@ -425,6 +425,94 @@ async fn one_user_cannot_fill_the_ledger_for_the_others() {
     record(1003, 1001, false).expect("another user");
     desk.hand.advance(HOUR + Duration::from_secs(200));
     record(1004, 1000, false).expect("the others have expired");
+}
+
+#[tokio::test]
+async fn what_is_kept_only_because_the_clock_may_be_wrong_takes_nothing_of_a_users_share() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    desk.hand.set(desk.clock.now() + 60 * HOUR);
+    let minute = Duration::from_secs(60);
+    for number in 0..2 * 1000 {
+        for (kind, number) in [(Kind::X509, number), (Kind::Jwt, 10_000 + number)] {
+            let id = id(kind, number);
+            ledger.record(&desk.instance, &Tie::Node, &desk.issued(&id, kind, minute)).unwrap();
+        }
+        desk.hand.advance(Duration::from_secs(10));
+    }
+    let kept = ledger.size().0;
+    assert!((2000..2100).contains(&kept), "{kept}: all certificates, and no token that has expired");
+    desk.hand.advance(24 * HOUR);
+    desk.issue(&ledger, Kind::Jwt, 50_000, &Tie::Node);
+    assert_eq!(ledger.size().0, 1, "nobody set it back for a day");
+}
+
+#[tokio::test]
+async fn what_is_revoked_while_the_clock_is_ahead_is_revoked_when_it_is_right() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let (certificate, token) =
+        (desk.issue(&ledger, Kind::X509, 1, &Tie::Node), desk.issue(&ledger, Kind::Jwt, 2, &Tie::Node));
+    let start = desk.clock.now();
+    desk.hand.set(start + 2 * HOUR);
+    let mut shown = 0;
+    ledger.each(|_| shown += 1);
+    assert_eq!(shown, 0, "they have expired");
+    let ended_now = ledger.revoke(|credential| credential.entry == "billing", Reason::EntryGone).await.unwrap();
+    assert_eq!(ended_now.len(), 2);
+    desk.hand.set(start);
+    for ledger in [ledger, desk.open()] {
+        assert_eq!(ended(ledger.standing(&certificate)), Some(Reason::EntryGone));
+        assert_eq!(ledger.revoked("ca-1").len(), 1, "it is on the list");
+        assert_ne!(ledger.standing(&token), Standing::Stands);
+    }
+}
+
+#[tokio::test]
+async fn of_two_syncs_that_end_in_the_wrong_order_the_older_says_nothing_of_files_that_are_gone() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    let minute = Duration::from_secs(60);
+    let mut fill = (0_u32..).map(|number| {
+        let id = id(Kind::Jwt, number);
+        ledger.record(&desk.instance, &Tie::Node, &desk.issued(&id, Kind::Jwt, minute)).unwrap();
+    });
+    let mut next_file = || while desk.files().len() < 3 && fill.next().is_some() {};
+    next_file();
+    // Everything in the older files has expired with the next row, and what is synced first is what was taken last.
+    desk.hand.advance(HOUR);
+    desk.issue(&ledger, Kind::X509, 1, &Tie::Node);
+    let older = ledger.lock().log.take_unsynced();
+    desk.issue(&ledger, Kind::X509, 2, &Tie::Node);
+    let newer = ledger.lock().log.take_unsynced();
+    let mut heading = ledger.0.heading.lock().unwrap();
+    for sync in [newer, older] {
+        heading.synced(&sync, desk.clock.memory()).unwrap();
+        for number in sync.dead {
+            std::fs::remove_file(log::path(&desk.path(), number)).unwrap();
+        }
+    }
+    drop(heading);
+    drop(ledger);
+    assert_eq!(desk.open().repaired(), None);
+}
+
+#[tokio::test]
+async fn the_end_of_very_many_credentials_is_read_again() {
+    let desk = Desk::new();
+    let ledger = desk.open();
+    for number in 0..3000 {
+        desk.issue(&ledger, Kind::Jwt, number, &Tie::Node);
+    }
+    let before = std::fs::metadata(desk.files().pop().unwrap()).unwrap().len();
+    assert_eq!(ledger.revoke(|_| true, Reason::Operator).await.unwrap().len(), 3000);
+    drop(ledger);
+    let after = std::fs::read(desk.files().pop().unwrap()).unwrap();
+    let ends = &after[usize::try_from(before).unwrap()..];
+    let (first, _) = crate::base::frames::read(ends).unwrap();
+    assert!(first.len() < 20 * 1024, "{} bytes in one record", first.len());
+    let again = desk.open();
+    assert!((0..3000).all(|number| ended(again.standing(&id(Kind::Jwt, number))) == Some(Reason::Operator)));
 }
 
 #[test]

@@ -205,21 +205,35 @@ impl Newest {
     }
 }
 
+/// Which credentials are looked through.
+#[derive(Clone, Copy, Debug)]
+enum Among {
+    /// Those that have not expired.
+    Valid,
+    /// And those that have not if the clock is ahead: what is to be revoked must not be missed for that.
+    InDoubtToo,
+}
+
 impl Admin {
     /// The newest that `picks` picks. A large ledger takes a while, so not on the threads that answer workloads.
     async fn newest(
         &self,
+        among: Among,
         limit: usize,
         picks: impl Fn(&Credential) -> bool + Send + 'static,
     ) -> Result<Newest, Status> {
         let ledger = self.parts.issuer.ledger.clone();
         let search = tokio::task::spawn_blocking(move || {
             let mut newest = Newest::new(limit);
-            ledger.each(|credential| {
+            let add = |credential| {
                 if picks(&credential) {
                     newest.add(credential);
                 }
-            });
+            };
+            match among {
+                Among::Valid => ledger.each(add),
+                Among::InDoubtToo => ledger.each_in_doubt_too(add),
+            }
             newest
         });
         search.await.map_err(|_| Status::unavailable("the agent is stopping"))
@@ -261,7 +275,7 @@ impl wire::credentials_server::Credentials for Admin {
         };
         let picks =
             move |credential: &Credential| (all || credential.standing == Standing::Stands) && wanted.picks(credential);
-        let newest = self.newest(limit, picks).await?;
+        let newest = self.newest(Among::Valid, limit, picks).await?;
         let credentials = self.credential_views(newest.kept.into_values());
         Ok(Response::new(wire::ListCredentialsResponse { credentials, total: newest.total }))
     }
@@ -273,7 +287,7 @@ impl wire::credentials_server::Credentials for Admin {
         self.require(&request, Role::Viewer)?;
         let wanted = Wanted::by_id(&request.into_inner().id)?;
         let picks = wanted.clone();
-        let newest = self.newest(1, move |credential| picks.picks(credential)).await?;
+        let newest = self.newest(Among::Valid, 1, move |credential| picks.picks(credential)).await?;
         wanted.names_one(newest.total)?;
         let view = self.credential_views(newest.kept.into_values()).pop();
         view.map(Response::new).ok_or_else(|| Status::not_found("the credential has just expired"))
@@ -291,12 +305,12 @@ impl wire::credentials_server::Credentials for Admin {
         }
         one_line("reason", &reason)?;
         let picks = wanted.clone();
-        let there = self.newest(0, move |credential| picks.picks(credential)).await?.total;
+        let there = self.newest(Among::InDoubtToo, 0, move |credential| picks.picks(credential)).await?.total;
         wanted.names_one(there)?;
         let picks = wanted.clone();
         let stands = move |credential: &Credential| credential.standing == Standing::Stands && picks.picks(credential);
         if dry_run {
-            let newest = self.newest(MAX_NAMED, stands).await?;
+            let newest = self.newest(Among::InDoubtToo, MAX_NAMED, stands).await?;
             let (total, revoked) = (newest.total, self.credential_views(newest.kept.into_values()));
             let already_ended = there.saturating_sub(total);
             return Ok(Response::new(wire::RevokeCredentialsResponse { revoked, total, already_ended }));
