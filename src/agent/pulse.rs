@@ -1,15 +1,15 @@
 //! Whether the agent answers: what goes before `READY=1`, and what systemd's watchdog is fed by.
 //!
 //! A beat goes where an answer goes. It shows that tasks get their turn, that the locks of ledger, held keys and entries
-//! can be had, that the store answers, and that the workload socket accepts a caller and says the first bytes to it. An
-//! agent of which one of these hangs is not fed, and systemd starts it anew, which loses nothing.
+//! can be had, that the store answers, be it that the disk refuses, and that the workload socket accepts a caller and says
+//! the first bytes to it. An agent of which one of these hangs is not fed, and systemd starts it anew, which loses nothing.
 //!
 //! It does not go where callers can stand in line: the threads on which descriptors are searched and files are hashed
 //! are all busy when callers have enough to do for them, and an agent that is killed for that is killed by its callers.
 //! What may block has a thread of its own here.
 //!
-//! It does not show that something can be issued: a full disk, a bad policy or an expired authority are no better after
-//! a restart. `/readyz` and `tether status` tell of those. Nor does it show that callers find the socket: that it cannot
+//! It does not show that something can be issued: a disk that is full or was made read-only, a bad policy or an expired
+//! authority are no better after a restart, and the next agent could not even begin. `/readyz` and `tether status` tell of those. Nor does it show that callers find the socket: that it cannot
 //! be asked, as when it was removed or has more callers waiting than it holds, is no beat missed.
 
 use std::io;
@@ -27,7 +27,7 @@ use super::notify;
 use crate::base::drain;
 use crate::base::text::chain;
 use crate::issue::Issuer;
-use crate::store::{Space, Store, StoreError};
+use crate::store::{Space, Store};
 
 /// How often it beats where there is no watchdog: for the line in `systemctl status`.
 const SLOWLY: Duration = Duration::from_secs(30);
@@ -46,22 +46,20 @@ enum Silent {
     /// That thread is gone.
     #[error("the thread that looks at locks and store has ended")]
     Gone,
-    /// The store cannot be read.
-    #[error("the store cannot be read")]
-    Store(#[from] StoreError),
     /// A caller was let in and hung up on.
     #[error("the workload socket hangs up on its callers")]
     Socket(#[source] io::Error),
 }
 
 /// A look at what may be stuck. It blocks when it is.
-type Look = dyn Fn() -> Result<(), StoreError> + Send;
+type Look = dyn Fn() + Send;
 
 /// The look of an agent.
 pub(super) fn look(issuer: Arc<Issuer>, store: Store) -> Box<Look> {
     Box::new(move || {
-        let _ = (issuer.ledger.standing(""), issuer.held.len(), issuer.registry.borrow().generation());
-        store.read_blocking(Space::Node, super::build::NODE_ID)
+        let _ = (issuer.ledger.size(), issuer.held.len(), issuer.registry.borrow().generation());
+        // An error is an answer too.
+        let _ = store.read_blocking(Space::Node, super::build::NODE_ID);
     })
 }
 
@@ -134,7 +132,7 @@ async fn answers(looker: &Looker, workload: &Path) -> Result<(), Silent> {
 }
 
 /// A thread for what may block. It ends with this, unless it is stuck.
-struct Looker(SyncSender<oneshot::Sender<Result<(), StoreError>>>);
+struct Looker(SyncSender<oneshot::Sender<()>>);
 
 impl Looker {
     fn start(look: Box<Look>) -> io::Result<Self> {
@@ -143,7 +141,8 @@ impl Looker {
             for answer in asked {
                 // Whoever asked may have lost patience meanwhile.
                 if !answer.is_closed() {
-                    let _ = answer.send(look());
+                    look();
+                    let _ = answer.send(());
                 }
             }
         })?;
@@ -156,7 +155,7 @@ impl Looker {
             TrySendError::Full(_) => Silent::Stuck,
             TrySendError::Disconnected(_) => Silent::Gone,
         })?;
-        Ok(answered.await.map_err(|_| Silent::Gone)??)
+        answered.await.map_err(|_| Silent::Gone)
     }
 }
 
@@ -184,7 +183,7 @@ mod tests {
     #[test]
     fn it_beats_while_callers_keep_all_threads_for_long_work_busy() {
         with_a_full_pool(async |store, socket| {
-            let looker = Looker::start(Box::new(move || store.read_blocking(Space::Node, "any")));
+            let looker = Looker::start(Box::new(move || drop(store.read_blocking(Space::Node, "any"))));
             let looker = looker.expect("a thread");
             let listener = tokio::net::UnixListener::bind(&socket).expect("listening");
             let greeting = async {
@@ -207,7 +206,6 @@ mod tests {
         let looker = Looker::start(Box::new(move || {
             here.send(()).expect("the test waits");
             let _ = held.recv();
-            Ok(())
         }));
         let looker = looker.expect("a thread");
         assert!(matches!(within(Duration::ZERO, looker.look()).await, Err(Silent::Late(_))));
