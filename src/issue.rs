@@ -44,6 +44,7 @@ pub use self::export::{Choice, ExportState, ExportedX509};
 pub(crate) use self::held::Acting;
 pub use self::held::{Asking, HeldX509State, OnBehalfOf, ProofRequest, ProofScheme};
 pub use self::kept::{Document, InstanceSvid, Kept, KeyedWit};
+pub use self::tries::Missed;
 use self::tries::{MayPass, again};
 pub use self::unit::{UnitRefusal, UnitSvid, UnitToken};
 pub use self::validate::{Invalid, LooksAtSessions};
@@ -331,6 +332,8 @@ pub struct Issuer {
     pub clock: Clock,
     /// For jitter.
     pub entropy: Entropy,
+    /// A rotation that did not come.
+    pub missed_rotation: Missed,
 }
 
 impl Issuer {

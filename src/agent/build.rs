@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::ends::Ends;
 use crate::held::Held;
 use crate::http::{Introspection, Readiness};
-use crate::issue::Issuer;
+use crate::issue::{Issuer, Missed};
 use crate::ledger::{self, Ledger, LedgerError, NewTies};
 use crate::metrics::{self, Metrics};
 use crate::peer::{Instances, Limits, Listener, ListenerConfig};
@@ -135,6 +135,7 @@ pub(super) async fn build(config: Config, deps: Deps) -> Result<Bound, StartErro
         metrics: metrics.clone(),
         clock: deps.clock.clone(),
         entropy: deps.entropy.clone(),
+        missed_rotation: Missed::default(),
     });
 
     let (kept, not_kept) = super::kept::take_back(&issuer, &deps.inherited).await?;
