@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Interceptor;
@@ -17,12 +16,15 @@ use tower::{Layer, Service};
 use super::admin::{RoleSet, Roles};
 use super::status;
 use crate::audit::{Audit, Event};
+use crate::base::drain;
 use crate::base::quota::{Place, Quota};
 use crate::issue::caller;
 use crate::peer::PeerConn;
 
 /// A request that is not whole by then is never going to be.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one may still come in when the agent stops: the next agent waits for this one.
+const LAST_BYTES: Duration = Duration::from_millis(250);
 
 /// The service that Envoy calls, whose clients know nothing of a Workload Endpoint.
 const SECRETS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/";
@@ -112,15 +114,18 @@ pub(super) fn peer(extensions: &http::Extensions) -> Result<&PeerConn, Status> {
     extensions.get::<PeerConn>().ok_or_else(|| Status::internal("BUG: the caller is unknown"))
 }
 
-/// Ends a request that is not whole in time, so that nobody can hold memory with half-sent ones. Where a call has many
-/// request messages, that is each of them.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct DeadlineLayer;
+/// Ends a request that is not whole in time, so that nobody can hold memory with half-sent ones, or the agent when it stops.
+/// Where a call has many request messages, that is each of them.
+#[derive(Clone, Debug)]
+pub struct DeadlineLayer {
+    /// When the agent stops.
+    pub stop: drain::Watcher,
+}
 
 impl<S> Layer<S> for DeadlineLayer {
     type Service = DeadlineService<S>;
     fn layer(&self, inner: S) -> DeadlineService<S> {
-        DeadlineService { inner }
+        DeadlineService { inner, stop: self.stop.clone() }
     }
 }
 
@@ -128,6 +133,7 @@ impl<S> Layer<S> for DeadlineLayer {
 #[derive(Clone, Debug)]
 pub struct DeadlineService<S> {
     inner: S,
+    stop: drain::Watcher,
 }
 
 impl<S: Service<Request<Body>>> Service<Request<Body>> for DeadlineService<S> {
@@ -141,20 +147,33 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for DeadlineService<S> {
 
     fn call(&mut self, request: Request<Body>) -> S::Future {
         let messages = request.extensions().get::<OfSecrets>().map(|_| Messages::default());
-        let timely = |body| Body::new(Timely { body, deadline: Some(deadline()), messages });
-        self.inner.call(request.map(timely))
+        let (deadline, stop) = (Some(deadline(&self.stop)), self.stop.clone());
+        self.inner.call(request.map(|body| Body::new(Timely { body, deadline, stop, messages })))
     }
 }
 
-fn deadline() -> Pin<Box<Sleep>> {
-    Box::pin(tokio::time::sleep(REQUEST_DEADLINE))
+type Deadline = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn deadline(stop: &drain::Watcher) -> Deadline {
+    let mut stop = stop.clone();
+    Box::pin(async move {
+        let stopped = async {
+            stop.draining().await;
+            tokio::time::sleep(LAST_BYTES).await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep(REQUEST_DEADLINE) => {}
+            () = stopped => {}
+        }
+    })
 }
 
 /// A body that fails when it is still wanted at its deadline.
 struct Timely {
     body: Body,
     /// None between the messages of a call that has many.
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Deadline>,
+    stop: drain::Watcher,
     /// Where in its messages the body is, for such a call.
     messages: Option<Messages>,
 }
@@ -169,9 +188,9 @@ impl HttpBody for Timely {
             if let (Some(messages), Some(Ok(frame))) = (&mut this.messages, &frame) {
                 let ended = frame.data_ref().is_some_and(|data| messages.pass(data));
                 if ended {
-                    this.deadline = messages.is_inside_one().then(deadline);
+                    this.deadline = messages.is_inside_one().then(|| deadline(&this.stop));
                 } else if this.deadline.is_none() && messages.is_inside_one() {
-                    this.deadline = Some(deadline());
+                    this.deadline = Some(deadline(&this.stop));
                 }
             }
             return Poll::Ready(frame);

@@ -108,7 +108,7 @@ pub async fn workload(
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .layer(SecretsLayer)
         .layer(InterceptorLayer::new(gate))
-        .layer(DeadlineLayer)
+        .layer(DeadlineLayer { stop: stop.drain.clone() })
         .add_routes(routes);
     let served = server.serve_with_incoming_shutdown(accepted(listener, stop.clone()), begun(stop.drain));
     tokio::select! {
@@ -170,7 +170,7 @@ pub async fn admin(
         .max_concurrent_streams(limits.streams_per_connection)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .layer(gate)
-        .layer(DeadlineLayer)
+        .layer(DeadlineLayer { stop: stop.drain.clone() })
         .add_routes(routes);
     let served = server.serve_with_incoming_shutdown(accepted(listener, stop.clone()), begun(stop.drain)).await;
     served.map_err(|error| ("admin", error))

@@ -27,7 +27,7 @@ use tonic::Code;
 
 use crate::harness::{Header, TestAgent, channel, event, next, uid, within};
 use crate::program::{AgentProcess, NOBODY, Program, is_root};
-use crate::raw::{Raw, get};
+use crate::raw::{self, Raw, get};
 
 const LOCAL: &str = "127.0.0.1:0";
 const DOMAIN: &str = "spiffe://dev.tether.internal";
@@ -191,8 +191,13 @@ async fn clients_that_say_nothing_do_not_hold_up_the_stop() {
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
         client.read_exact(&mut [0; 9]).unwrap();
     }
+    // They begin a call and do not end it.
+    let mut calling = [Raw::greeted(agent.socket()).await, Raw::greeted(agent.socket()).await];
+    for client in &mut calling {
+        client.send(&raw::begun(1, "FetchJWTSVID")).await.unwrap();
+    }
     agent.stop().await;
-    drop((silent, speaking));
+    drop((silent, speaking, calling));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -355,11 +360,15 @@ async fn a_set_of_entries_is_applied_whole_or_not_at_all() {
 
 /// A root authority of some trust domain, in PEM: certificate and key.
 fn root(domain: &str) -> (String, String) {
+    root_of(domain, Duration::from_secs(90 * 86_400))
+}
+
+/// A root that lasts for so long, and its key.
+fn root_of(domain: &str, lifetime: Duration) -> (String, String) {
     let now = Clock::system().now();
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
     let pem = key.to_pem().unwrap().expose().clone();
-    let validity =
-        Validity { not_before: now - Duration::from_secs(3600), not_after: now + Duration::from_secs(90 * 86_400) };
+    let validity = Validity { not_before: now - Duration::from_secs(3600), not_after: now + lifetime };
     let domain = TrustDomain::parse(domain).unwrap();
     let root = self_signed_root(domain, key, validity, &Serial::from_random([7; 16])).unwrap();
     (root.certificate().to_pem(), pem)
@@ -439,6 +448,30 @@ async fn two_nodes_with_one_root_on_disk_trust_each_others_workloads() {
     let of_file = status["authorities"].as_array().unwrap().iter().find(|slot| slot["kind"] == "x509-disk").unwrap();
     let ends = X509Authorities::from_pem(domain, certificate.as_bytes()).unwrap().certificates()[0].not_after();
     assert_eq!(of_file["not_after"], ends.format(&time::format_description::well_known::Rfc3339).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_on_disk_that_has_ended_does_not_hold_up_calls_that_do_not_need_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = root_of("dev.tether.internal", Duration::from_secs(3 * 3600));
+    std::fs::write(dir.path().join("root.pem"), &certificate).unwrap();
+    std::fs::write(dir.path().join("root_key.pem"), key).unwrap();
+    std::fs::set_permissions(dir.path().join("root_key.pem"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let agent = on_disk(dir.path()).await;
+    let domain = TrustDomain::parse("dev.tether.internal").unwrap();
+    let ends = X509Authorities::from_pem(domain, certificate.as_bytes()).unwrap().certificates()[0].not_after();
+    agent.clock().set(ends + Duration::from_secs(60));
+    let mut client = agent.workload().await;
+    within(async { while client.fetch_jwtsvid(jwt_request()).await.is_err() {} }).await;
+    // The wait for a rotation that does not come, as often as this, would be longer than any patience.
+    within(async {
+        for _ in 0..40 {
+            client.fetch_jwtsvid(jwt_request()).await.unwrap();
+        }
+    })
+    .await;
+    let mut refused = client.fetch_x509svid(X509svidRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut refused).await.unwrap_err().code(), Code::Unavailable);
 }
 
 #[test]

@@ -109,6 +109,11 @@ impl Raw {
 
 /// A call of `rpc` with an empty message.
 pub fn call(stream: u32, rpc: &str) -> Vec<u8> {
+    [begun(stream, rpc), frame(DATA, END_STREAM, stream, &[0; 5])].concat()
+}
+
+/// A call of `rpc` of which no message is there yet.
+pub fn begun(stream: u32, rpc: &str) -> Vec<u8> {
     let path = format!("/SpiffeWorkloadAPI/{rpc}");
     let fields = [
         (":method", "POST"),
@@ -127,7 +132,7 @@ pub fn call(stream: u32, rpc: &str) -> Vec<u8> {
             block.extend_from_slice(text.as_bytes());
         }
     }
-    [frame(HEADERS, END_HEADERS, stream, &block), frame(DATA, END_STREAM, stream, &[0; 5])].concat()
+    frame(HEADERS, END_HEADERS, stream, &block)
 }
 
 /// Takes a call back.
