@@ -10,6 +10,7 @@
 //! because at each start there are the old table and the new one for a moment. systemd 254 and later tell how many they
 //! keep (`$FDSTORE`); of what it tells, too few are reported.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -166,7 +167,12 @@ pub(super) async fn wipe_revoked(held: Held, ledger: Ledger, mut drain: drain::W
     let mut revocations = ledger.revocations();
     loop {
         revocations.mark_unchanged();
-        held.wipe(|key| ledger.standing(key.id()) != Standing::Stands);
+        // Asked without holding up whoever signs: there may be very many.
+        let gone: HashSet<String> =
+            held.ids().into_iter().filter(|id| ledger.standing(id) != Standing::Stands).collect();
+        if !gone.is_empty() {
+            held.wipe(|key| gone.contains(key.id()));
+        }
         tokio::select! {
             () = drain.draining() => return,
             changed = revocations.changed() => if changed.is_err() { return },

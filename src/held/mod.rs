@@ -222,6 +222,11 @@ impl Held {
         self.len() == 0
     }
 
+    /// The ids of the credentials whose keys are held, those of sessions left out.
+    pub fn ids(&self) -> Vec<String> {
+        self.0.state().credentials.keys().cloned().collect()
+    }
+
     /// Wipes every key of which `doomed` holds, and says what they were for. When it returns no use of them begins.
     pub fn wipe(&self, doomed: impl Fn(&HeldCredential) -> bool) -> Vec<Arc<HeldCredential>> {
         let mut state = self.0.state();
