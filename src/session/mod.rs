@@ -353,10 +353,10 @@ impl Sessions {
         self.issuer().clock.now()
     }
 
-    /// Writes a session down as it is.
+    /// Writes a session down as it is. It is looked at in turn: of two who write, the later must not have the older state.
     fn write(&self, session: &Session) -> Result<(), SessionError> {
-        let stored = stored(session);
-        self.journal().session(stored).map_err(SessionError::Journal)
+        let mut journal = self.journal();
+        journal.session(stored(session)).map_err(SessionError::Journal)
     }
 }
 
