@@ -15,7 +15,7 @@ use crate::support::stats::{median, percentile};
 
 const AUDIENCE: &str = "bench";
 /// Longer than any of this takes.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// From the end of a process until its token is refused and its certificate is on the list that a new caller gets.
 pub fn process_exit(effort: Effort, report: Report) -> Result<()> {

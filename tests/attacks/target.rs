@@ -25,7 +25,7 @@ use crate::stage::Stage;
 /// Longer than anything takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a caller may take to answer the challenge; short, because some attacks end with it.
-const HALF_OPEN: Duration = Duration::from_secs(1);
+const HALF_OPEN: Duration = Duration::from_secs(3);
 
 /// Whom an attack is made on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

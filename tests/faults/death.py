@@ -96,6 +96,10 @@ def out_of_memory(work):
             # What the kernel can read again from files it takes back first, and that takes its time.
             status = pathlib.Path(f"/proc/{agent.pid()}/status").read_text()
             anonymous = int(re.search(r"RssAnon:\s+(\d+)", status).group(1)) << 10
+            # What it cannot put elsewhere it must have.
+            swap = memory / ("memory.swappiness" if first[0].exists() else "memory.swap.max")
+            with contextlib.suppress(FileNotFoundError):  # this kernel has none
+                swap.write_text("0")
             # Tight: what it reads from files goes and comes.
             limit.write_text(str(anonymous + (12 << 20)))
             load.gives(200)

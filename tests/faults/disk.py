@@ -135,9 +135,9 @@ def the_disk_of_the_state_becomes_read_only(work):
             load.gives(50)
             # The ledger is synced within 100 ms, the audit log within a second; so much later, for hosts that are busy.
             in_audit_log = list(load.given)
-            time.sleep(2)
+            time.sleep(3)
             in_ledger = list(load.given)
-            time.sleep(0.5)
+            time.sleep(2)
             sh("mount", "-o", "remount,abort", agent.state)
             failed = load.fails(20)
             check("ead-only" in failed.text or "Input/output" in failed.text, f"callers are not told why: {failed}")

@@ -322,7 +322,7 @@ def the_container_engine_hangs(work):
     above, group = root / "docker", root / "docker" / ("ab" * 32)
     made = not above.exists()
     above.mkdir(exist_ok=True)
-    group.mkdir()
+    group.mkdir(exist_ok=True)
     mute = Mute(socket_path)
     try:
         agent.start()

@@ -219,10 +219,15 @@ impl TestAgent {
         let registry = self.state().registry();
         let mut loads = registry.loads();
         loads.mark_unchanged();
-        let (path, hidden) = (self.config.entries_dir.join(name), self.config.entries_dir.join(format!(".{name}.new")));
-        std::fs::write(&hidden, toml).unwrap();
-        std::fs::rename(&hidden, &path).unwrap();
+        self.put(&self.config.entries_dir, name, toml);
         within(loads.changed()).await.unwrap();
+    }
+
+    /// Writes a file whole, with one event for whoever watches its directory: a hidden file in it would be another.
+    fn put(&self, dir: &std::path::Path, name: &str, content: &str) {
+        let made = self.dir.path().join("new");
+        std::fs::write(&made, content).unwrap();
+        std::fs::rename(made, dir.join(name)).unwrap();
     }
 
     /// Removes an entry file and waits until that is in force.
@@ -237,10 +242,7 @@ impl TestAgent {
     pub async fn write_policies(&self, name: &str, cedar: &str) {
         let mut loads = self.state().policies().loads();
         loads.mark_unchanged();
-        let dir = &self.config.policies_dir;
-        let hidden = dir.join(format!(".{name}.new"));
-        std::fs::write(&hidden, cedar).unwrap();
-        std::fs::rename(&hidden, dir.join(name)).unwrap();
+        self.put(&self.config.policies_dir, name, cedar);
         within(loads.changed()).await.unwrap();
     }
 

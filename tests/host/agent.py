@@ -152,7 +152,7 @@ def an_agent_that_keeps_crashing_does_not_lose_the_sockets(host):
     host.drop_in("crash", "[Service]\nExecStart=\nExecStart=/usr/bin/tether agent no-such-command\nRestartSec=50ms\n")
     host.run("systemctl", "restart", SERVICE)
     with host.in_background(*FETCH) as waits:
-        until("twenty crashes", lambda: int(host.show(SERVICE, "NRestarts")) >= 20)
+        until("twenty crashes", lambda: int(host.show(SERVICE, "NRestarts")) >= 20, patience=120)
         for unit in (SOCKET_UNIT, "tether-agent-admin.socket"):
             check(host.is_active(unit), f"{unit} is gone")
         check(waits.poll() is None, "who connected meanwhile was sent away")
@@ -172,7 +172,7 @@ def an_agent_that_hangs_is_killed_by_the_watchdog_and_clients_go_on(host):
         until("the end of what hangs", lambda: int(host.show(SERVICE, "NRestarts")) > restarts)
         until("the next agent", lambda: host.main_pid() not in (0, pid) and host.is_active(SERVICE))
         # What it hung for counts too.
-        calls.went_on(within=2 + 5)
+        calls.went_on(within=2 + 13)
     check("watchdog" in host.journal(SERVICE, 2000).lower(), "the log does not say why")
     host.no_drop_in("watchdog")
     host.out("systemctl", "restart", SERVICE)

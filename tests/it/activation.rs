@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -280,9 +281,13 @@ fn an_agent_whose_threads_hang_is_not_fed_while_the_process_still_runs() {
     // by a lock that nobody lets go of.
     let threads = std::fs::read_dir(format!("/proc/{}/task", agent.id())).unwrap();
     let threads = threads.map(|thread| thread.unwrap().file_name().to_str().unwrap().parse().unwrap());
-    let workers: Vec<i32> = threads.filter(|thread| *thread != agent.id().cast_signed()).collect();
+    let mut workers: Vec<i32> = threads.filter(|thread| *thread != agent.id().cast_signed()).collect();
+    // One that had nothing left to do may have ended since.
+    workers.retain(|worker| match ptrace::seize(Pid::from_raw(*worker), ptrace::Options::empty()) {
+        Err(Errno::ESRCH) => false,
+        seized => seized.map(|()| true).unwrap(),
+    });
     for worker in &workers {
-        ptrace::seize(Pid::from_raw(*worker), ptrace::Options::empty()).unwrap();
         ptrace::interrupt(Pid::from_raw(*worker)).unwrap();
         waitpid(Pid::from_raw(*worker), Some(WaitPidFlag::__WALL)).unwrap();
     }

@@ -22,7 +22,7 @@ use crate::raw::{Raw, call, get, reset};
 
 const LOCAL: &str = "127.0.0.1:0";
 /// Long enough for an honest client and short enough to wait for.
-const SHORT: Duration = Duration::from_secs(1);
+const SHORT: Duration = Duration::from_secs(3);
 
 /// A new client is served: what happened before did not hurt anybody.
 async fn serves(agent: &TestAgent) {

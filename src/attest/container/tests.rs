@@ -462,7 +462,7 @@ async fn a_container_the_engine_does_not_answer_about_costs_no_other_container()
     });
     let socket = EngineSocket::of_user(&engine.path(), nix::unistd::geteuid().as_raw());
     let (clock, _hand) = Clock::manual(time::OffsetDateTime::UNIX_EPOCH);
-    let mut config = stuck.config(Duration::from_millis(90));
+    let mut config = stuck.config(Duration::from_secs(2));
     config.parents.extend(other.config(AMPLE).parents);
     let attestor = Container::asking(Kind::Docker, Some(socket), &config, clock, Entropy::system());
     let found = stuck.look(&attestor).await;
