@@ -283,6 +283,8 @@ impl Bound {
         let state = self.state.clone();
 
         let mut duties = JoinSet::new();
+        // Before entries are read once more, so that its pauses are counted from before then.
+        duties.spawn(issuer.crls.clone().announce(watcher.clone()));
         duties.spawn(duties::rotate(authority.clone(), trust.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::keep_own_svid(issuer.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::report_entries(registry.clone(), state.clone(), watcher.clone()));
@@ -290,7 +292,6 @@ impl Bound {
         duties.spawn(duties::report_policies(policies.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::watch_policies(policies.clone(), state.clone(), watcher.clone()));
         duties.spawn(duties::report_bundles(trust.clone(), issuer.metrics.clone(), watcher.clone()));
-        duties.spawn(issuer.crls.clone().announce(watcher.clone()));
         duties.spawn(duties::attend_attestors(issuer.clone(), watcher.clone()));
         let ledger = issuer.ledger.clone();
         duties.spawn({

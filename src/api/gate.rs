@@ -197,7 +197,11 @@ impl HttpBody for Timely {
         }
         let Some(deadline) = &mut self.deadline else { return Poll::Pending };
         ready!(deadline.as_mut().poll(cx));
-        Poll::Ready(Some(Err(Status::deadline_exceeded("the request was not sent in time"))))
+        Poll::Ready(Some(Err(if self.stop.is_draining() {
+            Status::unavailable("the agent is stopping: connect again")
+        } else {
+            Status::deadline_exceeded("the request was not sent in time")
+        })))
     }
 
     fn is_end_stream(&self) -> bool {

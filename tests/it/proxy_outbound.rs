@@ -5,6 +5,7 @@ mod program;
 mod world;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -162,6 +163,8 @@ async fn a_target_whose_certificate_is_revoked_is_cut_off() {
     let proxy = world.proxy(&[]).await;
     let mut a = Program::connected(&world, "a", &proxy);
     a.begin_endless();
+    // Lists are announced once a second: the pause after the last time is over.
+    world.agent.clock().advance(Duration::from_secs(2));
     let filter = CredentialFilter { spiffe_id: id("tool"), ..CredentialFilter::default() };
     let revoked = RevokeCredentialsRequest { filter: Some(filter), reason: "test".to_owned(), ..Default::default() };
     world.agent.credentials().await.revoke(revoked).await.unwrap();
