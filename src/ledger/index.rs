@@ -78,15 +78,9 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Whether it is beyond its time, and may be forgotten. A certificate only for sure: one that was revoked belongs on the
-    /// list again if the clock is set back. What is not in the ledger does not stand, which is enough for all others.
-    pub(super) fn is_over(&self, time: Time) -> bool {
-        self.not_after + GRACE < if self.is_certificate() { time.surely } else { time.now }
-    }
-
-    /// Whether it counts as one of its user's certificates.
-    fn is_counted_certificate(&self) -> bool {
-        self.is_certificate() && !self.is_doubtful
+    /// Whether it is beyond its time by this clock.
+    pub(super) fn is_over(&self, now: i64) -> bool {
+        self.not_after + GRACE < now
     }
 
     /// Whether it can come to stand on a CRL.
@@ -200,10 +194,32 @@ impl<T: Eq + Hash> Table<T> {
 /// What one user has of the ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Share {
-    /// Rows.
+    /// Rows of what has not expired.
     pub(super) all: usize,
-    /// Those that can come to stand on a CRL, and have not expired.
+    /// Those that can come to stand on a CRL.
     pub(super) certificates: usize,
+    /// Rows of what has expired by a clock that may be wrong.
+    pub(super) doubtful: usize,
+}
+
+impl Share {
+    fn add(&mut self, row: &Row) {
+        if row.is_doubtful {
+            self.doubtful += 1;
+        } else {
+            self.all += 1;
+            self.certificates += usize::from(row.is_certificate());
+        }
+    }
+
+    fn take(&mut self, row: &Row) {
+        if row.is_doubtful {
+            self.doubtful = self.doubtful.saturating_sub(1);
+        } else {
+            self.all = self.all.saturating_sub(1);
+            self.certificates = self.certificates.saturating_sub(usize::from(row.is_certificate()));
+        }
+    }
 }
 
 /// Everything that is known, for as long as it matters.
@@ -217,7 +233,7 @@ pub(super) struct Index {
     pub(super) words: Table<Vec<String>>,
     by_uid: HashMap<u32, Share>,
     by_end: BTreeMap<i64, Vec<Key>>,
-    /// Those of certificates that are over by a clock which may be wrong.
+    /// Those that are over by a clock which may be wrong.
     doubtful: BTreeMap<i64, Vec<Key>>,
     /// Ended certificates, for CRLs.
     revoked: HashSet<Key>,
@@ -252,9 +268,7 @@ impl Index {
         self.ties.link_key(row.tie, key, rows);
         self.grants.link(row.grant);
         self.authorities.link(row.authority);
-        let share = self.by_uid.entry(row.uid).or_default();
-        share.all += 1;
-        share.certificates += usize::from(row.is_counted_certificate());
+        self.by_uid.entry(row.uid).or_default().add(&row);
         self.words.link(row.audience);
         if let Some(delegate) = row.delegate {
             self.words.link(delegate);
@@ -284,9 +298,8 @@ impl Index {
         self.grants.release(row.grant);
         self.authorities.release(row.authority);
         if let Some(share) = self.by_uid.get_mut(&row.uid) {
-            share.all = share.all.saturating_sub(1);
-            share.certificates = share.certificates.saturating_sub(usize::from(row.is_counted_certificate()));
-            if share.all == 0 {
+            share.take(row);
+            if *share == Share::default() {
                 self.by_uid.remove(&row.uid);
             }
         }
@@ -296,15 +309,21 @@ impl Index {
         }
     }
 
-    /// Drops the rows whose time is over, and tells `dropped` the file of each.
-    pub(super) fn expire(&mut self, time: Time, mut dropped: impl FnMut(u64)) {
+    /// Drops the rows whose time is over for sure, and tells `dropped` the file of each: what was revoked must not come back
+    /// with a clock that is set back. Of those that are over by the clock alone, no user has more than `most_doubtful` tokens:
+    /// what is not in the ledger does not stand.
+    pub(super) fn expire(&mut self, time: Time, most_doubtful: usize, mut dropped: impl FnMut(u64)) {
         while let Some((end, keys)) = first_before(&mut self.by_end, time.now) {
             for key in keys {
                 // A row that was put in twice is in two buckets, or was dropped with the first.
-                match self.rows.get(&key).map(|row| row.is_over(time)) {
-                    None => {}
-                    Some(true) => self.drop_row(&key, &mut dropped),
-                    Some(false) => self.doubt(key, end, time.now),
+                let Some(row) = self.rows.get(&key).filter(|row| !row.is_doubtful && row.is_over(time.now)) else {
+                    continue;
+                };
+                let is_too_much = !row.is_certificate() && self.share(row.uid).doubtful >= most_doubtful;
+                if is_too_much || row.is_over(time.surely) {
+                    self.drop_row(&key, &mut dropped);
+                } else {
+                    self.doubt(key, end);
                 }
             }
         }
@@ -321,14 +340,13 @@ impl Index {
         }
     }
 
-    /// A certificate is over by the clock: it takes nothing of its user's share any more, and is kept.
-    fn doubt(&mut self, key: Key, end: i64, now: i64) {
-        let over = |row: &&mut Row| row.is_counted_certificate() && row.not_after + GRACE < now;
-        let Some(row) = self.rows.get_mut(&key).filter(over) else { return };
+    /// A row is over by the clock: it is kept, and takes nothing any more of what its user may have.
+    fn doubt(&mut self, key: Key, end: i64) {
+        let Some(row) = self.rows.get_mut(&key) else { return };
+        let share = self.by_uid.entry(row.uid).or_default();
+        share.take(row);
         row.is_doubtful = true;
-        if let Some(share) = self.by_uid.get_mut(&row.uid) {
-            share.certificates = share.certificates.saturating_sub(1);
-        }
+        share.add(row);
         self.doubtful.entry(end).or_default().push(key);
     }
 

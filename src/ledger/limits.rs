@@ -3,7 +3,8 @@
 use super::index::Index;
 use super::{Issued, Kind, LedgerError};
 
-/// How much of the ledger one user may have. What has not expired counts, whether it stands or not.
+/// How much of the ledger one user may have. What has not expired counts, whether it stands or not; and apart from that, up to
+/// the same number, what is kept because the clock may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Credentials.
@@ -16,7 +17,8 @@ impl Limits {
     /// Whether a user may have one more.
     pub(super) fn check(&self, index: &Index, issued: &Issued<'_>) -> Result<(), LedgerError> {
         let (uid, share) = (issued.uid, index.share(issued.uid));
-        if share.all >= self.credentials_per_uid {
+        // Tokens that are in doubt never exceed it by themselves.
+        if share.all >= self.credentials_per_uid || share.doubtful > self.credentials_per_uid {
             let (limit, what, setting) = (self.credentials_per_uid, "credentials", "credentials_per_uid");
             return Err(LedgerError::Full { uid, limit, what, setting });
         }

@@ -537,7 +537,7 @@ impl Reader<'_> {
                     None => None,
                 };
                 row.file = self.file;
-                if row.is_over(self.time) {
+                if row.is_over(self.time.surely) {
                     return Some(());
                 }
                 self.index.insert(key, row);

@@ -165,8 +165,9 @@ impl Ledger {
         let key = self.key(issued.id).ok_or_else(|| LedgerError::Id(issued.id.to_owned()))?;
         let mut state = self.lock();
         let State { index, log, watched } = &mut *state;
-        index.expire(self.0.clock.memory().into(), |file| log.row_left(file));
-        self.0.limits.check(index, issued)?;
+        let limits = &self.0.limits;
+        index.expire(self.0.clock.memory().into(), limits.credentials_per_uid, |file| log.row_left(file));
+        limits.check(index, issued)?;
         let mut row = Row {
             kind: issued.kind,
             binding: issued.binding,
