@@ -83,6 +83,8 @@ impl TestAgent {
     pub async fn configured(configure: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::for_dev(&dir.path().join("agent"));
+        // The programs here are large, and many tests run at once.
+        config.attest.deadline = PATIENCE;
         configure(&mut config);
         let (clock, hand) = Clock::manual(Clock::system().now());
         let mut agent =
