@@ -9,8 +9,9 @@
 //! What may block has a thread of its own here.
 //!
 //! It does not show that something can be issued: a disk that is full or was made read-only, a bad policy or an expired
-//! authority are no better after a restart, and the next agent could not even begin. `/readyz` and `tether status` tell of those. Nor does it show that callers find the socket: that it cannot
-//! be asked, as when it was removed or has more callers waiting than it holds, is no beat missed.
+//! authority are no better after a restart, and the next agent could not even begin. `/readyz` and `tether status` tell of
+//! those. Nor does it show that callers find the socket: that it cannot be asked, as when it was removed or has more
+//! callers waiting than it holds, is no beat missed.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -152,7 +152,8 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for DeadlineService<S> {
     }
 }
 
-type Deadline = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// What to say when it has passed.
+type Deadline = Pin<Box<dyn Future<Output = Status> + Send>>;
 
 fn deadline(stop: &drain::Watcher) -> Deadline {
     let mut stop = stop.clone();
@@ -162,8 +163,8 @@ fn deadline(stop: &drain::Watcher) -> Deadline {
             tokio::time::sleep(LAST_BYTES).await;
         };
         tokio::select! {
-            () = tokio::time::sleep(REQUEST_DEADLINE) => {}
-            () = stopped => {}
+            () = tokio::time::sleep(REQUEST_DEADLINE) => Status::deadline_exceeded("the request was not sent in time"),
+            () = stopped => Status::unavailable("the agent is stopping: connect again"),
         }
     })
 }
@@ -196,12 +197,10 @@ impl HttpBody for Timely {
             return Poll::Ready(frame);
         }
         let Some(deadline) = &mut self.deadline else { return Poll::Pending };
-        ready!(deadline.as_mut().poll(cx));
-        Poll::Ready(Some(Err(if self.stop.is_draining() {
-            Status::unavailable("the agent is stopping: connect again")
-        } else {
-            Status::deadline_exceeded("the request was not sent in time")
-        })))
+        let late = ready!(deadline.as_mut().poll(cx));
+        // It is said once.
+        self.deadline = None;
+        Poll::Ready(Some(Err(late)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -292,11 +292,9 @@ impl Ledger {
 
     /// What had not ended by itself then.
     fn since(&self, then: i64) -> impl Iterator<Item = Credential> {
-        self.in_small_steps(
-            move |index, key, row| {
-                if row.not_after >= then { self.show(index, key, row) } else { None }
-            },
-        )
+        self.in_small_steps(move |index, key, row| {
+            (row.not_after >= then).then(|| self.show(index, key, row)).flatten()
+        })
     }
 
     /// What `pick` makes of every row, a few at a time: whoever issues meanwhile waits for no more than these.

@@ -168,7 +168,9 @@ impl KeyStore {
         let keys = found.flatten().map(|file| file.path());
         let mut keys =
             keys.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(SUFFIX)));
-        keys.any(|path| durable::read(&path, LARGEST_KEY_FILE).is_ok_and(|content| Self::is_wrapped(&content)))
+        // It may be a key as it is.
+        let read = |path: &Path| durable::read(path, LARGEST_KEY_FILE).map(Secret::new);
+        keys.any(|path| read(&path).is_ok_and(|content| Self::is_wrapped(content.expose())))
     }
 
     /// Whether this can be the content of the key file of an authority. What is wrapped is not opened.
